@@ -1,0 +1,1 @@
+"""The vocabulary and the wire that every part of AMP4EC speaks."""

@@ -1,0 +1,117 @@
+"""Everything that AMP4EC raises on purpose.
+
+::
+
+    Amp4ecError
+    ├── JobError                  a job ended in an error answer; `code` is one of `ErrorCode`
+    ├── ProtocolError             a message that does not say what its topic promises
+    ├── GraphError                a model graph that is malformed or uses an operator not on the list
+    ├── ModelError                a model that cannot be found, traced, loaded, or given its weights
+    ├── PlanError                 no plan satisfies the constraints; says which and what is nearest
+    ├── ArtifactError             a blob that is missing, damaged, too large, or cannot be stored
+    ├── StageError                a stage that cannot be loaded or run
+    ├── BrokerError               Mosquitto cannot be started or found
+    │   └── BrokerUnreachableError   nobody answers at the broker's address
+    └── ConfigurationError        an option, URL or file that makes no sense
+
+Fields, not only text: `expected` and `got` say what should have come and what came.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+
+class ErrorCode(StrEnum):
+    """The closed list of codes that an error answer may carry."""
+
+    BAD_INPUT = "bad_input"
+    """The input is not what the model takes: format, shape, dtype or values."""
+    UNKNOWN_MODEL = "unknown_model"
+    """No model of that name is served."""
+    TOO_LARGE = "too_large"
+    """The payload is larger than a job may be."""
+    OVERLOADED = "overloaded"
+    """The queue is full; try again after `retry_after_s`."""
+    DEADLINE = "deadline"
+    """The answer could not be had before the job's deadline."""
+    UNAVAILABLE = "unavailable"
+    """The model is known, but no node can run it now and none came in time."""
+    FORBIDDEN = "forbidden"
+    """The sender may not do that."""
+    INTERNAL = "internal"
+    """A stage failed for a reason of its own; the message says which and how."""
+
+
+class Amp4ecError(Exception):
+    """The root of the tree in this module's docstring."""
+
+    def __init__(self, message: str, *, expected: str | None = None, got: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.expected = expected
+        self.got = got
+
+    def __str__(self) -> str:
+        parts = [self.message]
+        if self.expected is not None:
+            parts.append(f"expected {self.expected}")
+        if self.got is not None:
+            parts.append(f"got {self.got}")
+        return "; ".join(parts)
+
+
+class JobError(Amp4ecError):
+    """A job ended in an error answer."""
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        expected: str | None = None,
+        got: str | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message, expected=expected, got=got)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.code}: {super().__str__()}"
+
+
+class ProtocolError(Amp4ecError):
+    """A message that does not say what its topic promises."""
+
+
+class GraphError(Amp4ecError):
+    """A model graph that is malformed or uses an operator not on the list."""
+
+
+class ModelError(Amp4ecError):
+    """A model that cannot be found, traced, loaded, or given its weights."""
+
+
+class PlanError(Amp4ecError):
+    """No plan satisfies the constraints."""
+
+
+class ArtifactError(Amp4ecError):
+    """A blob that is missing, damaged, too large, or cannot be stored."""
+
+
+class StageError(Amp4ecError):
+    """A stage that cannot be loaded or run."""
+
+
+class BrokerError(Amp4ecError):
+    """Mosquitto cannot be started or found."""
+
+
+class BrokerUnreachableError(BrokerError):
+    """Nobody answers at the broker's address."""
+
+
+class ConfigurationError(Amp4ecError):
+    """An option, URL or file that makes no sense."""
