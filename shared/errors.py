@@ -46,7 +46,9 @@ class ErrorCode(StrEnum):
 class Amp4ecError(Exception):
     """The root of the tree in this module's docstring."""
 
-    def __init__(self, message: str, *, expected: str | None = None, got: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, expected: str | None = None, got: str | None = None
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.expected = expected

@@ -1,0 +1,33 @@
+"""Names that stand in topics: what they may look like, and how they are checked."""
+
+from __future__ import annotations
+
+import re
+
+from shared.errors import ConfigurationError
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+ORCHESTRATOR = "orchestrator"
+"""The peer name under which the orchestrator gives and takes artifacts."""
+DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+def check_name(kind: str, name: str) -> str:
+    """`name`, when it may stand as one level of a topic.
+
+    Raises:
+        ConfigurationError: it is empty, too long, or has a character such as `/`, `+`, `#` or a space.
+    """
+    if not NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{kind} {name!r} cannot be used in a topic",
+            expected="1 to 64 letters, digits, '_', '.' or '-', the first a letter or digit",
+            got=repr(name),
+        )
+    return name
+
+
+def name_from(text: str, fallback: str) -> str:
+    """The nearest legal name to `text` (a host or file name), or `fallback` when nothing is left."""
+    cleaned = re.sub(r"[^A-Za-z0-9_.-]+", "-", text).strip("-._")[:64]
+    return cleaned if NAME.fullmatch(cleaned) else fallback

@@ -1,0 +1,105 @@
+"""Tensors on the wire: dtype, shape and bytes, taken from and given to NumPy without a copy.
+
+`data` is little-endian, in C order of the stated shape. Between our own stages a 4-D tensor may also
+travel `channels_last` (the bytes in N, H, W, C order while `shape` stays N, C, H, W): convolutions prefer
+that order, and converting it twice per hop would cost two copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import ProtocolError
+
+DTYPES: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in (
+        "float16", "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool",
+    )
+}  # fmt: skip
+"""The element types that may travel."""
+MAX_RANK = 8
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WireTensor:
+    """One tensor; `data` holds `prod(shape)` elements of `dtype`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+
+
+def to_wire(array: Array) -> WireTensor:
+    """`array` for the wire; a view of its memory when it is C-contiguous or channels-last.
+
+    Raises:
+        ProtocolError: the dtype is not in `DTYPES`.
+    """
+    if array.dtype.name not in DTYPES:
+        raise ProtocolError(
+            "a tensor of this type cannot travel", expected=_DTYPE_LIST, got=str(array.dtype)
+        )
+    shape = tuple(int(size) for size in array.shape)
+    layout: Literal["contiguous", "channels_last"] = "contiguous"
+    if array.ndim == 4 and not array.flags.c_contiguous:
+        last = array.transpose(0, 2, 3, 1)
+        if last.flags.c_contiguous:
+            array, layout = last, "channels_last"
+    flat = np.ascontiguousarray(array, DTYPES[array.dtype.name]).reshape(-1)
+    return WireTensor(
+        dtype=array.dtype.name, shape=shape, data=flat.view(np.uint8).data, layout=layout
+    )
+
+
+def from_wire(tensor: WireTensor) -> Array:
+    """The array that a `WireTensor` describes: a read-only view of the message's bytes.
+
+    Raises:
+        ProtocolError: unknown dtype, negative or absurd shape, or a byte count that does not fit.
+    """
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise ProtocolError("unknown tensor dtype", expected=_DTYPE_LIST, got=repr(tensor.dtype))
+    shape = tensor.shape
+    if len(shape) > MAX_RANK or any(size < 0 for size in shape):
+        raise ProtocolError(
+            "impossible tensor shape",
+            expected=f"at most {MAX_RANK} dimensions, none negative",
+            got=str(list(shape)),
+        )
+    # Python integers do not overflow, so an absurd shape is caught here and not by an allocation.
+    expected = math.prod(shape) * dtype.itemsize
+    got = tensor.data.nbytes
+    if expected != got:
+        raise ProtocolError(
+            "tensor data does not fit its shape",
+            expected=f"{expected} bytes for {tensor.dtype} {list(shape)}",
+            got=f"{got} bytes",
+        )
+    array = np.frombuffer(tensor.data, dtype)
+    if tensor.layout == "channels_last":
+        if len(shape) != 4:
+            raise ProtocolError(
+                "only a 4-D tensor can be channels_last", expected="4 dimensions", got=str(shape)
+            )
+        n, c, h, w = shape
+        return array.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+    return array.reshape(shape)
+
+
+def describe(array: Array) -> str:
+    """Dtype and shape in words, for messages."""
+    return f"{array.dtype.name} {list(array.shape)}"
+
+
+_DTYPE_LIST = "one of " + ", ".join(DTYPES)

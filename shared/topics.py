@@ -1,0 +1,269 @@
+"""The topic table: every topic of AMP4EC, who writes it, and how.
+
+One table serves the code, the generated PROTOCOL.md and the tests. Everything a person may want to read is
+JSON; what may be binary lives under `pipeline/#`, `artifact/#`, `model/+/infer/#` and `result/#`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from shared.errors import ConfigurationError, ProtocolError
+
+DEFAULT_ROOT = "amp4ec/v1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicSpec:
+    """One row of the table; `{name}` stands for one level."""
+
+    name: str
+    pattern: str
+    sender: str
+    receiver: str
+    qos: Literal[0, 1]
+    retained: bool
+    payload: str
+    text: str
+
+
+TABLE: tuple[TopicSpec, ...] = (
+    TopicSpec(
+        name="node_state",
+        pattern="node/{node}/state",
+        sender="agent, and its last will",
+        receiver="anybody",
+        qos=1,
+        retained=True,
+        payload="JSON `NodeState`",
+        text="Birth (`online`: incarnation, hardware, runtimes, zone, price, power) or death "
+        "(`offline`: left by itself; `lost`: the broker noticed).",
+    ),
+    TopicSpec(
+        name="telemetry",
+        pattern="node/{node}/telemetry",
+        sender="agent",
+        receiver="anybody",
+        qos=0,
+        retained=False,
+        payload="JSON `Telemetry`",
+        text="1 Hz: CPU % of what the node may use, memory, network, round trip, queue, stage times.",
+    ),
+    TopicSpec(
+        name="assignment",
+        pattern="node/{node}/assignment",
+        sender="orchestrator",
+        receiver="agent",
+        qos=1,
+        retained=True,
+        payload="JSON `Assignment`",
+        text="The full desired state of that node, never a delta.",
+    ),
+    TopicSpec(
+        name="report",
+        pattern="node/{node}/report",
+        sender="agent",
+        receiver="orchestrator",
+        qos=1,
+        retained=False,
+        payload="JSON `Report`",
+        text="Each stage fetching, loading, ready or failed, with the reason.",
+    ),
+    TopicSpec(
+        name="model_state",
+        pattern="model/{model}/state",
+        sender="orchestrator",
+        receiver="anybody",
+        qos=1,
+        retained=True,
+        payload="JSON `ModelState`",
+        text="The plan in force, its generation, stage table, predicted and measured figures.",
+    ),
+    TopicSpec(
+        name="infer",
+        pattern="model/{model}/infer",
+        sender="client",
+        receiver="orchestrator",
+        qos=1,
+        retained=False,
+        payload="image bytes, `.npy`, msgpack tensor(s) or batch, JSON tensor",
+        text="A job. MQTT 5: response topic below `result/`, correlation data, and the user "
+        "properties `job`, `deadline_ms`, `accept`.",
+    ),
+    TopicSpec(
+        name="infer_311",
+        pattern="model/{model}/infer/{client}/{job}",
+        sender="client",
+        receiver="orchestrator",
+        qos=1,
+        retained=False,
+        payload="as above",
+        text="A job from an MQTT 3.1.1 client; the answer goes to `result/{client}/{job}`.",
+    ),
+    TopicSpec(
+        name="activation",
+        pattern="pipeline/{pipeline}/{generation}/{stage}",
+        sender="orchestrator (stage 0) or the stage before",
+        receiver="agent",
+        qos=1,
+        retained=False,
+        payload="msgpack `Activation`",
+        text="What a stage takes. The generation in the topic keeps stale stages silent.",
+    ),
+    TopicSpec(
+        name="stage_result",
+        pattern="pipeline/{pipeline}/{generation}/result",
+        sender="agent",
+        receiver="orchestrator",
+        qos=1,
+        retained=False,
+        payload="msgpack `StageResult`",
+        text="What the last stage made, or why a stage could not.",
+    ),
+    TopicSpec(
+        name="result",
+        pattern="result/{client}/{job}",
+        sender="orchestrator",
+        receiver="client",
+        qos=1,
+        retained=False,
+        payload="JSON `Answer` or `ErrorAnswer`; msgpack on request",
+        text="Answers; any concrete topic below `result/` may be named as response topic.",
+    ),
+    TopicSpec(
+        name="artifact_want",
+        pattern="artifact/{peer}/want",
+        sender="whoever needs a blob",
+        receiver="the peer that has it",
+        qos=1,
+        retained=False,
+        payload="msgpack `Want`",
+        text="Asks `peer` for one piece of a blob. The asker sets the pace, so a transfer has a "
+        "window and resumes where it stopped.",
+    ),
+    TopicSpec(
+        name="artifact_piece",
+        pattern="artifact/{peer}/piece",
+        sender="the peer that has it",
+        receiver="whoever asked",
+        qos=1,
+        retained=False,
+        payload="msgpack `Piece`",
+        text="One piece of a blob, with its own SHA-256, or why there is none.",
+    ),
+    TopicSpec(
+        name="request",
+        pattern="request/{verb}",
+        sender="operator",
+        receiver="orchestrator",
+        qos=1,
+        retained=False,
+        payload="JSON with `transaction`",
+        text="`serve`, `stop`, `replan`.",
+    ),
+    TopicSpec(
+        name="response",
+        pattern="response/{verb}",
+        sender="orchestrator",
+        receiver="operator",
+        qos=1,
+        retained=False,
+        payload="JSON `Response`",
+        text="`transaction`, `status` (`progress`, `ok`, `error`), `data`, `error`.",
+    ),
+    TopicSpec(
+        name="orchestrator_state",
+        pattern="orchestrator/state",
+        sender="orchestrator, and its last will",
+        receiver="anybody",
+        qos=1,
+        retained=True,
+        payload="JSON `OrchestratorState`",
+        text="Who leads, since when, and the limits that jobs have to keep.",
+    ),
+    TopicSpec(
+        name="event",
+        pattern="event",
+        sender="orchestrator",
+        receiver="anybody",
+        qos=1,
+        retained=False,
+        payload="JSON `Happening`",
+        text="One line per thing that happened: node joined or left, replanned and why, ...",
+    ),
+    TopicSpec(
+        name="metrics",
+        pattern="metrics",
+        sender="orchestrator",
+        receiver="anybody",
+        qos=0,
+        retained=False,
+        payload="JSON `Metrics`",
+        text="1 Hz summary: jobs accepted, answered, refused; queues; throughput; latency.",
+    ),
+)
+
+SPECS = {spec.name: spec for spec in TABLE}
+_LEVEL = re.compile(r"\{[a-z]+\}")
+
+
+class Topics:
+    """The table below one root: builds, subscribes to and takes apart topics."""
+
+    def __init__(self, root: str = DEFAULT_ROOT) -> None:
+        """Raises ConfigurationError when `root` has wildcards or empty levels."""
+        if not root or any(not level or set(level) & set("+#\0") for level in root.split("/")):
+            raise ConfigurationError(
+                "root topic cannot be used", expected="levels without '+', '#'", got=repr(root)
+            )
+        self.root = root
+
+    def topic(self, name: str, **levels: str | int) -> str:
+        """The concrete topic `name` of the table, such as `topic("telemetry", node="pi-1")`."""
+        return f"{self.root}/{SPECS[name].pattern.format(**levels)}"
+
+    def pattern(self, name: str, **levels: str | int) -> str:
+        """A subscription to topic `name`; levels that are not given become `+`."""
+        spec = SPECS[name].pattern
+        return f"{self.root}/" + _LEVEL.sub(lambda m: str(levels.get(m[0][1:-1], "+")), spec)
+
+    @cached_property
+    def _parsers(self) -> list[tuple[str, re.Pattern[str]]]:
+        # Longest pattern with the most fixed levels first: `pipeline/a/1/result` is not a stage.
+        order = sorted(TABLE, key=lambda spec: spec.pattern.count("{"))
+        return [
+            (
+                spec.name,
+                re.compile(_LEVEL.sub(lambda m: f"(?P<{m[0][1:-1]}>[^/]+)", spec.pattern)),
+            )
+            for spec in order
+        ]
+
+    def parse(self, topic: str) -> tuple[str, dict[str, str]]:
+        """The table's name for `topic`, and its levels.
+
+        Raises:
+            ProtocolError: no row of the table has this form.
+        """
+        prefix = self.root + "/"
+        if topic.startswith(prefix):
+            rest = topic[len(prefix) :]
+            for name, parser in self._parsers:
+                match = parser.fullmatch(rest)
+                if match:
+                    return name, match.groupdict()
+        raise ProtocolError("not a topic of the table", expected=f"{prefix}...", got=topic[:200])
+
+    def may_answer_to(self, topic: str) -> bool:
+        """Whether `topic` is concrete and below `result/`: all that a job may name for its answer."""
+        prefix = f"{self.root}/result/"
+        rest = topic[len(prefix) :]
+        return (
+            topic.startswith(prefix)
+            and 0 < len(rest) <= 512
+            and not set(rest) & set("+#\0")
+            and all(rest.split("/"))
+        )
