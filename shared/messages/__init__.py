@@ -1,0 +1,20 @@
+"""What travels: one frozen dataclass per message, one module per noun.
+
+Messages between our own parts carry `v`; an unknown version is refused by the decoder, unknown extra fields
+are ignored. The shapes that clients see (`Answer`, `ErrorAnswer`) carry none and only grow.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+Version = Literal[1]
+Ratio = Annotated[float, Meta(ge=0)]
+"""A finite number >= 0; NaN fails the comparison and is refused."""
+Count = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+Digest = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]

@@ -1,0 +1,171 @@
+"""Jobs: activations between stages, results, and the answers that clients see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from shared.errors import ErrorCode
+from shared.messages import Count, Seconds, Version
+from shared.tensor import WireTensor
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageTime:
+    """What a stage measured for one item: wall seconds queued and computing, CPU seconds used."""
+
+    stage: Count
+    node: str
+    queue_s: Seconds
+    compute_s: Seconds
+    cpu_s: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activation:
+    """What a stage takes: tensors by name, or for stage 0 a client's input as it came (`body`)."""
+
+    job: str
+    item: Count
+    attempt: Count
+    tensors: dict[str, WireTensor] = field(default_factory=dict)
+    body: memoryview | None = None
+    content_type: str = ""
+    trace: list[StageTime] = field(default_factory=list)
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """Why an item has no result. Retryable: another node or time may do better."""
+
+    code: ErrorCode
+    message: str
+    expected: str | None = None
+    got: str | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageResult:
+    """What the last stage made of an item, or a stage's failure."""
+
+    job: str
+    item: Count
+    attempt: Count
+    tensors: dict[str, WireTensor] = field(default_factory=dict)
+    failure: Failure | None = None
+    trace: list[StageTime] = field(default_factory=list)
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorInput:
+    """A client's tensor in msgpack: `data` little-endian in C order."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TensorsInput:
+    """Several named tensors in msgpack."""
+
+    tensors: Annotated[dict[str, TensorInput], Meta(min_length=1, max_length=64)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchInput:
+    """A batch of image files in msgpack; answered by `results` in order."""
+
+    images: Annotated[list[memoryview], Meta(min_length=1, max_length=1024)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JsonTensorInput:
+    """A tensor in JSON: `data` is nested lists of `shape`."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data: Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Label:
+    """One line of a classifier's answer."""
+
+    index: int
+    label: str
+    probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceEntry:
+    """Where an item's time went at one stage; over all stages the parts sum to `latency_ms`."""
+
+    stage: int
+    node: str
+    queue_s: float
+    compute_s: float
+    transit_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorBody:
+    """`code` is one of `ErrorCode`; what was expected and what came, where that makes sense."""
+
+    code: ErrorCode
+    message: str
+    expected: str | None = None
+    got: str | None = None
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorAnswer:
+    """A job that ended in an error."""
+
+    job: str
+    model: str
+    error: ErrorBody
+    status: Literal["error"] = "error"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A job's answer.
+
+    `weights` is `none` where the model's weights are random (then the labels mean nothing).
+    `tensors` are the raw outputs, only where msgpack was asked for.
+    """
+
+    job: str
+    model: str
+    top: list[Label] | None
+    pipeline: str
+    generation: int
+    nodes: list[str]
+    latency_ms: float
+    trace: list[TraceEntry]
+    weights: str
+    exact: bool = True
+    cached: bool = False
+    tensors: dict[str, WireTensor] | None = None
+    status: Literal["ok"] = "ok"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchAnswer:
+    """The answers of a batch, in the order of its images: each an `Answer` or an `ErrorAnswer`.
+
+    Which one is told by `status`; the codec's types cannot say that, so a reader decodes each item.
+    """
+
+    job: str
+    model: str
+    results: list[Any]
+    latency_ms: float
+    status: Literal["ok"] = "ok"

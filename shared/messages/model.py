@@ -1,0 +1,81 @@
+"""A served model: its state, the plan in force, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.messages import Count, Digest, Name, Seconds, Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageRow:
+    """One stage of a plan in force; seconds per item, wall time at the node's CPU share."""
+
+    stage: Count
+    node: str
+    blocks: tuple[int, int]
+    weight_bytes: Count
+    output_bytes: Count
+    predicted_s: Seconds
+    measured_s: Seconds | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelineRow:
+    """One pipeline of a plan in force."""
+
+    pipeline: str
+    stages: list[StageRow]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figures:
+    """Predicted or measured figures of a plan; None where nothing was measured yet."""
+
+    throughput_per_s: float | None = None
+    latency_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AlternativeRow:
+    """A plan that was not chosen, with its predicted figures and why it lost."""
+
+    text: str
+    figures: Figures
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeOptions:
+    """How a model shall be served; what a re-plan and a restarted orchestrator need again."""
+
+    strategy: str = "optimal"
+    objective: Literal["throughput", "latency"] = "throughput"
+    min_stages: Count | None = None
+    max_stages: Count | None = None
+    runtime: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """What runs where.
+
+    `alternatives` are the plans that lost; `free_choice` says what the planner would have chosen
+    without the number of stages that was asked for.
+    """
+
+    state: Literal["serving", "loading", "unserved", "failed"]
+    model: Name
+    generation: Count
+    pipelines: list[PipelineRow] = field(default_factory=list)
+    predicted: Figures = field(default_factory=Figures)
+    measured: Figures = field(default_factory=Figures)
+    reason: str = ""
+    weights: str = ""
+    manifest: Digest | None = None
+    options: ServeOptions = field(default_factory=ServeOptions)
+    runtime: str = ""
+    alternatives: list[AlternativeRow] = field(default_factory=list)
+    free_choice: AlternativeRow | None = None
+    v: Version = 1

@@ -1,0 +1,118 @@
+"""Operating the cluster: requests and responses, the orchestrator's state, events, metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from msgspec import Meta
+
+from shared.messages import Count, Name, Seconds, Version
+from shared.messages.job import ErrorBody
+from shared.messages.model import ServeOptions
+from shared.messages.stage import Blob
+
+Transaction = Annotated[str, Meta(min_length=1, max_length=128)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServeRequest:
+    """Serve a model. `provider` is the peer that holds `manifest` and `blobs` until we have them."""
+
+    transaction: Transaction
+    model: Name
+    manifest: Blob
+    blobs: list[Blob]
+    provider: Name
+    options: ServeOptions = field(default_factory=ServeOptions)
+    timeout_s: Annotated[float, Meta(gt=0, le=86400)] = 120.0
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StopRequest:
+    """Stop serving a model: its stages are unloaded, its waiting jobs answered `unknown_model`."""
+
+    transaction: Transaction
+    model: Name
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReplanRequest:
+    """Plan a served model again, with no hysteresis and no cool-down."""
+
+    transaction: Transaction
+    model: Name
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Response:
+    """`progress` lines may come before the one `ok` or `error` that ends a transaction."""
+
+    transaction: str
+    status: Literal["progress", "ok", "error"]
+    data: dict[str, Any] = field(default_factory=dict)
+    error: ErrorBody | None = None
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a job has to keep."""
+
+    max_item_bytes: Count
+    max_queue_items: Count
+    max_queue_bytes: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrchestratorState:
+    """Who orchestrates; agents report again when `incarnation` changes."""
+
+    state: Literal["online", "offline", "lost"]
+    incarnation: Count
+    host: str = ""
+    pid: Count = 0
+    version: str = ""
+    limits: Limits | None = None
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """One thing that happened. `text` is for people, the fields for programs."""
+
+    event: str
+    text: str
+    at: str
+    node: str | None = None
+    model: str | None = None
+    generation: int | None = None
+    reason: str | None = None
+    data: dict[str, Any] = field(default_factory=dict)
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelMetrics:
+    """One model over the last second, with totals since the orchestrator started."""
+
+    queued: Count
+    in_flight: Count
+    answered_per_s: float
+    latency_p50_s: Seconds | None
+    latency_p95_s: Seconds | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metrics:
+    """Totals since start by counter, and each model's last second."""
+
+    counters: dict[str, Count]
+    models: dict[str, ModelMetrics]
+    nodes_online: Count
+    cpu_percent: float
+    memory_bytes: Count
+    v: Version = 1

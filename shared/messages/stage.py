@@ -1,0 +1,78 @@
+"""Stages: what a node shall run, and how far it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from shared.messages import Count, Digest, Name, Seconds, Version
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """An artifact by the SHA-256 of its bytes, with its size in bytes."""
+
+    digest: Digest
+    size: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageAssignment:
+    """One stage that a node shall hold ready.
+
+    `graph` is the stage's graph as JSON, `weights` the blobs that it names. The first stage also
+    gets `preprocess`, the digest of the model's transform, when the model takes images.
+    """
+
+    model: Name
+    pipeline: Name
+    generation: Count
+    stage: Count
+    num_stages: Count
+    runtime: str
+    graph: Blob
+    weights: list[Blob]
+    preprocess: Blob | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Assignment:
+    """The full desired state of a node: what is not named is unloaded.
+
+    `revision` only grows. `prefetch` are blobs worth having in the cache when there is nothing
+    better to do: with them a later re-plan ships no weights.
+    """
+
+    node: Name
+    revision: Count
+    stages: list[StageAssignment] = field(default_factory=list)
+    prefetch: list[Blob] = field(default_factory=list)
+    v: Version = 1
+
+
+StageState = Literal["fetching", "loading", "ready", "failed"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageReport:
+    """How far one assigned stage is; `reason` says why it failed."""
+
+    model: Name
+    pipeline: Name
+    generation: Count
+    stage: Count
+    state: StageState
+    reason: str = ""
+    load_s: Seconds = 0.0
+    fetched_bytes: Count = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """Every stage that the node holds or tries to hold, after each change."""
+
+    node: Name
+    incarnation: Count
+    revision: Count
+    stages: list[StageReport] = field(default_factory=list)
+    v: Version = 1
