@@ -1,0 +1,111 @@
+"""The cost of every possible stage on every kind of node, as arrays.
+
+The equations are those of `cost.py`; here they are worked out for all `[start, stop)` at once. Nodes that are
+equal in all but their name are one kind, so that ten equal devices cost the search no more than one.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from orchestrator.core import cost
+from shared.profile import ModelProfile, NodeProfile
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+
+_all_but_name = operator.attrgetter(
+    *(field for field in NodeProfile.__dataclass_fields__ if field != "name")
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """Nodes that are equal in all but their name; `node` is the first of them, `names` are sorted."""
+
+    node: NodeProfile
+    names: tuple[str, ...]
+
+
+def group_nodes(nodes: Iterable[NodeProfile]) -> tuple[Kind, ...]:
+    """Group equal nodes, kinds in the order of their first node's name."""
+    kinds: dict[object, list[NodeProfile]] = {}
+    for node in sorted(nodes, key=lambda node: node.name):
+        kinds.setdefault(_all_but_name(node), []).append(node)
+    return tuple(Kind(same[0], tuple(node.name for node in same)) for same in kinds.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTables:
+    """What a model asks of any node. With L blocks, boundaries 0..L; index `[start, stop]`, shape (L+1, L+1).
+
+    `boundary_bytes` has shape (L+1,); `work_s` is seconds at 1.0 CPU, preprocessing included where start is
+    0; `memory_bytes` is what a stage needs, without headroom. Entries with stop <= start mean nothing;
+    `possible` is False there.
+    """
+
+    boundary_bytes: FloatArray
+    work_s: FloatArray
+    memory_bytes: IntArray
+    possible: npt.NDArray[np.bool_]
+
+    @property
+    def num_blocks(self) -> int:
+        """L."""
+        return len(self.boundary_bytes) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class StageTables:
+    """Each stage on each kind, shape (K, L+1, L+1), in seconds; infinite where it is none or does not fit.
+
+    `latency_s` is compute + receive + send.
+    """
+
+    period_s: FloatArray
+    latency_s: FloatArray
+
+
+def model_tables(profile: ModelProfile, in_flight: int) -> ModelTables:
+    """Work out a model's tables; `in_flight` jobs are buffered in the worst case."""
+    size = len(profile.blocks) + 1
+    seconds = np.zeros(size)
+    np.cumsum([block.seconds for block in profile.blocks], out=seconds[1:])
+    work = seconds[None, :] - seconds[:, None]
+    work[0] += profile.input_seconds
+    weights = np.zeros(size, dtype=np.int64)
+    np.cumsum([block.weight_bytes for block in profile.blocks], out=weights[1:])
+    possible = np.triu(np.ones((size, size), dtype=np.bool_), k=1)
+    # peaks[start, stop] is the largest of blocks start..stop-1, so block b counts from column b + 1 on
+    peaks = np.zeros((size, size), dtype=np.int64)
+    peaks[:, 1:] = [block.peak_bytes for block in profile.blocks]
+    np.maximum.accumulate(np.where(possible, peaks, 0), axis=1, out=peaks)
+    boundary = np.array(profile.boundary_bytes(), dtype=np.int64)
+    buffers = in_flight * np.maximum(boundary[:, None], boundary[None, :])
+    return ModelTables(
+        boundary_bytes=boundary.astype(np.float64),
+        work_s=work,
+        memory_bytes=weights[None, :] - weights[:, None] + peaks + profile.runtime_bytes + buffers,
+        possible=possible,
+    )
+
+
+def stage_tables(model: ModelTables, kinds: Sequence[Kind]) -> StageTables:
+    """Price every stage on every kind, in the order of `kinds`."""
+    size = model.num_blocks + 1
+    period = np.empty((len(kinds), size, size))
+    latency = np.empty((len(kinds), size, size))
+    for index, kind in enumerate(kinds):
+        node = kind.node
+        compute = model.work_s / node.rate + node.message_s * cost.MESSAGES_PER_STAGE
+        receive = (model.boundary_bytes / node.down_bytes_per_s)[:, None]
+        send = (model.boundary_bytes / node.up_bytes_per_s)[None, :]
+        fits = model.possible & (model.memory_bytes <= cost.usable_bytes(node))
+        period[index] = np.where(fits, np.maximum(compute, np.maximum(receive, send)), np.inf)
+        latency[index] = np.where(fits, compute + receive + send, np.inf)
+    return StageTables(period, latency)

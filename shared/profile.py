@@ -1,0 +1,201 @@
+"""What is known before anything runs: how heavy a model's blocks are and how strong a node is.
+
+Blocks are numbered 0..L-1. Cut j (0 < j < L) lies before block j. Seconds are measured on one machine
+(the profiled machine) at 1.0 CPU; a node's `speed` is relative to that machine, so that block i takes
+`seconds_i / (cpu * speed)` on the node (ALGORITHMS.md, section 3). Field names are those of the JSON and
+TOML files there. A value that makes no sense never exists: construction raises ConfigurationError that
+names the field, what was expected and what came.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from shared.errors import ConfigurationError
+
+
+@dataclass(frozen=True, slots=True)
+class BlockProfile:
+    """One block: the smallest piece of the model that may be cut around.
+
+    `macs` are multiply-adds of one job, `weight_bytes` its parameters and buffers, `peak_bytes` the most
+    bytes of live tensors while it runs (0: not measured), `seconds` its time at 1.0 CPU.
+    """
+
+    index: int
+    name: str
+    macs: int
+    weight_bytes: int
+    seconds: float
+    peak_bytes: int = 0
+
+    def __post_init__(self) -> None:
+        where = f"block {self.index}"
+        _count(where, "index", self.index)
+        _count(where, "macs", self.macs)
+        _count(where, "weight_bytes", self.weight_bytes)
+        _not_negative(where, "seconds", self.seconds)
+        _count(where, "peak_bytes", self.peak_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class CutProfile:
+    """The cut before block `index`: `bytes` is the sum over the `tensors` live tensors that cross it."""
+
+    index: int
+    bytes: int
+    tensors: int
+
+    def __post_init__(self) -> None:
+        where = f"cut {self.index}"
+        _count(where, "index", self.index, least=1)
+        _count(where, "bytes", self.bytes)
+        _count(where, "tensors", self.tensors, least=1)
+
+
+@dataclass(frozen=True, slots=True)
+class LeafProfile:
+    """One leaf module in call order, for the paper's rules: `cost` is the paper's, `block` its block."""
+
+    name: str
+    type: str
+    cost: int
+    block: int
+
+    def __post_init__(self) -> None:
+        where = f"leaf {self.name}"
+        _count(where, "cost", self.cost)
+        _count(where, "block", self.block)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelProfile:
+    """A model as the planner sees it: L blocks, the L - 1 cuts between them, and its two ends.
+
+    `input_bytes` is the job's input as it travels to the first stage, `input_seconds` the time to decode
+    and preprocess it at 1.0 CPU, `output_bytes` the result, `runtime_bytes` what the runtime takes on each
+    node before a weight is loaded.
+    """
+
+    model: str
+    blocks: tuple[BlockProfile, ...]
+    cuts: tuple[CutProfile, ...]
+    input_bytes: int
+    output_bytes: int
+    input_seconds: float = 0.0
+    runtime_bytes: int = 0
+    leaves: tuple[LeafProfile, ...] = ()
+
+    def __post_init__(self) -> None:
+        where = f"profile of {self.model!r}"
+        # A list would make the value mutable, and unhashable.
+        for field in ("blocks", "cuts", "leaves"):
+            object.__setattr__(self, field, tuple(getattr(self, field)))
+        if not self.blocks:
+            raise ConfigurationError(f"{where}: blocks", expected="at least one block", got="none")
+        _indices(where, "blocks", [block.index for block in self.blocks], first=0)
+        _indices(where, "cuts", [cut.index for cut in self.cuts], first=1)
+        if len(self.cuts) != len(self.blocks) - 1:
+            raise ConfigurationError(
+                f"{where}: cuts",
+                expected=f"{len(self.blocks) - 1}, one between each two blocks",
+                got=str(len(self.cuts)),
+            )
+        _count(where, "input_bytes", self.input_bytes)
+        _count(where, "output_bytes", self.output_bytes)
+        _not_negative(where, "input_seconds", self.input_seconds)
+        _count(where, "runtime_bytes", self.runtime_bytes)
+        _positive(where, "seconds of all blocks", sum(block.seconds for block in self.blocks))
+        for leaf in self.leaves:
+            if leaf.block >= len(self.blocks):
+                raise ConfigurationError(
+                    f"{where}: block of leaf {leaf.name!r}",
+                    expected=f"0..{len(self.blocks) - 1}",
+                    got=str(leaf.block),
+                )
+
+    @property
+    def work_s(self) -> float:
+        """Seconds of one job at 1.0 CPU on the profiled machine, preprocessing included."""
+        return self.input_seconds + math.fsum(block.seconds for block in self.blocks)
+
+    def boundary_bytes(self) -> tuple[int, ...]:
+        """Bytes at boundary 0..L: the input, the L - 1 cuts, the output (`a_j` of ALGORITHMS.md)."""
+        return (self.input_bytes, *(cut.bytes for cut in self.cuts), self.output_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeProfile:
+    """A device: `cpu` is the share of cores it may use, `speed` one core's relative to the profiled one.
+
+    `message_s` is the wall time that receiving or sending one message costs the node's own CPU.
+    """
+
+    name: str
+    cpu: float
+    speed: float
+    memory_bytes: int
+    up_bytes_per_s: float
+    down_bytes_per_s: float
+    message_s: float
+    price_per_hour: float = 0.0
+    power_w: float = 0.0
+    zone: str = "default"
+
+    def __post_init__(self) -> None:
+        where = f"node {self.name!r}"
+        if not isinstance(self.name, str) or not self.name:
+            raise ConfigurationError(f"{where}: name", expected="some text", got=repr(self.name))
+        _positive(where, "cpu", self.cpu)
+        _positive(where, "speed", self.speed)
+        _count(where, "memory_bytes", self.memory_bytes, least=1)
+        _positive(where, "up_bytes_per_s", self.up_bytes_per_s)
+        _positive(where, "down_bytes_per_s", self.down_bytes_per_s)
+        _not_negative(where, "message_s", self.message_s)
+        _not_negative(where, "price_per_hour", self.price_per_hour)
+        _not_negative(where, "power_w", self.power_w)
+        if not isinstance(self.zone, str) or not self.zone:
+            raise ConfigurationError(f"{where}: zone", expected="some text", got=repr(self.zone))
+
+    @property
+    def rate(self) -> float:
+        """Seconds of the profiled machine that this node works off in one second."""
+        return self.cpu * self.speed
+
+
+def _number(where: str, field: str, value: object, expected: str) -> float:
+    # bool is an int to Python and a mistake to us
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigurationError(f"{where}: {field}", expected=expected, got=repr(value))
+    return value
+
+
+def _positive(where: str, field: str, value: object) -> None:
+    expected = "a finite number above 0"
+    if _number(where, field, value, expected) <= 0:
+        raise ConfigurationError(f"{where}: {field}", expected=expected, got=repr(value))
+
+
+def _not_negative(where: str, field: str, value: object) -> None:
+    expected = "a finite number, 0 or more"
+    if _number(where, field, value, expected) < 0:
+        raise ConfigurationError(f"{where}: {field}", expected=expected, got=repr(value))
+
+
+def _count(where: str, field: str, value: object, *, least: int = 0) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigurationError(
+            f"{where}: {field}", expected=f"a whole number, {least} or more", got=repr(value)
+        )
+
+
+def _indices(where: str, field: str, indices: list[int], *, first: int) -> None:
+    expected = list(range(first, first + len(indices)))
+    if indices != expected:
+        wrong = next(i for i, e in zip(indices, expected, strict=True) if i != e)
+        raise ConfigurationError(
+            f"{where}: indices of {field}",
+            expected=f"{first}, {first + 1}, ... in order",
+            got=f"{wrong} at position {indices.index(wrong)}",
+        )
