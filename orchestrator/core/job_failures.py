@@ -1,0 +1,49 @@
+"""The failures that the dispatcher itself gives: code, message, what was expected and what came."""
+
+from __future__ import annotations
+
+from orchestrator.core.dispatch_events import Failure
+from shared.errors import ErrorCode
+
+
+def deadline_passed(*, allowed_s: float, waited_s: float, in_flight: bool) -> Failure:
+    return Failure(
+        code=ErrorCode.DEADLINE,
+        message="no result before the job's deadline",
+        expected=f"within {allowed_s:.3f} s",
+        got=f"{'in flight' if in_flight else 'waiting'} after {waited_s:.3f} s",
+    )
+
+
+def overdue(pipeline: str, *, allowed_s: float) -> Failure:
+    return Failure(
+        code=ErrorCode.UNAVAILABLE,
+        message=f"no result from pipeline {pipeline!r}",
+        expected=f"one within {allowed_s:.3f} s",
+        got="none",
+    )
+
+
+def pipelines_lost(num_lost: int) -> Failure:
+    return Failure(
+        code=ErrorCode.UNAVAILABLE,
+        message="each pipeline that had the input was lost",
+        expected="one that stays",
+        got=f"{num_lost} lost",
+    )
+
+
+def unserved(model: str, *, limit_s: float) -> Failure:
+    return Failure(
+        code=ErrorCode.UNAVAILABLE,
+        message=f"no nodes that can run model {model!r} came in time",
+        expected=f"an active pipeline within {limit_s:g} s",
+        got="none",
+    )
+
+
+def model_stopped(model: str) -> Failure:
+    return Failure(
+        code=ErrorCode.UNAVAILABLE,
+        message=f"model {model!r} was stopped before a result came",
+    )
