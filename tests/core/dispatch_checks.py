@@ -1,0 +1,78 @@
+"""The dispatcher's own consistency, checked from inside after every step of a test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from orchestrator.core.dispatch_state import Item, ItemState, Model, Pipeline
+
+if TYPE_CHECKING:
+    from orchestrator.core.dispatch import Dispatcher
+
+
+def check(dispatcher: Dispatcher) -> None:
+    """Items are where their state says and nowhere else; counts and indices agree."""
+    settings = dispatcher._settings
+    book = dispatcher._requests
+    queued: set[Item] = set()
+    in_flight: set[Item] = set()
+    for name, model in dispatcher._models.items():
+        assert model.name == name
+        waiting = model.queue.items()
+        again = model.queue._again
+        assert [item.sequence for item in waiting] == sorted(item.sequence for item in waiting)
+        assert model.queue.size_bytes == sum(item.size_bytes for item in waiting)
+        assert len(waiting) - len(again) <= settings.max_queued_items
+        assert all(not item.flights for item in model.queue._fresh.values())
+        assert all(item.flights for item in again)
+        assert queued.isdisjoint(waiting)
+        queued.update(waiting)
+        assert model.num_draining == sum(p.draining for p in model.pipelines.values())
+        for pipeline in model.pipelines.values():
+            assert len(pipeline.in_flight) <= pipeline.window
+            assert pipeline.in_flight or not pipeline.draining, "an empty one should be drained"
+            assert in_flight.isdisjoint(pipeline.in_flight)
+            in_flight.update(pipeline.in_flight)
+            if pipeline.in_flight:
+                due = dispatcher._timers._live[pipeline][0]
+                assert due <= min(item.retry_at for item in pipeline.in_flight)
+        if waiting and model.has_active:
+            assert not model.ready(), "a free credit and something to do"
+        if waiting and not model.has_active:
+            assert model in dispatcher._timers._live
+            assert model.served
+        live = [request for request in book._by_id.values() if request.model is model]
+        assert model.live_requests == len(live)
+        assert model.served or model.pipelines or live
+    items = [item for request in book._by_id.values() for item in request.items]
+    assert queued == {item for item in items if item.state is ItemState.QUEUED}
+    assert in_flight == {item for item in items if item.state is ItemState.IN_FLIGHT}
+    for item in in_flight:
+        assert item in item.flights[-1].pipeline.in_flight
+    for request in book._by_id.values():
+        assert request.open_items == sum(i.state is not ItemState.ENDED for i in request.items) > 0
+        assert (request.deadline is not None) == (request in dispatcher._timers._live)
+        for item in request.items:
+            assert (item.payload is None) == (item.state is ItemState.ENDED)
+            assert (item.ended is not None) == (item.state is ItemState.ENDED)
+    assert {id(r) for r in book._by_key.values()} == {id(r) for r in book._by_id.values() if r.key}
+    assert all(request.request_id in book._by_id for request in book._by_delivery.values())
+    assert book.recent.size_bytes <= settings.max_remembered_bytes
+    assert len(book.recent) <= settings.max_remembered_answers
+    counters = dispatcher._counters
+    ended = counters.answered + sum(counters.failed.values())
+    assert counters.accepted == ended + len(book)
+
+
+def check_nothing_left(dispatcher: Dispatcher) -> None:
+    """No job has left anything behind but what the recent answers hold."""
+    book = dispatcher._requests
+    assert not book._by_id
+    assert not book._by_key
+    assert not book._by_delivery
+    for model in dispatcher._models.values():
+        assert not model.queue.items()
+        assert all(not pipeline.in_flight for pipeline in model.pipelines.values())
+    timers = dispatcher._timers
+    assert all(isinstance(key, Pipeline | Model) for key in timers._live)
+    assert len(timers._heap) <= 2 * len(timers._live) + 64

@@ -1,0 +1,424 @@
+"""Random histories of requests, results, time and pipelines, with the promises checked at each step.
+
+The machine sees only events and actions and keeps its own books; `dispatch_checks` looks inside.
+More histories: `AMP4EC_TEST_EXAMPLES=10000 pytest tests/core/test_dispatch_history.py`.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any, assert_never
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from orchestrator.core.dispatch import Dispatcher
+from orchestrator.core.dispatch_events import (
+    Acknowledge,
+    Action,
+    Answer,
+    AnswerAgain,
+    BusReconnected,
+    Dispatch,
+    Event,
+    Failure,
+    InputItem,
+    ModelServed,
+    ModelStopped,
+    Outcome,
+    Output,
+    PipelineActivated,
+    PipelineDrained,
+    PipelineDraining,
+    PipelineLost,
+    Reject,
+    RequestArrived,
+    ResultArrived,
+    Tick,
+)
+from orchestrator.core.dispatch_settings import DispatchSettings
+from shared.errors import ErrorCode
+from tests.core.dispatch_checks import check, check_nothing_left
+
+SETTINGS = DispatchSettings(
+    max_queued_items=6,
+    max_queued_bytes=100,
+    max_item_bytes=40,
+    max_remembered_answers=5,
+    max_remembered_bytes=60,
+    max_held_repeats=2,
+    unserved_limit_s=20.0,
+    repeat_window_s=50.0,
+)
+
+MODELS = st.sampled_from(["a", "b"])
+PIPELINES = st.sampled_from([("p", 1), ("p", 2), ("q", 1)])
+
+
+@dataclass
+class Job:
+    """A request as its sender and the shell know it."""
+
+    event: RequestArrived
+    number: int
+    handles: list[int] = field(default_factory=list)
+    attempts: dict[int, int] = field(default_factory=dict)
+    outputs: set[int] = field(default_factory=set)
+    """Items that a result has reached: they must not fail after that."""
+
+
+class Histories(RuleBasedStateMachine):
+    def __init__(self) -> None:
+        super().__init__()
+        self.dispatcher = Dispatcher(SETTINGS)
+        self.now = 100.0
+        self.number = 0
+        self.live: dict[str, Job] = {}
+        self.by_key: dict[object, str] = {}
+        self.by_delivery: dict[object, str] = {}
+        self.owed: set[int] = set()
+        """Handles given and not yet acknowledged or superseded."""
+        self.served: set[str] = set()
+        self.active: dict[tuple[str, str, int], int] = {}
+        self.draining: set[tuple[str, str, int]] = set()
+        self.sent: list[Dispatch] = []
+        self.last_first: dict[str, tuple[int, int]] = {}
+        self.answers: dict[str, Answer] = {}
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def step(self, event: Event) -> list[Action]:
+        actions = self.dispatcher.step(event)
+        for action in actions:
+            self.observe(action)
+        return actions
+
+    def observe(self, action: Action) -> None:
+        match action:
+            case Dispatch():
+                self.dispatched(action)
+            case Answer():
+                self.answered(action)
+            case AnswerAgain():
+                first = self.answers[action.first.request_id]
+                assert action.first.items == first.items
+                assert action.first.handles == ()
+                self.owed.remove(self.as_int(action.handle))
+            case Reject():
+                assert action.request_id not in self.live
+                self.owed.remove(self.as_int(action.handle))
+            case Acknowledge():
+                self.owed.remove(self.as_int(action.handle))
+            case PipelineDrained():
+                self.draining.discard((action.model, action.pipeline, action.generation))
+            case _:
+                assert_never(action)
+
+    @staticmethod
+    def as_int(handle: object) -> int:
+        assert isinstance(handle, int)
+        return handle
+
+    def dispatched(self, action: Dispatch) -> None:
+        job = self.live[action.request_id]
+        assert (action.model, action.pipeline, action.generation) in self.active
+        assert action.attempt == job.attempts.get(action.item_index, 0) + 1
+        job.attempts[action.item_index] = action.attempt
+        assert action.item_index not in job.outputs
+        assert action.payload == (action.request_id, action.item_index)
+        if action.attempt == 1:
+            place = (job.number, action.item_index)
+            assert place > self.last_first.get(action.model, (0, 0)), "first come, first served"
+            self.last_first[action.model] = place
+        self.sent.append(action)
+
+    def answered(self, action: Answer) -> None:
+        job = self.live.pop(action.request_id)
+        assert action.request_id not in self.answers
+        self.answers[action.request_id] = action
+        assert sorted(map(self.as_int, action.handles)) == sorted(job.handles)
+        self.owed.difference_update(job.handles)
+        assert len(action.items) == len(job.event.items)
+        for index, item in enumerate(action.items):
+            if isinstance(item.outcome, Output):
+                assert item.outcome.value == (action.request_id, index)
+            assert (index in job.outputs) == isinstance(item.outcome, Output)
+            assert item.queue_s >= 0
+            assert item.flight_s >= 0
+            assert item.queue_s + item.flight_s <= item.latency_s + 1e-9
+        self.by_key = {key: rid for key, rid in self.by_key.items() if rid != action.request_id}
+        self.by_delivery = {
+            delivery: rid for delivery, rid in self.by_delivery.items() if rid != action.request_id
+        }
+
+    # --- rules --------------------------------------------------------------------------------
+
+    @rule(
+        model=st.sampled_from(["a", "a", "a", "b", "nowhere"]),
+        sizes=st.lists(st.sampled_from([1, 10, 40, 41]), min_size=0, max_size=3),
+        job=st.sampled_from([None, "1", "2", b"3"]),
+        reply_to=st.sampled_from(["result/x", "result/y"]),
+        allowed_s=st.sampled_from([None, None, 0.0, 0.5, 5.0, 100.0]),
+        named=st.booleans(),
+    )
+    def request_arrives(  # noqa: PLR0917
+        self,
+        model: str,
+        sizes: list[int],
+        job: str | bytes | None,
+        reply_to: str,
+        allowed_s: float | None,
+        named: bool,
+    ) -> None:
+        self.number += 1
+        request_id = f"r{self.number}"
+        event = RequestArrived(
+            now=self.now,
+            request_id=request_id,
+            model=model,
+            reply_to=reply_to,
+            job=job,
+            items=tuple(InputItem((request_id, i), size) for i, size in enumerate(sizes)),
+            deadline=None if allowed_s is None else self.now + allowed_s,
+            handle=self.number,
+            delivery=("session", self.number) if named else None,
+        )
+        self.owed.add(self.number)
+        key = None if job is None else (reply_to, job)
+        if key in self.by_key and key is not None:
+            self.repeat_arrives(event, self.by_key[key])
+            return
+        before = self.dispatcher.snapshot().counters
+        # entered before the step, because the answer may come in it
+        self.live[request_id] = entered = Job(event, self.number, [self.number])
+        actions = self.dispatcher.step(event)
+        after = self.dispatcher.snapshot().counters
+        if after.accepted == before.accepted:
+            del self.live[request_id]
+            (action,) = actions
+            assert isinstance(action, Reject | AnswerAgain)
+        else:
+            assert model in self.served
+            if key is not None:
+                self.by_key[key] = request_id
+            if event.delivery is not None:
+                self.by_delivery[event.delivery] = request_id
+            assert entered.event is event
+        for action in actions:
+            self.observe(action)
+
+    def repeat_arrives(self, event: RequestArrived, request_id: str) -> None:
+        job = self.live[request_id]
+        if len(job.handles) <= SETTINGS.max_held_repeats:
+            job.handles.append(self.number)
+            if event.delivery is not None:
+                self.by_delivery[event.delivery] = request_id
+            assert self.step(event) == []
+        else:
+            assert self.step(event) == [Acknowledge(self.number)]
+
+    @precondition(lambda self: self.by_delivery)
+    @rule(data=st.data())
+    def broker_redelivers(self, data: st.DataObject) -> None:
+        delivery = data.draw(st.sampled_from(sorted(self.by_delivery, key=str)))
+        request_id = self.by_delivery[delivery]
+        job = self.live[request_id]
+        assert isinstance(delivery, tuple)
+        event = job.event
+        self.number += 1
+        # the handle that this delivery had is dead with its connection
+        old = self.dispatcher._requests._by_id[request_id].handles[delivery]
+        job.handles[job.handles.index(self.as_int(old))] = self.number
+        self.owed.remove(self.as_int(old))
+        self.owed.add(self.number)
+        again = RequestArrived(
+            now=self.now,
+            request_id=f"r{self.number}",
+            model=event.model,
+            reply_to=event.reply_to,
+            job=event.job,
+            items=event.items,
+            deadline=event.deadline,
+            handle=self.number,
+            delivery=delivery,
+        )
+        assert self.step(again) == []
+
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), kind=st.sampled_from(["output", "output", "retryable", "final"]))
+    def result_arrives(self, data: st.DataObject, kind: str) -> None:
+        # mostly of late dispatches, but any may come, again or late
+        newest = self.sent[-8:]
+        action = data.draw(st.sampled_from(newest) | st.sampled_from(self.sent))
+        outcome: Outcome
+        if kind == "output":
+            outcome = Output((action.request_id, action.item_index), size_bytes=7)
+        else:
+            code = ErrorCode.INTERNAL if kind == "retryable" else ErrorCode.BAD_INPUT
+            outcome = Failure(code=code, message=kind, retryable=kind == "retryable")
+        job = self.live.get(action.request_id)
+        if job is not None and kind == "output":
+            snapshot = self.dispatcher._requests._by_id[action.request_id]
+            if snapshot.items[action.item_index].ended is None:
+                job.outputs.add(action.item_index)
+        self.step(
+            ResultArrived(
+                now=self.now,
+                request_id=action.request_id,
+                item_index=action.item_index,
+                attempt=action.attempt,
+                pipeline=action.pipeline,
+                generation=action.generation,
+                outcome=outcome,
+            )
+        )
+
+    @rule(attempt=st.integers(-1, 5), index=st.integers(-1, 3), data=st.data())
+    def nonsense_arrives(self, attempt: int, index: int, data: st.DataObject) -> None:
+        request_id = data.draw(st.sampled_from([*self.live, "never"]))
+        event = ResultArrived(
+            now=self.now,
+            request_id=request_id,
+            item_index=index,
+            attempt=attempt,
+            pipeline="elsewhere",
+            generation=1,
+            outcome=Output("nonsense"),
+        )
+        assert self.step(event) == []
+
+    @rule(seconds=st.sampled_from([0.0, 0.01, 0.5, 2.0, 11.0, 60.0]), tick=st.booleans())
+    def time_passes(self, seconds: float, tick: bool) -> None:
+        self.now += seconds
+        if tick:
+            self.tick()
+
+    @rule()
+    def wakes_up(self) -> None:
+        at = self.dispatcher.next_wakeup()
+        if at is not None:
+            self.now = max(self.now, at)
+            self.tick()
+
+    def tick(self) -> None:
+        self.step(Tick(self.now))
+        at = self.dispatcher.next_wakeup()
+        assert at is None or at > self.now
+
+    @rule(model=MODELS)
+    def model_is_served(self, model: str) -> None:
+        self.served.add(model)
+        self.step(ModelServed(self.now, model))
+
+    @rule(model=MODELS)
+    def model_is_stopped(self, model: str) -> None:
+        if self.number % 3:  # less often
+            return
+        self.served.discard(model)
+        for key in [key for key in self.active if key[0] == model]:
+            del self.active[key]
+            self.draining.add(key)
+        self.step(ModelStopped(self.now, model))
+
+    @rule(
+        model=MODELS,
+        which=PIPELINES,
+        window=st.integers(1, 4),
+        throughput_per_s=st.sampled_from([0.5, 10.0, 100.0]),
+    )
+    def pipeline_is_activated(
+        self, model: str, which: tuple[str, int], window: int, throughput_per_s: float
+    ) -> None:
+        key = (model, *which)
+        if model in self.served:
+            window = max(
+                window, self.active.get(key, 0)
+            )  # a window does not shrink under its items
+            if key in self.draining:
+                window = 4
+                self.draining.remove(key)
+            self.active[key] = window
+        self.step(
+            PipelineActivated(
+                now=self.now,
+                model=model,
+                pipeline=which[0],
+                generation=which[1],
+                num_stages=2,
+                throughput_per_s=throughput_per_s,
+                latency_s=0.1,
+                window=window,
+            )
+        )
+
+    @rule(model=MODELS, which=PIPELINES)
+    def pipeline_drains(self, model: str, which: tuple[str, int]) -> None:
+        key = (model, *which)
+        known = key in self.active or key in self.draining
+        if self.active.pop(key, None) is not None:
+            self.draining.add(key)
+        actions = self.step(PipelineDraining(self.now, *key))
+        if not known:
+            assert actions == [PipelineDrained(*key)]
+
+    @rule(model=MODELS, which=PIPELINES)
+    def pipeline_is_lost(self, model: str, which: tuple[str, int]) -> None:
+        key = (model, *which)
+        self.active.pop(key, None)
+        self.draining.discard(key)
+        self.step(PipelineLost(self.now, *key))
+
+    @rule()
+    def bus_reconnects(self) -> None:
+        assert self.step(BusReconnected(self.now)) == []
+
+    # --- promises -----------------------------------------------------------------------------
+
+    @invariant()
+    def inside_is_sound(self) -> None:
+        check(self.dispatcher)
+
+    @invariant()
+    def books_agree(self) -> None:
+        snapshot = self.dispatcher.snapshot()
+        assert snapshot.live_requests == len(self.live)
+        assert self.owed == {handle for job in self.live.values() for handle in job.handles}
+        shown: dict[tuple[str, str, int], Any] = {
+            (model.model, pipeline.pipeline, pipeline.generation): pipeline
+            for model in snapshot.models
+            for pipeline in model.pipelines
+        }
+        assert {key for key, load in shown.items() if not load.draining} == set(self.active)
+        assert {key for key, load in shown.items() if load.draining} == self.draining
+        for key, window in self.active.items():
+            assert shown[key].in_flight <= shown[key].window == window
+
+    def teardown(self) -> None:
+        """Whatever happened: time alone ends every job with one answer."""
+        for _ in range(1_000):
+            at = self.dispatcher.next_wakeup()
+            if at is None:
+                break
+            self.now = max(self.now, at)
+            self.tick()
+            check(self.dispatcher)
+        assert self.dispatcher.next_wakeup() is None
+        assert not self.live
+        assert not self.owed
+        check_nothing_left(self.dispatcher)
+        self.now += SETTINGS.repeat_window_s
+        self.tick()
+        snapshot = self.dispatcher.snapshot()
+        assert (snapshot.remembered_answers, snapshot.remembered_bytes) == (0, 0)
+        assert not self.draining
+
+
+TestHistories = Histories.TestCase
+TestHistories.settings = settings(
+    max_examples=int(os.environ.get("AMP4EC_TEST_EXAMPLES", "60")),
+    stateful_step_count=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
