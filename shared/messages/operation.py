@@ -108,11 +108,14 @@ class ModelMetrics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Totals since start by counter, and each model's last second."""
+    """Totals since start by counter, and each model's last second.
+
+    `cpu_s` are CPU seconds of the orchestrator since its start, `memory_bytes` its largest resident size.
+    """
 
     counters: dict[str, Count]
     models: dict[str, ModelMetrics]
     nodes_online: Count
-    cpu_percent: float
+    cpu_s: float
     memory_bytes: Count
     v: Version = 1

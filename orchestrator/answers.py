@@ -1,0 +1,154 @@
+"""Answers as clients see them: labels with probabilities, the trace, or an error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from orchestrator.core.dispatch_events import Answer as Ended
+from orchestrator.core.dispatch_events import EndedItem, Failure
+from orchestrator.core.trace import complete_trace
+from shared.codec import encode_json, encode_msgpack
+from shared.messages.job import (
+    Answer,
+    BatchAnswer,
+    ErrorAnswer,
+    ErrorBody,
+    Label,
+    StageTime,
+    TraceEntry,
+)
+from shared.tensor import Array, WireTensor, from_wire
+from shared.trace import StageTiming
+
+MSGPACK = "application/msgpack"
+TOP = 5
+
+
+@dataclass(frozen=True, slots=True)
+class ItemResult:
+    """What the last stage sent for one item: output tensors and each stage's own times."""
+
+    tensors: dict[str, WireTensor]
+    trace: tuple[StageTime, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What answers of a model say besides the output: its labels, and whether weights are random."""
+
+    labels: tuple[str, ...] | None
+    weights: str
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """How a request wants to be answered; kept small, since answers are remembered."""
+
+    job: str
+    correlation: bytes | None
+    msgpack: bool
+    batch: bool
+    version_5: bool
+
+
+def classify(output: Array, labels: Sequence[str] | None, top: int = TOP) -> list[Label] | None:
+    """The `top` most probable classes of logits [1, classes]; None when the output is no such thing.
+
+    Probabilities are the softmax in float64.
+    """
+    if output.ndim != 2 or output.shape[0] != 1 or output.dtype.kind != "f":
+        return None
+    logits = output[0].astype(np.float64)
+    count = min(top, logits.size)
+    if not count or not np.isfinite(logits).all():
+        return None
+    weights = np.exp(logits - logits.max())
+    weights /= weights.sum()
+    best = np.argpartition(weights, -count)[-count:]
+    best = best[np.argsort(-weights[best], kind="stable")]
+    return [
+        Label(
+            index=int(index),
+            label=labels[index] if labels is not None and index < len(labels) else str(index),
+            probability=round(float(weights[index]), 6),
+        )
+        for index in best
+    ]
+
+
+def write_answer(
+    ended: Ended, context: Context, shown: Shown, hops: dict[int, list[float]]
+) -> bytes:
+    """The payload that answers a request. `hops` are predicted seconds per hop, by number of stages."""
+    results = [_item(ended, context, shown, item, hops) for item in ended.items]
+    if not context.batch:
+        return _encode(results[0], context)
+    latency_ms = round(ended.latency_s * 1000, 3)
+    return _encode(
+        BatchAnswer(job=context.job, model=ended.model, results=results, latency_ms=latency_ms),
+        context,
+    )
+
+
+def write_error(model: str, context: Context, failure: Failure) -> bytes:
+    """The payload that answers a request which was refused."""
+    return _encode(_error(model, context, failure), context)
+
+
+def _item(
+    ended: Ended, context: Context, shown: Shown, item: EndedItem, hops: dict[int, list[float]]
+) -> Answer | ErrorAnswer:
+    outcome = item.outcome
+    if isinstance(outcome, Failure):
+        return _error(ended.model, context, outcome)
+    result = outcome.value
+    assert isinstance(result, ItemResult)
+    timings = [StageTiming(t.stage, t.node, t.queue_s, t.compute_s) for t in result.trace]
+    hop_seconds = hops.get(len(timings)) or [0.0] * (len(timings) + 1)
+    trace = complete_trace(
+        item.latency_s, timings, hop_seconds, max(item.latency_s - item.flight_s, 0.0)
+    )
+    first = next(iter(result.tensors.values()), None)
+    top = None if first is None or len(result.tensors) != 1 else from_wire(first)
+    return Answer(
+        job=context.job,
+        model=ended.model,
+        top=None if top is None else classify(top, shown.labels),
+        pipeline=item.pipeline or "",
+        generation=item.generation or 0,
+        nodes=[stage.node for stage in trace],
+        latency_ms=round(item.latency_s * 1000, 3),
+        trace=[
+            TraceEntry(
+                stage=stage.stage,
+                node=stage.node,
+                queue_s=round(stage.queue_s, 6),
+                compute_s=round(stage.compute_s, 6),
+                transit_s=round(stage.transit_s, 6),
+            )
+            for stage in trace
+        ],
+        weights=shown.weights,
+        tensors=result.tensors if context.msgpack else None,
+    )
+
+
+def _error(model: str, context: Context, failure: Failure) -> ErrorAnswer:
+    return ErrorAnswer(
+        job=context.job,
+        model=model,
+        error=ErrorBody(
+            code=failure.code,
+            message=failure.message,
+            expected=failure.expected,
+            got=failure.got,
+            retry_after_s=failure.retry_after_s,
+        ),
+    )
+
+
+def _encode(answer: Answer | ErrorAnswer | BatchAnswer, context: Context) -> bytes:
+    return bytes(encode_msgpack(answer)) if context.msgpack else encode_json(answer)

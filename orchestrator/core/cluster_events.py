@@ -1,0 +1,289 @@
+"""What can happen to a cluster, and what it does about it: the events and actions of `cluster.Cluster`.
+
+Every event carries `now`, in seconds of the shell's monotonic clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from orchestrator.core.plan import PipelinePlan
+from shared.errors import ErrorCode
+from shared.messages.model import ModelState, ServeOptions
+from shared.messages.node import NodeState, Telemetry
+from shared.messages.stage import Report
+from shared.profile import ModelProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelEntry:
+    """A model as the cluster knows it.
+
+    `reference` has, per runtime, the calibration seconds of the machine that measured the profile;
+    a node's own calibration against it gives the node's speed. `class_shares` says how the model's
+    time divides over the classes of operators (empty: evenly).
+    """
+
+    name: str
+    manifest: str
+    profile: ModelProfile
+    options: ServeOptions
+    runtime: str
+    weights: str
+    reference: dict[str, dict[str, float]] = field(default_factory=dict)
+    class_shares: dict[str, float] = field(default_factory=dict)
+
+
+# --- events
+
+
+@dataclass(frozen=True, slots=True)
+class NodeBorn:
+    """A birth, or the same birth again (reconnected, or its calibration is ready)."""
+
+    now: float
+    state: NodeState
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDied:
+    """A death: by itself (`offline`) or from the last will (`lost`)."""
+
+    now: float
+    state: NodeState
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHeard:
+    """Telemetry; renews the node's lease."""
+
+    now: float
+    telemetry: Telemetry
+
+
+@dataclass(frozen=True, slots=True)
+class NodeReported:
+    """How far a node's stages are."""
+
+    now: float
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class AssignmentSeen:
+    """A retained assignment of an earlier orchestrator: revisions go on from it."""
+
+    now: float
+    node: str
+    revision: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServeAsked:
+    """Serve a model; `deadline` is when the asker stops waiting."""
+
+    now: float
+    transaction: str
+    entry: ModelEntry
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class StopAsked:
+    """Stop serving a model."""
+
+    now: float
+    transaction: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplanAsked:
+    """Plan a model again, with no hysteresis."""
+
+    now: float
+    transaction: str
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRestored:
+    """What an earlier orchestrator had retained about a model that it served."""
+
+    now: float
+    entry: ModelEntry
+    state: ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class PipelineDrained:
+    """The dispatcher has nothing left in a pipeline that it was told to drain."""
+
+    now: float
+    model: str
+    pipeline: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class StageMeasured:
+    """Mean seconds per item of one stage since the last such event."""
+
+    now: float
+    model: str
+    pipeline: str
+    generation: int
+    stage: int
+    node: str
+    items: int
+    cpu_s: float
+    compute_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """Time passes."""
+
+    now: float
+
+
+Event = (
+    NodeBorn
+    | NodeDied
+    | NodeHeard
+    | NodeReported
+    | AssignmentSeen
+    | ServeAsked
+    | StopAsked
+    | ReplanAsked
+    | ModelRestored
+    | PipelineDrained
+    | StageMeasured
+    | Tick
+)
+
+# --- actions
+
+
+@dataclass(frozen=True, slots=True)
+class StageRef:
+    """One stage of one generation; the shell turns it into digests by slicing the model."""
+
+    entry: ModelEntry
+    pipeline: str
+    generation: int
+    stage: int
+    num_stages: int
+    blocks: tuple[int, int]
+
+    @property
+    def key(self) -> tuple[str, str, int, int]:
+        """What a report names a stage by."""
+        return (self.entry.name, self.pipeline, self.generation, self.stage)
+
+
+@dataclass(frozen=True, slots=True)
+class PushAssignment:
+    """Publish the full desired state of a node."""
+
+    node: str
+    revision: int
+    stages: tuple[StageRef, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelKnown:
+    """Jobs for this model may be accepted."""
+
+    model: str
+    entry: ModelEntry
+
+
+@dataclass(frozen=True, slots=True)
+class ModelForgotten:
+    """Jobs for this model are to be refused, those that wait as well."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ActivatePipeline:
+    """Every stage is ready: send jobs."""
+
+    entry: ModelEntry
+    pipeline: str
+    generation: int
+    plan: PipelinePlan
+    throughput_per_s: float
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class DrainPipeline:
+    """Send no new jobs; say when the last is out."""
+
+    model: str
+    pipeline: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class LosePipeline:
+    """A node of it is gone: what was in it has to run again elsewhere."""
+
+    model: str
+    pipeline: str
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class PublishModel:
+    """The model's state changed (`Cluster.model_state`), or it is not served any more."""
+
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tell:
+    """One line for the `event` topic."""
+
+    event: str
+    text: str
+    node: str | None = None
+    model: str | None = None
+    generation: int | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A line for whoever waits for a transaction."""
+
+    transaction: str
+    verb: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """The end of a transaction: done, or why not."""
+
+    transaction: str
+    verb: str
+    model: str
+    error: str | None = None
+    code: ErrorCode = ErrorCode.UNAVAILABLE
+
+
+Action = (
+    PushAssignment
+    | ModelKnown
+    | ModelForgotten
+    | ActivatePipeline
+    | DrainPipeline
+    | LosePipeline
+    | PublishModel
+    | Tell
+    | Progress
+    | Finish
+)

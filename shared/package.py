@@ -1,0 +1,87 @@
+"""A model ready to be served: its manifest, and what was measured of it.
+
+This is what `amp4ec serve` uploads as one JSON artifact (the weights travel beside it, a blob per block)
+and all that the orchestrator needs to plan, to slice and to write answers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared.codec import decode_json, encode_json
+from shared.errors import ConfigurationError
+from shared.manifest import Manifest, validate_manifest
+from shared.messages.stage import Blob
+from shared.profile import ModelProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """One runtime's measurements on the machine that profiled the model, at 1.0 CPU.
+
+    `block_seconds` are CPU seconds per block, `input_seconds` those of decoding and preprocessing an
+    image, `runtime_bytes` what the process holds with the runtime and no model. `reference` is that
+    machine's own calibration (seconds by class of operator): a node's calibration against it gives
+    the node's speed. `class_shares` say how the model's time divides over those classes.
+    """
+
+    block_seconds: tuple[float, ...]
+    input_seconds: float = 0.0
+    runtime_bytes: int = 0
+    reference: dict[str, float] = field(default_factory=dict)
+    class_shares: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelPackage:
+    """`measured` is by runtime; `weights` are the blobs that the manifest's blocks name."""
+
+    manifest: Manifest
+    measured: dict[str, Measured]
+    weights: tuple[Blob, ...]
+    schema: int = 1
+
+    def to_bytes(self) -> bytes:
+        """The artifact; equal packages give equal bytes, and so one digest."""
+        return encode_json(self)
+
+    def profile(self, runtime: str) -> ModelProfile:
+        """What the planner takes, as measured with `runtime`.
+
+        Raises:
+            ConfigurationError: the model was not measured with that runtime.
+        """
+        measured = self.measured.get(runtime)
+        if measured is None:
+            raise ConfigurationError(
+                f"{self.manifest.model!r} was not measured with the runtime",
+                expected=f"one of {', '.join(sorted(self.measured)) or 'none'}",
+                got=runtime,
+            )
+        return self.manifest.with_seconds(measured.block_seconds).profile(
+            input_seconds=measured.input_seconds, runtime_bytes=measured.runtime_bytes
+        )
+
+
+def read_package(data: bytes) -> ModelPackage:
+    """A package that came over the wire, checked whole.
+
+    Raises:
+        ProtocolError: not a package.
+        GraphError: the manifest contradicts itself or uses an operator off the list.
+        ConfigurationError: a digest that blocks name is not among the weights, or measurements
+            that do not fit the blocks.
+    """
+    package = decode_json(data, ModelPackage)
+    if package.schema != 1:
+        raise ConfigurationError("package schema", expected="1", got=str(package.schema))
+    validate_manifest(package.manifest)
+    have = {blob.digest for blob in package.weights}
+    for block in package.manifest.blocks:
+        if block.blob is not None and block.blob not in have:
+            raise ConfigurationError(
+                f"weights of block {block.index}", expected="a blob of the package", got=block.blob
+            )
+    for runtime in package.measured:
+        package.profile(runtime)
+    return package
