@@ -10,13 +10,13 @@ import numpy as np
 from orchestrator.core.bounded import EXACT_STATES, shortlist
 from orchestrator.core.evaluate import Placement, Priced, placements
 from orchestrator.core.hysteresis import gain_ratio
+from orchestrator.core.infeasible import whole_needs
 from orchestrator.core.mixture import Pattern, allowed_states
 from orchestrator.core.partition import TIE, lattice, lattice_size, search
 from orchestrator.core.plan import Alternative, Objective, PlanRequest, Strategy
 from orchestrator.core.problem import Problem, place, pose
 from orchestrator.core.strategies import replicate, single
 from orchestrator.core.tables import stage_tables
-from shared.errors import PlanError
 
 _MAXIMUM: np.ufunc = np.maximum
 _SUM: np.ufunc = np.add
@@ -41,12 +41,10 @@ def alternatives(problem: Problem, chosen: Priced) -> tuple[Alternative, ...]:
 
 def _alternatives(free: Problem, asked: PlanRequest, chosen: Priced) -> Iterator[Alternative]:
     for strategy, find in ((Strategy.SINGLE, single), (Strategy.REPLICATE, replicate)):
-        request = dataclasses.replace(free.request, strategy=strategy)
-        try:
-            placed = find(dataclasses.replace(free, request=request)).placed
-        except PlanError as error:
-            yield Alternative(str(strategy), (), None, error.message)
+        if not free.holding_all():
+            yield Alternative(str(strategy), (), None, whole_needs(free))
             continue
+        placed = find(free).placed
         # A copy on each of one node is the single node again
         if strategy is Strategy.SINGLE or len(placed) > 1:
             yield from _compared(str(strategy), placed, free, asked, chosen)

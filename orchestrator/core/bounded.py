@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from orchestrator.core import cost
-from orchestrator.core.chain import long_pipeline
+from orchestrator.core.chain import lengths_found, long_pipeline
 from orchestrator.core.mixture import Pattern, best_latency, best_throughput
 from orchestrator.core.partition import TIE, lattice, lattice_size
 from orchestrator.core.problem import Problem
-from orchestrator.core.tables import stage_tables
+from orchestrator.core.tables import StageTables, stage_tables
 
 EXACT_STATES = 1024
 """Up to so many sets of nodes (2^10: ten unlike nodes, a thousand equal ones) the plan is exact."""
@@ -232,23 +232,36 @@ def chain_of(
 
     `combine` is the maximum for the best period, the sum for the lowest latency.
     """
+    chosen, counts, tables, memory = _largest(problem, taken, at_least=stages.start)
+    if not chosen:
+        return None
+    costs = tables.period_s if combine is np.maximum else tables.latency_s
+    pattern = long_pipeline(costs, counts, memory, combine, stages=stages)
+    return pattern and tuple((chosen[kind], i, j) for kind, i, j in pattern)
+
+
+def chain_lengths(problem: Problem) -> list[int]:
+    """The numbers of stages with which a long pipeline was found."""
+    most = min(problem.model.num_blocks, sum(problem.counts))
+    _, counts, tables, memory = _largest(problem, (), at_least=most)
+    return lengths_found(tables.period_s, counts, memory, most)
+
+
+def _largest(
+    problem: Problem, taken: Sequence[Pattern], at_least: int
+) -> tuple[list[int], list[int], StageTables, list[int]]:
+    """Kinds, free nodes of each, their tables and memory: the largest, since memory makes pipelines long."""
     free = Counter(dict(enumerate(problem.counts)))
     free.subtract(kind for pattern in taken for kind, _, _ in pattern)
-    # By memory, since that is what makes a pipeline long
     order = sorted(
         (kind for kind in free if free[kind] > 0),
         key=lambda k: (-problem.kinds[k].node.memory_bytes, k),
     )
-    chosen = order[: max(_CHAIN_KINDS, stages.start)]
-    if not chosen:
-        return None
+    chosen = order[: max(_CHAIN_KINDS, at_least)]
     kinds = [problem.kinds[kind] for kind in chosen]
-    tables = stage_tables(problem.model, kinds)
-    pattern = long_pipeline(
-        tables.period_s if combine is np.maximum else tables.latency_s,
+    return (
+        chosen,
         [free[kind] for kind in chosen],
+        stage_tables(problem.model, kinds),
         [cost.usable_bytes(kind.node) for kind in kinds],
-        combine,
-        stages=stages,
     )
-    return pattern and tuple((chosen[kind], i, j) for kind, i, j in pattern)

@@ -44,29 +44,51 @@ def long_pipeline(
     `costs` has shape (K, L+1, L+1); `counts` and `memory_bytes` are per kind of node. Work is at most
     stages x cuts x kinds x L.
     """
-    last_cut = costs.shape[1] - 1
-    kinds = len(counts)
-    beam = _Beam(
+    history = _beams(costs, counts, memory_bytes, combine, stages.stop - 1)
+    finished = [
+        (float(history[level].cost[index]), level, int(index))
+        for level in stages[: max(0, len(history) - stages.start)]
+        for index in _whole(history[level], costs)
+    ]
+    if not finished:
+        return None
+    _, level, index = min(finished)
+    return _trace(history, level, index)
+
+
+def lengths_found(
+    costs: FloatArray, counts: Sequence[int], memory_bytes: Sequence[int], max_stages: int
+) -> list[int]:
+    """The numbers of stages with which the search finds some pipeline; arguments as above."""
+    history = _beams(costs, counts, memory_bytes, np.maximum, max_stages)
+    return [level for level, beam in enumerate(history) if level and len(_whole(beam, costs))]
+
+
+def _whole(beam: _Beam, costs: FloatArray) -> IntArray:
+    return np.flatnonzero(beam.cut == costs.shape[1] - 1)
+
+
+def _beams(
+    costs: FloatArray,
+    counts: Sequence[int],
+    memory_bytes: Sequence[int],
+    combine: np.ufunc,
+    max_stages: int,
+) -> list[_Beam]:
+    """Partial pipelines by length, from none to `max_stages` stages or until nothing goes on."""
+    start = _Beam(
         cost=np.zeros(1),
         cut=np.zeros(1, dtype=np.int64),
-        used=np.zeros((1, kinds), dtype=np.int64),
+        used=np.zeros((1, len(counts)), dtype=np.int64),
         memory=np.zeros(1),
         parent=np.zeros(1, dtype=np.int64),
         kind=np.zeros(1, dtype=np.int64),
     )
-    history = [beam]
-    best: tuple[float, int, int] | None = None
-    for level in range(1, stages.stop):
-        if (beam.cut == last_cut).all():
-            break
-        beam = _step(beam, costs, np.array(counts), np.array(memory_bytes, dtype=float), combine)
-        history.append(beam)
-        done = np.flatnonzero(beam.cut == last_cut)
-        if level >= stages.start and len(done):
-            index = int(done[beam.cost[done].argmin()])
-            if best is None or beam.cost[index] < best[0]:
-                best = (float(beam.cost[index]), level, index)
-    return None if best is None else _trace(history, best[1], best[2])
+    history = [start]
+    limits, memory = np.array(counts), np.array(memory_bytes, dtype=np.float64)
+    while len(history) <= max_stages and len(_whole(history[-1], costs)) < len(history[-1].cut):
+        history.append(_step(history[-1], costs, limits, memory, combine))
+    return history
 
 
 def _step(

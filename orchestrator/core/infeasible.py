@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from orchestrator.core import cost
-from orchestrator.core.bounded import EXACT_STATES, chain_of, shortlist
+from orchestrator.core.bounded import EXACT_STATES, chain_lengths, shortlist
 from orchestrator.core.mixture import allowed_states
 from orchestrator.core.partition import lattice, search
 from orchestrator.core.plan import PlanRequest, Strategy
@@ -23,7 +23,7 @@ def feasible_stage_counts(request: PlanRequest) -> tuple[int, ...]:
     return _feasible(pose(request))
 
 
-def _feasible(problem: Problem) -> tuple[int, ...]:
+def _feasible(problem: Problem, *, fewest_only: bool = False) -> tuple[int, ...]:
     if not problem.kinds:
         return ()
     few = shortlist(problem, EXACT_STATES)
@@ -32,11 +32,11 @@ def _feasible(problem: Problem) -> tuple[int, ...]:
     most = min(problem.model.num_blocks, len(problem.request.usable))
     found = search(tables.period_s, states, np.maximum, max_stages=most)
     counts = {int(n) for n in states.totals[allowed_states(found, 1, most)]}
-    if sum(count for _, count in few) < most and few != tuple(enumerate(problem.counts)):
-        longer = max(counts, default=0) + 1
-        while longer <= most and chain_of(problem, (), np.maximum, range(longer, longer + 1)):
-            counts.add(longer)
-            longer += 1
+    # A pipeline of L blocks takes at most L nodes of a kind, so the shortlist stops there
+    everything = tuple((k, min(n, problem.model.num_blocks)) for k, n in enumerate(problem.counts))
+    looked_at_all = few == everything
+    if not looked_at_all and not (fewest_only and counts):
+        counts |= set(chain_lengths(problem))
     return tuple(sorted(counts))
 
 
@@ -58,43 +58,43 @@ def no_plan(problem: Problem) -> PlanError:
         )
     if request.min_stages > feasible[-1]:
         return PlanError(
-            f"{_stages(request.min_stages)} cannot be had: with {_nodes(len(request.usable))} and "
-            f"{problem.model.num_blocks} blocks {feasible[-1]} is the most that fits",
+            f"{_of(request.min_stages, 'stage')} cannot be had: with {_of(len(request.usable), 'node')} and "
+            f"{_of(problem.model.num_blocks, 'block')} {feasible[-1]} is the most that fits",
             expected=f"min_stages at most {feasible[-1]}",
             got=str(request.min_stages),
         )
     if request.max_stages is not None and request.max_stages < feasible[0]:
         return no_whole(problem)
     return PlanError(
-        f"no pipeline of {request.min_stages} to {request.max_stages} stages fits the nodes' memory",
+        f"no pipeline of {request.min_stages} to {request.stage_limit} stages fits the nodes' memory",
         expected=f"a number of stages among {', '.join(str(n) for n in feasible)}",
-        got=f"{request.min_stages} to {request.max_stages}",
+        got=f"{request.min_stages} to {request.stage_limit}",
     )
 
 
 def no_whole(problem: Problem) -> PlanError:
     """The error where fewer stages were asked for than memory allows."""
     request = problem.request
-    feasible = _feasible(problem)
+    feasible = _feasible(problem, fewest_only=True)
     if not feasible:
         return _too_large(problem)
     allowed = 1 if request.strategy is not Strategy.OPTIMAL else request.max_stages or 1
-    largest = max(cost.usable_bytes(node) for node in request.usable)
-    if allowed == 1:
-        problem_says = (
-            f"{request.profile.model} needs {_size(problem.whole_bytes)} on one node, the largest "
-            f"free is {_size(largest)}"
-        )
+    needed = whole_needs(problem)
+    if allowed > 1:
+        needed = f"{_of(allowed, 'stage')} cannot hold {request.profile.model}: it {needed}"
     else:
-        problem_says = (
-            f"{request.profile.model} ({_size(problem.whole_bytes)} as a whole) does not fit "
-            f"{_stages(allowed)}, the largest free is {_size(largest)}"
-        )
+        needed = f"{request.profile.model} {needed}"
     return PlanError(
-        f"{problem_says}; with {_stages(feasible[0])} it fits",
-        expected=f"at least {_stages(feasible[0])}",
+        f"{needed}; with {_of(feasible[0], 'stage')} it fits",
+        expected=f"at least {_of(feasible[0], 'stage')}",
         got=f"at most {allowed}",
     )
+
+
+def whole_needs(problem: Problem) -> str:
+    """What the whole model needs on one node, against what there is."""
+    largest = max(cost.usable_bytes(node) for node in problem.request.usable)
+    return f"needs {_size(problem.whole_bytes)} on one node, the largest free is {_size(largest)}"
 
 
 def _too_large(problem: Problem) -> PlanError:
@@ -113,9 +113,8 @@ def _too_large(problem: Problem) -> PlanError:
             got=f"{max(usable)} bytes",
         )
     return PlanError(
-        f"{request.profile.model} needs {_size(problem.whole_bytes)} on one node, the largest free is "
-        f"{_size(max(usable))}, and however it is cut it does not fit the {_size(sum(usable))} of "
-        f"{_nodes(len(usable))} together",
+        f"{request.profile.model} {whole_needs(problem)}, and however it is cut it does not fit the "
+        f"{_size(sum(usable))} of {_of(len(usable), 'node')} together",
         expected=f"more memory or more nodes for {problem.whole_bytes} bytes",
         got=f"{sum(usable)} bytes in all",
     )
@@ -126,9 +125,5 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1_000_000 else f"{size_bytes} bytes"
 
 
-def _stages(count: int) -> str:
-    return "1 stage" if count == 1 else f"{count} stages"
-
-
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
+def _of(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
