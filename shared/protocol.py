@@ -29,9 +29,10 @@ INTRODUCTION = """\
 
 Generated from the code by `python -m shared.protocol --write`; a test fails when it is stale.
 
-Everything is below the root topic `{root}` (configurable with `--root`). Any MQTT client can take part:
-MQTT 5 is best (response topic, correlation data), MQTT 3.1.1 works for jobs too. What may be binary lives under
-`pipeline/#`, `artifact/#`, `model/+/infer/#` and `result/#`; all else is JSON for people to read.
+Everything is below the root topic `{root}` (configurable with `--root`). Any MQTT client can take
+part: MQTT 5 is best (response topic, correlation data), MQTT 3.1.1 works for jobs too. What may be
+binary lives under `pipeline/#`, `artifact/#`, `model/+/infer/#` and `result/#`; all else is JSON for
+people to read.
 
 - Messages between our own parts carry `v`; an unknown version is refused, unknown extra fields are ignored.
   What clients see carries none and only grows.
