@@ -308,7 +308,7 @@ class Dispatcher:
         request = item.request
         if item.state is ItemState.QUEUED:
             request.model.queue.discard(item)
-        elif item.state is ItemState.IN_FLIGHT:
+        else:
             del item.flights[-1].pipeline.in_flight[item]
         item.end(outcome, flight, now)
         request.open_items -= 1

@@ -1,0 +1,160 @@
+"""The dispatcher's small parts: queue, timers, recent answers, selection, settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestrator.core.dispatch_settings import DispatchSettings, default_window
+from orchestrator.core.item_queue import ItemQueue
+from orchestrator.core.recent_answers import RecentAnswers
+from orchestrator.core.selection import shortest_expected_completion
+from orchestrator.core.timers import Timers
+from shared.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Thing:
+    sequence: int
+    size_bytes: int = 10
+
+
+@dataclass(frozen=True)
+class Candidate:
+    outstanding: int
+    throughput_per_s: float
+    faults_in_row: int = 0
+    pipeline: str = "p"
+    generation: int = 1
+
+
+@given(st.lists(st.sampled_from(["push", "take", "again", "discard"]), max_size=60), st.data())
+def test_the_queue_is_in_order_of_sequence(steps: list[str], data: st.DataObject) -> None:
+    queue: ItemQueue[Thing] = ItemQueue()
+    waiting: list[Thing] = []
+    taken: list[Thing] = []
+    number = 0
+    for step in steps:
+        if step == "push":
+            number += 1
+            thing = Thing(number, number)
+            queue.push(thing)
+            waiting.append(thing)
+        elif step == "take" and waiting:
+            head = queue.head()
+            assert head is waiting.pop(0)
+            queue.discard(head)
+            taken.append(head)
+        elif step == "again" and taken:
+            thing = data.draw(st.sampled_from(taken))
+            taken.remove(thing)
+            queue.push_again(thing)
+            waiting = sorted([*waiting, thing], key=lambda thing: thing.sequence)
+        elif step == "discard" and waiting:
+            thing = data.draw(st.sampled_from(waiting))
+            waiting.remove(thing)
+            queue.discard(thing)
+        assert queue.items() == waiting
+        assert len(queue) == len(waiting)
+        assert queue.size_bytes == sum(thing.size_bytes for thing in waiting)
+    if not waiting:
+        assert queue.head() is None
+
+
+def test_discarding_what_is_not_there() -> None:
+    queue: ItemQueue[Thing] = ItemQueue()
+    queue.push_again(Thing(2))
+    with pytest.raises(KeyError):
+        queue.discard(Thing(1))
+    with pytest.raises(KeyError):
+        queue.discard(Thing(3))
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["set", "by", "cancel", "pop"]), st.integers(0, 4), st.integers(0, 20)
+        ),
+        max_size=300,
+    )
+)
+def test_timers_behave_like_a_dictionary(steps: list[tuple[str, int, int]]) -> None:
+    timers: Timers[int] = Timers()
+    expected: dict[int, float] = {}
+    for step, key, at in steps:
+        if step == "set":
+            timers.schedule(key, at)
+            expected[key] = at
+        elif step == "by":
+            timers.schedule_by(key, at)
+            expected[key] = min(at, expected.get(key, at))
+        elif step == "cancel":
+            timers.cancel(key)
+            expected.pop(key, None)
+        else:
+            due = timers.pop_due(at)
+            assert sorted(due) == sorted(k for k, when in expected.items() if when <= at)
+            assert [expected[k] for k in due] == sorted(expected[k] for k in due)
+            expected = {k: when for k, when in expected.items() if when > at}
+        assert timers.next_at() == min(expected.values(), default=None)
+        assert len(timers) == len(expected)
+
+
+def test_dead_timers_leave_no_memory_behind() -> None:
+    timers: Timers[int] = Timers()
+    timers.schedule(-1, 1e9)
+    for key in range(1_000):
+        timers.schedule(key, 100.0 + key)
+        timers.cancel(key)
+    for _ in range(1_000):
+        timers.schedule(-1, 1e9)
+    assert len(timers._heap) < 100
+
+
+def test_recent_answers_are_bounded_by_age_number_and_bytes() -> None:
+    recent: RecentAnswers[str] = RecentAnswers(keep_s=10.0, max_entries=3, max_bytes=100)
+    recent.remember("a", "A", 10, now=0.0)
+    assert recent.get("a", 9.9) == "A"
+    assert recent.get("a", 10.0) is None
+    recent.expire(10.0)
+    assert (len(recent), recent.size_bytes) == (0, 0)
+    for number, key in enumerate("abcd"):
+        recent.remember(key, key.upper(), 10, now=20.0 + number)
+    assert [recent.get(key, 24.0) for key in "abcd"] == [None, "B", "C", "D"]
+    recent.remember("e", "E", 85, now=24.0)
+    assert [recent.get(key, 24.0) for key in "bcde"] == [None, None, "D", "E"]
+    assert recent.size_bytes == 95
+    recent.remember("e", "E2", 5, now=25.0)
+    assert (recent.get("e", 25.0), recent.size_bytes) == ("E2", 15)
+    recent.remember("huge", "H", 101, now=25.0)
+    assert recent.get("huge", 25.0) is None
+    assert recent.size_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("candidates", "chosen"),
+    [
+        ([Candidate(3, 1.0)], 0),
+        ([Candidate(0, 10.0), Candidate(0, 20.0)], 1),
+        ([Candidate(0, 10.0), Candidate(2, 20.0)], 0),
+        ([Candidate(1, 10.0), Candidate(1, 10.0)], 0),
+        ([Candidate(0, 100.0, faults_in_row=1), Candidate(9, 1.0)], 1),
+        ([Candidate(5, 1.0, faults_in_row=1), Candidate(0, 1.0, faults_in_row=9)], 1),
+    ],
+)
+def test_shortest_expected_completion(candidates: list[Candidate], chosen: int) -> None:
+    assert shortest_expected_completion(candidates) == chosen
+
+
+def test_settings_say_which_field_makes_no_sense() -> None:
+    for bad in (0, -1, float("nan"), float("inf")):
+        with pytest.raises(ConfigurationError, match=r"max_item_bytes.*expected.*got"):
+            DispatchSettings(max_item_bytes=bad)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("num_stages", "window"), [(1, 4), (2, 6), (3, 8)])
+def test_default_window(num_stages: int, window: int) -> None:
+    assert default_window(num_stages) == window
