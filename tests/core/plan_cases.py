@@ -99,9 +99,9 @@ def some_nodes(draw: st.DrawFn, most: int = 3) -> list[NodeProfile]:
                 f"n{index}",
                 draw(st.sampled_from([0.25, 0.5, 0.7, 1.0, 2.0])),
                 speed=draw(st.sampled_from([0.5, 1.0, 1.3])),
-                memory_bytes=draw(st.integers(1, 90)),
-                up_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0, 1e9])),
-                down_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0, 1e9])),
+                memory_bytes=draw(st.integers(15, 120)),
+                up_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0, 1e6])),
+                down_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0, 1e6])),
                 message_s=draw(st.sampled_from([0.0, 0.1, 1.5])),
             )
         )

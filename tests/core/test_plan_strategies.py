@@ -229,7 +229,7 @@ def test_a_window_too_large_for_memory_is_a_plan_that_does_not_fit() -> None:
 
 
 def test_a_number_of_stages_between_two_that_would_fit() -> None:
-    # Heavy cuts: one node holds the whole, three nodes a block each, but no node two blocks and a cut's buffer.
+    # Heavy cuts: one node holds the whole, three a block each, but none two blocks and a cut's buffer.
     profile = model([0.1] * 3, [45 * MB] * 2, weights=[40 * MB, 20 * MB, 40 * MB])
     nodes = [node("a", memory_bytes=112 * MB), *(node(n, memory_bytes=100 * MB) for n in "bc")]
     assert feasible_stage_counts(ask(profile, nodes)) == (1, 3)
