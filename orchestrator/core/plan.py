@@ -34,6 +34,10 @@ class Strategy(StrEnum):
     """The whole model on the best node alone."""
     REPLICATE = "replicate"
     """A copy of the whole model on each node where it fits."""
+    EQUAL = "equal"
+    """The paper's equal shares of the paper's cost; a baseline."""
+    RALOS = "ralos"
+    """The paper's shares by capability; a baseline."""
 
 
 @dataclass(frozen=True, slots=True)

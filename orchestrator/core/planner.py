@@ -32,5 +32,6 @@ def plan(request: PlanRequest) -> Plan:
         predicted=priced.predicted,
         alternatives=alternatives(problem, priced),
         lower_bound=request.profile.work_s / speed,
+        leaf_counts=proposal.leaf_counts,
         notes=proposal.notes,
     )

@@ -54,6 +54,7 @@ class Proposal:
 
     placed: list[list[Placement]]
     notes: tuple[str, ...] = ()
+    leaf_counts: tuple[int, ...] = ()
 
 
 def pose(request: PlanRequest) -> Problem:

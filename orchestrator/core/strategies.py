@@ -10,6 +10,7 @@ from collections.abc import Callable
 from orchestrator.core.bounded import EXACT_STATES, bounded_latency, bounded_throughput
 from orchestrator.core.infeasible import no_plan, no_whole
 from orchestrator.core.mixture import Pattern, best_latency, best_throughput
+from orchestrator.core.paper_rules import equal, ralos
 from orchestrator.core.partition import lattice, lattice_size
 from orchestrator.core.plan import Objective, Strategy
 from orchestrator.core.problem import Problem, Proposal, better_first, place
@@ -75,4 +76,6 @@ STRATEGIES: dict[Strategy, Callable[[Problem], Proposal]] = {
     Strategy.OPTIMAL: optimal,
     Strategy.SINGLE: single,
     Strategy.REPLICATE: replicate,
+    Strategy.EQUAL: equal,
+    Strategy.RALOS: ralos,
 }
