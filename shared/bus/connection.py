@@ -1,0 +1,328 @@
+"""One connection of the control face: an aiomqtt client, and what waits for its broker.
+
+aiomqtt owns the socket, its place in the event loop, and subscriptions. It also acknowledges QoS 1
+before anybody has seen the message, drops messages when its queue is full, hides the broker's answer
+to a publication, and lets callers wait on after the connection is gone. So messages and
+acknowledgements go past it to the paho client underneath, which is private to it: this file is the
+only one to take it, and pyproject pins aiomqtt below 3.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+import socket
+from collections.abc import AsyncGenerator, Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
+
+import aiomqtt
+from paho.mqtt.client import Client as PahoClient
+from paho.mqtt.client import ConnectFlags, MQTTMessage, error_string
+from paho.mqtt.enums import MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from shared.bus.message import Handle, Message, Properties, Publication, Qos
+from shared.bus.paho_values import (
+    MAX_INFLIGHT,
+    MAX_PAYLOAD_BYTES,
+    check_size,
+    connect_properties,
+    loss,
+    message_from_paho,
+    payload_limit,
+    socket_options,
+    to_paho,
+)
+from shared.bus.url import BrokerUrl
+
+if TYPE_CHECKING:
+    import ssl
+
+    from paho.mqtt.properties import Properties as PahoProperties
+
+CONNECT_TIMEOUT_S: Final = 5.0
+_BAD_LOGIN: Final = frozenset({0x86, 0x87, 0x8C})
+"""Bad user name or password, not authorised, bad authentication method (MQTT 5, 3.2.2.2)."""
+
+
+class ConnectionLostError(Exception):
+    """The connection went, or was never made. Never leaves `shared.bus`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionSettings:
+    """What stays the same over all connections of one bus."""
+
+    url: BrokerUrl
+    tls_context: ssl.SSLContext | None
+    client_id: str
+    will: Publication | None
+    session_expiry_s: int
+    receive_maximum: int
+    keepalive_s: int
+
+
+class Connection:
+    """From one CONNECT to the loss of it. `number` counts the connections of a bus."""
+
+    def __init__(
+        self,
+        settings: ConnectionSettings,
+        number: int,
+        *,
+        clean_start: bool,
+        deliver: Callable[[Message], bool],
+    ) -> None:
+        self.number = number
+        self.lost = False
+        self.session_present = False
+        self.bad_login = False
+        self._payload_limit = MAX_PAYLOAD_BYTES
+        self._deliver = deliver
+        self._serial = 0
+        self._held: dict[int, int] = {}  # packet identifier -> serial of the message it is now
+        self._answers: dict[int, asyncio.Future[ReasonCode]] = {}
+        self._waiting: set[asyncio.Timeout] = set()
+        self._client = _new_client(settings, clean_start=clean_start)
+        self._paho: PahoClient = self._client._client  # noqa: SLF001 (see this module's docstring)
+        self._take_over()
+
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncGenerator[None]:
+        """Connect, and disconnect cleanly at the end.
+
+        Raises:
+            ConnectionLostError: nobody answers, or the broker refused (see `bad_login`).
+        """
+        connecting = asyncio.create_task(self._client.__aenter__(), name="bus: connect")
+        try:
+            # aiomqtt connects in a thread, which nobody can cancel: left alone it would put its
+            # socket into the event loop after everybody has gone.
+            await asyncio.shield(connecting)
+        except asyncio.CancelledError:
+            with contextlib.suppress(aiomqtt.MqttError):
+                await connecting
+            self._hang_up()
+            raise
+        except aiomqtt.MqttError as error:
+            self._hang_up()
+            raise ConnectionLostError(_why(error)) from error
+        try:
+            yield
+        finally:
+            self._end()
+            with contextlib.suppress(aiomqtt.MqttError):
+                await self._client.__aexit__(None, None, None)
+            self._hang_up()
+
+    async def watch(self) -> NoReturn:
+        """Return never; raise when the connection is lost.
+
+        Raises:
+            ConnectionLostError: with the reason, as far as it is known.
+        """
+        try:
+            async with self._bound(None):
+                # No message comes this way; the iterator ends when the connection does.
+                async for _ in self._client.messages:
+                    continue
+        finally:
+            self._end()
+        raise ConnectionLostError("the connection was closed")
+
+    async def publish(
+        self,
+        topic: str,
+        payload: bytes,
+        qos: Qos,
+        *,
+        retain: bool,
+        properties: Properties | None,
+        deadline: float,
+    ) -> ReasonCode | None:
+        """Send; the broker's answer at QoS 1.
+
+        Raises:
+            ConnectionLostError, TimeoutError: no answer; the broker may have the message.
+            BrokerError: the payload is larger than the broker takes.
+        """
+        check_size(topic, len(payload), self._payload_limit)
+        async with self._bound(deadline):
+            info = self._paho.publish(topic, payload, qos, retain, to_paho(properties))
+            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                # No socket, or 65,535 messages unanswered: this connection is of no more use.
+                self._end()
+                raise ConnectionLostError(error_string(info.rc))
+            if qos == 0:
+                return None
+            answer: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
+            self._answers[info.mid] = answer
+            try:
+                return await answer
+            finally:
+                self._answers.pop(info.mid, None)
+        raise AssertionError("unreachable: _bound lets no exception through")
+
+    async def subscribe(
+        self, wishes: Iterable[tuple[str, Qos]], deadline: float
+    ) -> dict[str, ReasonCode]:
+        """Subscribe to all; the patterns that the broker refused, with its reason.
+
+        Raises:
+            ConnectionLostError, TimeoutError: no answer.
+        """
+        options = [(pattern, SubscribeOptions(qos=qos)) for pattern, qos in wishes]
+        async with self._bound(deadline):
+            answers = await self._client.subscribe(options, timeout=math.inf)
+        return {
+            pattern: answer
+            for (pattern, _), answer in zip(options, answers, strict=True)
+            if isinstance(answer, ReasonCode) and answer.is_failure
+        }
+
+    async def unsubscribe(self, pattern: str, deadline: float) -> None:
+        """Unsubscribe; the broker answers also where there was no such subscription.
+
+        Raises:
+            ConnectionLostError, TimeoutError: no answer.
+        """
+        async with self._bound(deadline):
+            await self._client.unsubscribe(pattern, timeout=math.inf)
+
+    def acknowledge(self, handle: Handle) -> None:
+        """Tell the broker once that this message is done; nothing if it is not one of ours."""
+        if self.lost or handle.session != self.number:
+            return
+        if self._held.get(handle.packet_id) == handle.serial:
+            del self._held[handle.packet_id]
+            self._paho.ack(handle.packet_id, 1)
+
+    @contextlib.asynccontextmanager
+    async def _bound(self, deadline: float | None) -> AsyncGenerator[None]:
+        """Let the body wait until `deadline` (loop time), but no longer than the connection."""
+        if self.lost:
+            raise ConnectionLostError
+        try:
+            async with asyncio.timeout_at(deadline) as scope:
+                self._waiting.add(scope)
+                try:
+                    yield
+                finally:
+                    self._waiting.discard(scope)
+        except TimeoutError:
+            if self.lost:
+                raise ConnectionLostError from None
+            raise
+        except aiomqtt.MqttError as error:  # aiomqtt noticed the loss before the watch did
+            raise ConnectionLostError(_why(error)) from None
+
+    def _end(self) -> None:
+        """The connection is gone: whoever waits for it learns it now."""
+        if self.lost:
+            return
+        self.lost = True
+        now = asyncio.get_running_loop().time()
+        for scope in self._waiting:
+            if not scope.expired():
+                scope.reschedule(now)
+
+    def _hang_up(self) -> None:
+        """Leave no socket behind, however the connection ended."""
+        self.lost = True
+        if self._paho.socket() is not None:
+            self._paho.disconnect()
+            self._paho.loop_write()
+        sock = self._paho.socket()
+        if isinstance(sock, socket.socket):
+            # The goodbye cannot be written. Ended from both sides the socket reads as closed, and
+            # aiomqtt's reader takes it out of the event loop.
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+    def _take_over(self) -> None:
+        greeted = cast("Callable[..., None]", self._paho.on_connect)
+
+        def on_connect(
+            paho: PahoClient,
+            userdata: Any,
+            flags: ConnectFlags,
+            reason: ReasonCode,
+            properties: PahoProperties | None,
+        ) -> None:
+            self.session_present = flags.session_present
+            self.bad_login = reason.value in _BAD_LOGIN
+            self._payload_limit = payload_limit(properties)
+            greeted(paho, userdata, flags, reason, properties)
+
+        self._paho.manual_ack_set(on=True)
+        self._paho.connect_timeout = CONNECT_TIMEOUT_S
+        self._paho.on_connect = on_connect
+        self._paho.on_message = self._on_message
+        self._paho.on_publish = self._on_publish
+
+    def _on_message(self, paho: PahoClient, userdata: Any, message: MQTTMessage) -> None:
+        del paho, userdata
+        handle = None
+        if message.qos:
+            self._serial += 1
+            handle = Handle(self.number, self._serial, message.mid)
+        if self._deliver(message_from_paho(message, handle)) and handle is not None:
+            self._held[message.mid] = handle.serial
+
+    def _on_publish(
+        self,
+        paho: PahoClient,
+        userdata: Any,
+        mid: int,
+        reason: ReasonCode,
+        properties: PahoProperties | None,
+    ) -> None:
+        del paho, userdata, properties
+        answer = self._answers.get(mid)
+        if answer is not None and not answer.done():
+            answer.set_result(reason)
+
+
+def _why(error: aiomqtt.MqttError) -> str:
+    """aiomqtt's reason, or the one beneath it, without its codes."""
+    cause = error.__cause__ or error
+    if isinstance(cause, aiomqtt.MqttCodeError) and isinstance(cause.rc, ReasonCode):
+        return loss(cause.rc)
+    return str(cause)
+
+
+def _new_client(settings: ConnectionSettings, *, clean_start: bool) -> aiomqtt.Client:
+    will = settings.will
+    client = aiomqtt.Client(
+        settings.url.host,
+        settings.url.port,
+        username=settings.url.username,
+        password=settings.url.password,
+        identifier=settings.client_id,
+        protocol=aiomqtt.ProtocolVersion.V5,
+        will=None
+        if will is None
+        else aiomqtt.Will(
+            will.topic,
+            will.payload,
+            will.qos,
+            will.retain,
+            to_paho(will.properties, PacketTypes.WILLMESSAGE),
+        ),
+        clean_start=clean_start,
+        keepalive=settings.keepalive_s,
+        timeout=CONNECT_TIMEOUT_S,
+        max_inflight_messages=MAX_INFLIGHT,
+        properties=connect_properties(
+            session_expiry_s=settings.session_expiry_s, receive_maximum=settings.receive_maximum
+        ),
+        tls_context=settings.tls_context,
+        socket_options=socket_options(settings.keepalive_s),
+    )
+    # aiomqtt warns from ten waiting calls on, which is nothing unusual at a start.
+    client.pending_calls_threshold = 1000
+    return client

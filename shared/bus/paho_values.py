@@ -1,0 +1,152 @@
+"""Between our values and paho's, and the settings that both faces share."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties as PahoProperties
+
+from shared.bus.message import NO_PROPERTIES, Handle, Message, Properties
+from shared.errors import BrokerError
+
+if TYPE_CHECKING:
+    from paho.mqtt.client import MQTTMessage
+    from paho.mqtt.reasoncodes import ReasonCode
+
+MAX_INFLIGHT = 10
+"""Publications waiting for their acknowledgement on one connection; more wait in paho's queue.
+
+A broker may end a connection that exceeds the receive maximum it announced. paho can only set its
+limit before connecting, so this is the smallest default among common brokers (HiveMQ 10, Mosquitto
+20, EMQX 32, AWS IoT 100). At 0.3 ms a round trip it allows 30,000 messages per second.
+"""
+
+MAX_PAYLOAD_BYTES = 127 << 20
+"""The largest payload we send: what our own broker takes, less the room for the rest of a packet.
+
+A broker ends the connection of a client that sends more than it takes, paho sends again on the next
+one, and so for ever; what is too large is refused before the wire.
+"""
+
+# For topic and properties, whose sizes we choose ourselves.
+_HEADER_BYTES = 1024
+# MQTT 5, section 3.3.2.3.3; four bytes of seconds
+_LONGEST_EXPIRY_S = 0xFFFF_FFFF
+
+
+def socket_options(keepalive_s: int) -> tuple[tuple[int, int, int], ...]:
+    """Options for a connection's socket.
+
+    TCP_NODELAY: with Nagle on, QoS 1 messages below 20 KB took 44 ms a hop (FACTS.md).
+    TCP_USER_TIMEOUT: sent data that nobody acknowledges for the keep-alive ends the connection; a
+    pulled cable is noticed by the kernel even while the owner computes.
+    """
+    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, keepalive_s * 1000))
+    return tuple(options)
+
+
+def connect_properties(*, session_expiry_s: int, receive_maximum: int) -> PahoProperties:
+    """What CONNECT says about the session (MQTT 5, section 3.1.2.11)."""
+    properties = PahoProperties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+    properties.SessionExpiryInterval = min(session_expiry_s, _LONGEST_EXPIRY_S)
+    properties.ReceiveMaximum = receive_maximum
+    return properties
+
+
+def payload_limit(connack: PahoProperties | None) -> int:
+    """The largest payload in bytes that this broker takes (MQTT 5, section 3.2.2.3.6)."""
+    maximum: int | None = getattr(connack, "MaximumPacketSize", None)
+    if maximum is None:
+        return MAX_PAYLOAD_BYTES
+    return min(MAX_PAYLOAD_BYTES, max(0, maximum - _HEADER_BYTES))
+
+
+def check_size(topic: str, size_bytes: int, limit_bytes: int) -> None:
+    """Refuse a payload before the wire.
+
+    Raises:
+        BrokerError: it is larger than the broker takes.
+    """
+    if size_bytes > limit_bytes:
+        raise BrokerError(
+            f"the message for {topic} is larger than the broker takes",
+            expected=f"at most {limit_bytes} bytes",
+            got=f"{size_bytes} bytes",
+        )
+
+
+def to_paho(
+    properties: Properties | None, packet_type: int = PacketTypes.PUBLISH
+) -> PahoProperties | None:
+    """Our properties as paho's; None where there is nothing to say (paho's cost 5 us and more)."""
+    if properties is None or properties == NO_PROPERTIES:
+        return None
+    result = PahoProperties(packet_type)  # type: ignore[no-untyped-call]
+    if properties.response_topic is not None:
+        result.ResponseTopic = properties.response_topic
+    if properties.correlation_data is not None:
+        result.CorrelationData = properties.correlation_data
+    if properties.content_type is not None:
+        result.ContentType = properties.content_type
+    if properties.user:
+        result.UserProperty = list(properties.user)
+    if properties.expiry_s is not None:
+        result.MessageExpiryInterval = min(properties.expiry_s, _LONGEST_EXPIRY_S)
+    return result
+
+
+def from_paho(properties: PahoProperties | None) -> Properties:
+    """paho's properties as ours; those that AMP4EC does not use are left out."""
+    if properties is None:
+        return NO_PROPERTIES
+    # paho keeps a property as an attribute that exists only when it came; its own isEmpty() goes
+    # through all 27 by name and costs 4 us a message.
+    response_topic = getattr(properties, "ResponseTopic", None)
+    correlation_data = getattr(properties, "CorrelationData", None)
+    content_type = getattr(properties, "ContentType", None)
+    user = getattr(properties, "UserProperty", None)
+    expiry_s = getattr(properties, "MessageExpiryInterval", None)
+    if (
+        response_topic is None
+        and correlation_data is None
+        and content_type is None
+        and user is None
+        and expiry_s is None
+    ):
+        return NO_PROPERTIES
+    return Properties(
+        response_topic=response_topic,
+        correlation_data=None if correlation_data is None else bytes(correlation_data),
+        content_type=content_type,
+        user=tuple((name, value) for name, value in user or ()),
+        expiry_s=expiry_s,
+    )
+
+
+def loss(reason: ReasonCode) -> str:
+    """Why a connection ended or was refused, in words."""
+    # paho's stand-in for a connection that just broke; the broker itself gave no reason.
+    return "the connection broke" if reason.value == 0x80 else f"the broker said: {reason}"
+
+
+def message_from_paho(message: MQTTMessage, handle: Handle | None) -> Message:
+    """paho's message as ours; the payload is handed on as it is.
+
+    Raises:
+        UnicodeDecodeError: for a topic that is not UTF-8 (a broker refuses those).
+    """
+    # paho's payloads are bytes on receipt; its type also covers what one may publish
+    payload = message.payload
+    return Message(
+        message.topic,
+        payload if isinstance(payload, bytes) else bytes(payload),
+        message.qos,
+        message.retain,
+        message.dup,
+        from_paho(message.properties),
+        handle,
+    )

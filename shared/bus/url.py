@@ -1,0 +1,134 @@
+"""Where a broker is and how to get in: one value, one text form.
+
+`mqtt://user:pass@host:1883`, `mqtts://host` (8883; `?ca=/path/ca.pem`, `?insecure=1`), or a bare
+`host:port`. User name and password are percent-decoded; IPv6 addresses stand in brackets.
+"""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+from typing import Self
+from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
+
+from shared.errors import ConfigurationError
+
+_DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
+_EXPECTED = "mqtt://[user:password@]host[:port], mqtts://… or host:port"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerUrl:
+    """A broker's address. Its text forms never show the password."""
+
+    host: str
+    port: int = 1883
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+    tls: bool = False
+    ca_file: str | None = None
+    """PEM file of the authorities to trust instead of the system's; TLS only."""
+    insecure: bool = False
+    """Encrypt without checking who answers; TLS only, for tests and first steps."""
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read any of the forms in this module's docstring.
+
+        Raises:
+            ConfigurationError: when the text is none of them. The message never repeats a password.
+        """
+        text = text.strip()
+        try:
+            parts = urlsplit(text if "://" in text else f"mqtt://{text}")
+            host, port = parts.hostname, parts.port
+        except ValueError as error:
+            # Not `from error`: urllib's text may quote the password.
+            raise _refused(str(error) if "@" not in text else "a malformed address") from None
+        if parts.scheme not in _DEFAULT_PORTS:
+            raise _refused(f"the scheme {parts.scheme!r}")
+        if not host:
+            raise _refused("no host")
+        if port == 0:
+            raise _refused("port 0")
+        if parts.path not in ("", "/") or parts.fragment:
+            raise _refused("something after the address")
+        if parts.password is not None and not parts.username:
+            raise _refused("a password without a user name")
+        tls = parts.scheme == "mqtts"
+        ca_file, insecure = _tls_options(parts, tls=tls)
+        return cls(
+            host=host,
+            port=port if port is not None else _DEFAULT_PORTS[parts.scheme],
+            username=unquote(parts.username) if parts.username else None,
+            password=unquote(parts.password) if parts.password is not None else None,
+            tls=tls,
+            ca_file=ca_file,
+            insecure=insecure,
+        )
+
+    @property
+    def address(self) -> str:
+        """`host:port`, for messages."""
+        return f"{self._host_text}:{self.port}"
+
+    @property
+    def _host_text(self) -> str:
+        return f"[{self.host}]" if ":" in self.host else self.host
+
+    def __str__(self) -> str:
+        login = ""
+        if self.username is not None:
+            login = quote(self.username, safe="") + (":***" if self.password is not None else "")
+            login += "@"
+        options = []
+        if self.ca_file is not None:
+            options.append(f"ca={quote(self.ca_file)}")
+        if self.insecure:
+            options.append("insecure=1")
+        query = "?" + "&".join(options) if options else ""
+        return f"{'mqtts' if self.tls else 'mqtt'}://{login}{self.address}{query}"
+
+    def tls_context(self) -> ssl.SSLContext | None:
+        """The context that this address asks for; None without TLS.
+
+        Raises:
+            ConfigurationError: when the CA file cannot be read.
+        """
+        if not self.tls:
+            return None
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigurationError(
+                f"the broker's CA file {self.ca_file} cannot be used: {error}",
+                expected="a readable PEM file",
+            ) from error
+        if self.insecure:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def _tls_options(parts: SplitResult, *, tls: bool) -> tuple[str | None, bool]:
+    ca_file: str | None = None
+    insecure = False
+    for name, value in parse_qsl(parts.query, keep_blank_values=True):
+        if name not in ("ca", "insecure"):
+            raise _refused(f"the option {name!r}")
+        if not tls:
+            # An option that silently does nothing would pass for encryption.
+            raise _refused(f"the option {name!r} on an address without TLS")
+        if name == "ca":
+            if not value:
+                raise _refused("an empty ca option")
+            ca_file = value
+        else:
+            if value not in ("0", "1"):
+                raise _refused(f"insecure={value!r}")
+            insecure = value == "1"
+    return ca_file, insecure
+
+
+def _refused(got: str) -> ConfigurationError:
+    return ConfigurationError("the broker's address makes no sense", expected=_EXPECTED, got=got)
