@@ -1,0 +1,61 @@
+"""A real Mosquitto for each test that asks for one, and ways to wait without sleeping."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from broker.config import BrokerConfig
+from broker.launcher import Broker
+from shared.bus import BrokerUrl, DataBus, Message
+
+
+@pytest.fixture
+async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
+    async with Broker(directory=tmp_path / "broker", config=BrokerConfig()) as running:
+        yield running
+
+
+@pytest.fixture
+def url(broker: Broker) -> BrokerUrl:
+    return BrokerUrl.parse(broker.url)
+
+
+async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+    """Let the event loop run until the condition holds."""
+    async with asyncio.timeout(deadline_s):
+        while not condition():  # noqa: ASYNC110 (what is watched has no event)
+            await asyncio.sleep(0.005)
+
+
+def poll_until(bus: DataBus, condition: Callable[[], object], deadline_s: float = 10.0) -> None:
+    """Poll a data bus until the condition holds."""
+    deadline = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < deadline, "the condition never held"
+        bus.poll(0.05)
+
+
+def receive(bus: DataBus, count: int, deadline_s: float = 10.0) -> list[Message]:
+    """The next `count` messages."""
+    messages: list[Message] = []
+    deadline = time.monotonic() + deadline_s
+    while len(messages) < count:
+        assert time.monotonic() < deadline, f"{len(messages)} of {count} messages came"
+        bus.poll(0.05)
+        while len(messages) < count and (message := bus.receive()) is not None:
+            messages.append(message)
+    return messages
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port

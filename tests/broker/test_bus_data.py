@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from broker.config import BrokerConfig
+from broker.launcher import Broker
+from shared.bus import Backoff, BrokerUrl, MqttControlBus, MqttDataBus, Properties
+from shared.errors import BrokerError, BrokerUnreachableError
+from tests.broker.conftest import poll_until, receive
+
+
+def data(url: BrokerUrl, name: str, **settings: object) -> MqttDataBus:
+    settings.setdefault("backoff", Backoff(first_s=0.02, limit_s=0.1))
+    return MqttDataBus(url, name, **settings)  # type: ignore[arg-type]
+
+
+def settle(bus: MqttDataBus) -> None:
+    """Until the broker has dealt with everything said so far: it answers in order."""
+    bus.publish("settle", b"")
+    assert bus.flush(10)
+
+
+async def test_carries_payload_and_properties(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        properties = Properties(response_topic="result/me", user=(("job", "7"),))
+        bus = data(url, "one")
+        bus.subscribe("a/+")
+        assert bus.connect(10)
+        assert (bus.connected, bus.sessions, bus.session_present) == (True, 1, False)
+        bus.publish("a/1", b"bytes", properties=properties)
+        bus.publish("a/2", bytearray(b"bytearray"), 0)
+        bus.publish("a/3", memoryview(b"memoryview"))
+        first, second, third = receive(bus, 3)
+        assert (first.topic, first.payload, first.qos) == ("a/1", b"bytes", 1)
+        assert first.properties == properties
+        assert (second.payload, second.qos) == (b"bytearray", 0)
+        assert third.payload == b"memoryview"
+        assert type(third.payload) is bytes
+        assert bus.bytes_received == bus.bytes_sent == len(b"bytesbytearraymemoryview")
+        assert bus.receive() is None
+        bus.unsubscribe("a/+")
+        bus.subscribe("end")
+        bus.publish("a/1", b"unheard")
+        bus.publish("end", b"")
+        assert [m.topic for m in receive(bus, 1)] == ["end"]
+        bus.close()
+        bus.close()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_both_faces_meet_on_the_same_topics(url: BrokerUrl) -> None:
+    async with MqttControlBus(url, client_id="control", first_connect_timeout_s=10) as control:
+        await control.subscribe("to/control")
+        bus = data(url, "data")
+        bus.subscribe("to/data")
+
+        def stage() -> None:
+            assert bus.connect(10)
+            settle(bus)
+            bus.publish("to/control", b"ready")
+            (message,) = receive(bus, 1)
+            bus.publish("to/control", message.payload.upper())
+            assert bus.flush(10)
+            bus.close()
+
+        running = asyncio.create_task(asyncio.to_thread(stage))
+        messages = control.messages()
+        assert (await anext(messages)).payload == b"ready"
+        await control.publish("to/data", b"activation")
+        assert (await anext(messages)).payload == b"ACTIVATION"
+        await running
+
+
+async def test_the_socket_does_not_wait_for_full_packets(url: BrokerUrl) -> None:
+    bus = data(url, "one")
+    assert bus.connect(10)
+    sock = bus._client.socket()
+    assert isinstance(sock, socket.socket)
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    bus.close()
+
+
+async def test_comes_back_after_the_broker_was_killed(broker: Broker, url: BrokerUrl) -> None:
+    bus = data(url, "one")
+    bus.subscribe("a")
+    assert await asyncio.to_thread(bus.connect, 10)
+    await broker.kill()
+    await asyncio.to_thread(poll_until, bus, lambda: not bus.connected)
+    assert bus.failure
+    # Kept until there is a connection; QoS 0 is not.
+    bus.publish("a", b"kept")
+    bus.publish("a", b"dropped", 0)
+    assert bus.unacknowledged == 1
+    await broker.start()
+    (message,) = await asyncio.to_thread(receive, bus, 1)
+    assert message.payload == b"kept"
+    assert bus.connected
+    assert bus.sessions == 2
+    await asyncio.to_thread(bus.close)
+
+
+async def test_a_broker_that_comes_later(tmp_path: Path, unused_port: int) -> None:
+    bus = data(BrokerUrl(host="127.0.0.1", port=unused_port), "one")
+    assert not bus.connect(0.05)
+    assert "refused" in (bus.failure or "")
+    bus.publish("a", b"early", retain=True)
+    async with Broker(directory=tmp_path, port=unused_port):
+        await asyncio.to_thread(poll_until, bus, lambda: bus.connected)
+        assert await asyncio.to_thread(bus.flush, 10)
+        bus.subscribe("a")
+        (message,) = await asyncio.to_thread(receive, bus, 1)
+        assert message.payload == b"early"
+        await asyncio.to_thread(bus.close)
+
+
+async def test_wake_from_another_thread(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        bus = data(url, "one")
+        assert bus.connect(10)
+        settle(bus)
+        waker = threading.Timer(0.05, bus.wake)
+        waker.start()
+        begin = time.monotonic()
+        while waker.is_alive():
+            bus.poll(60)
+        assert time.monotonic() - begin < 30
+        waker.join()
+        # A wake-up that comes before the wait ends that wait.
+        for _ in range(100_000):
+            bus.wake()
+        bus.poll(60)
+        assert time.monotonic() - begin < 30
+        bus.close()
+        bus.wake()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_wake_ends_a_wait_without_a_broker(unused_port: int) -> None:
+    bus = data(
+        BrokerUrl(host="127.0.0.1", port=unused_port),
+        "one",
+        backoff=Backoff(first_s=60, limit_s=60),
+    )
+    assert not bus.connect()
+    bus.wake()
+    begin = time.monotonic()
+    await asyncio.to_thread(bus.poll, 60)
+    assert time.monotonic() - begin < 30
+    bus.close()
+
+
+async def test_redelivers_exactly_what_was_not_acknowledged(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        source = data(url, "source")
+        assert source.connect(10)
+        jobs = data(
+            url,
+            "jobs",
+            clean_start=False,
+            session_expiry_s=3600,
+            manual_ack=True,
+            receive_maximum=100,
+        )
+        jobs.subscribe("job")
+        assert jobs.connect(10)
+        settle(jobs)
+        for number in range(100):
+            source.publish("job", b"%d" % number)
+        assert source.flush(10)
+        first = receive(jobs, 90)
+        # 10 more wait here unread: those come again too, and only once.
+        poll_until(jobs, lambda: len(jobs._inbox) == 10)
+        for message in reversed(first[::2]):
+            jobs.acknowledge(message)
+            jobs.acknowledge(message)
+        settle(jobs)
+        _break(jobs)
+        poll_until(jobs, lambda: jobs.sessions == 2)
+        assert jobs.session_present
+        again = receive(jobs, 55)
+        expected = {b"%d" % n for n in range(100)} - {m.payload for m in first[::2]}
+        assert {m.payload for m in again} == expected
+        assert all(message.duplicate for message in again)
+        for message in first:
+            jobs.acknowledge(message)  # of an earlier connection: harmless
+        settle(jobs)
+        _break(jobs)
+        poll_until(jobs, lambda: jobs.sessions == 3)
+        assert {m.payload for m in receive(jobs, 55)} == expected
+        settle(jobs)
+        assert jobs.receive() is None
+        jobs.close()
+        source.close()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_the_broker_holds_what_is_beyond_the_receive_maximum(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        bus = data(url, "one", manual_ack=True, receive_maximum=4)
+        bus.subscribe("a")
+        assert bus.connect(10)
+        for number in range(10):
+            bus.publish("a", b"%d" % number)
+        settle(bus)
+        assert len(bus._inbox) == 4
+        for number in range(10):
+            (message,) = receive(bus, 1)
+            assert message.payload == b"%d" % number
+            bus.acknowledge(message)
+        bus.close()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_a_full_inbox_holds_the_broker_back(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        source, slow = data(url, "source"), data(url, "slow", inbox_limit=3)
+        slow.subscribe("a")
+        assert source.connect(10)
+        assert slow.connect(10)
+        settle(slow)
+        for number in range(20):
+            source.publish("a", b"%d" % number)
+        assert source.flush(10)
+        poll_until(slow, lambda: len(slow._inbox) >= 3)
+        for _ in range(10):
+            slow.poll(0.01)
+        # paho may take a packet for each publication outstanding, so a few more than the limit
+        assert len(slow._inbox) <= 4
+        assert len(receive(slow, 20)) == 20
+        source.close()
+        slow.close()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_the_outgoing_queue_is_bounded(unused_port: int) -> None:
+    url = BrokerUrl(host="127.0.0.1", port=unused_port)
+    bus = data(url, "one", queue_messages=3, queue_bytes=100)
+    bus.publish("a", bytes(200))  # one is always taken
+    with pytest.raises(BrokerUnreachableError, match="does not acknowledge"):
+        bus.publish("a", b"x")
+    bus.close()
+    bus = data(url, "two", queue_messages=3, queue_bytes=100)
+    for _ in range(3):
+        bus.publish("a", b"x")
+    with pytest.raises(BrokerUnreachableError, match="3 messages"):
+        bus.publish("a", b"x")
+    bus.publish("a", b"x", 0)
+    assert not bus.flush(0.01)
+    bus.close()
+
+
+async def test_what_is_too_large_is_refused_before_the_wire(tmp_path: Path) -> None:
+    config = BrokerConfig(max_packet_size=3000)
+    async with Broker(directory=tmp_path, config=config) as broker:
+        bus = data(BrokerUrl.parse(broker.url), "one")
+        assert await asyncio.to_thread(bus.connect, 10)
+        with pytest.raises(BrokerError, match="larger than the broker takes"):
+            bus.publish("a", bytes(2000))
+        await asyncio.to_thread(settle, bus)
+        assert bus.sessions == 1
+        await asyncio.to_thread(bus.close)
+
+
+async def test_a_payload_of_20_mb(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        payload = bytes(range(256)) * (20_000_000 // 256)
+        bus = data(url, "one")
+        bus.subscribe("big")
+        assert bus.connect(10)
+        bus.publish("big", payload)
+        (message,) = receive(bus, 1, 30)
+        assert message.payload == payload
+        bus.close()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_the_connection_outlives_a_computation_longer_than_the_keep_alive(
+    url: BrokerUrl,
+) -> None:
+    def scenario() -> None:
+        bus = data(url, "one", keepalive_s=1)
+        bus.subscribe("a")
+        assert bus.connect(10)
+        settle(bus)
+        bus.publish("a", b"")
+        # A computation: nobody looks at the connection. The broker waits 1.5 keep-alives.
+        deadline = time.monotonic() + 1.2
+        while time.monotonic() < deadline:
+            threading.Event().wait(0.05)
+        deadline = time.monotonic() + 1.2
+        while time.monotonic() < deadline:
+            bus.poll(0.2)
+        assert (bus.connected, bus.sessions) == (True, 1)
+        bus.close()
+
+    await asyncio.to_thread(scenario)
+
+
+def _break(bus: MqttDataBus) -> None:
+    sock = bus._client.socket()
+    assert isinstance(sock, socket.socket)
+    sock.shutdown(socket.SHUT_RDWR)
