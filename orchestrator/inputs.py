@@ -6,6 +6,7 @@ content type says what came; without one the first bytes decide.
 
 from __future__ import annotations
 
+import binascii
 import math
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from shared.messages.job import JsonTensorInput, TensorInput
 from shared.tensor import DTYPES, WireTensor, from_wire, to_wire
 
 ACCEPTED = (
-    "an image (JPEG, PNG, WebP), .npy, a msgpack tensor "
+    "an image (JPEG, PNG, WebP; also as base64 text), .npy, a msgpack tensor "
     '{"dtype", "shape", "data"}, {"tensors": {name: tensor}} or {"images": [...]}, or a JSON tensor'
 )
 NPY, MSGPACK, JSON = "application/x-npy", "application/msgpack", "application/json"
@@ -66,7 +67,10 @@ def parse_input(payload: bytes, content_type: str | None, input_names: tuple[str
     """
     if not payload:
         raise _bad("the payload is empty", expected=ACCEPTED, got="0 bytes")
-    kind = (content_type or "").split(";")[0].strip().lower() or sniff(payload)
+    kind = (content_type or "").split(";")[0].strip().lower()
+    if not kind or kind.startswith("text/"):
+        payload = _from_base64(payload)
+        kind = sniff(payload) or kind
     if kind.startswith("image/"):
         return Parsed((Input(memoryview(payload), kind, None, len(payload)),))
     match kind:
@@ -82,6 +86,29 @@ def parse_input(payload: bytes, content_type: str | None, input_names: tuple[str
                 expected=ACCEPTED,
                 got=content_type or f"{len(payload)} bytes beginning {payload[:8]!r}",
             )
+
+
+_BASE64_IMAGES = (b"/9j/", b"iVBORw0KGgo", b"UklGR")
+"""How the base64 text of a JPEG, PNG and WebP file begins; none of the other forms begins so."""
+
+
+def _from_base64(payload: bytes) -> bytes:
+    """The image in a base64 text or `data:` URL, or `payload` as it is.
+
+    Not only for senders that know nothing but text: Debian 12's mosquitto_rr sends files as empty messages,
+    and takes an image as `-m "$(base64 -w0 FILE)"`.
+    """
+    text = payload
+    if text[:11] == b"data:image/":
+        text = text.partition(b";base64,")[2]
+    if not text.startswith(_BASE64_IMAGES):
+        return payload
+    try:
+        return binascii.a2b_base64(text)
+    except binascii.Error as error:
+        raise _bad(
+            "the base64 text cannot be read", expected="base64 of an image file", got=str(error)
+        ) from error
 
 
 def sniff(payload: bytes) -> str:

@@ -310,6 +310,12 @@ class Orchestrator:
         except Amp4ecError as error:
             self._respond("serve", transaction, error=_body(error))
             return
+        except Exception as error:
+            # Ours, not the sender's: they are told, the traceback is for us.
+            log.exception("serving %s failed", request.model)
+            body = ErrorBody(code=ErrorCode.INTERNAL, message=f"the orchestrator failed: {error!r}")
+            self._respond("serve", transaction, error=body)
+            return
         now = time.monotonic()
         deadline = began + request.timeout_s
         self._step(events.ServeAsked(now, transaction, entry, deadline))

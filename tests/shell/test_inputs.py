@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 
@@ -55,6 +56,14 @@ def test_an_image_is_known_by_its_first_bytes(format_: str, kind: str) -> None:
     assert item.size_bytes == len(payload)
 
 
+@pytest.mark.parametrize("format_", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("prefix", [b"", b"data:image/x;base64,"])
+def test_an_image_may_come_as_text(format_: str, prefix: bytes) -> None:
+    [item] = parse(prefix + base64.b64encode(picture(format_)) + b"\n").items
+    assert bytes(item.body or b"") == picture(format_)
+    assert item.content_type == f"image/{format_.lower()}"
+
+
 def test_the_content_type_decides_over_the_bytes() -> None:
     [item] = parse(b"no image at all", "image/png; q=1").items
     assert item.content_type == "image/png"
@@ -103,6 +112,7 @@ def test_a_json_tensor() -> None:
         (b"", None, "empty"),
         (b"hello, this is text", None, "none of the forms"),
         (b"hello", "text/plain", "none of the forms"),
+        (b"/9j/abcde", None, "base64"),
         (b"\x81\xa1", None, "msgpack cannot be read"),
         (msgpack.packb({"what": 1}), None, "none of the fields"),
         (msgpack.packb({"images": []}), None, "batch"),
