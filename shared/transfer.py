@@ -1,0 +1,416 @@
+"""Moving blobs over the bus: serves what others want, fetches what this process needs.
+
+One `Transfers` per process and peer name. It has no message loop of its own: the process's loop hands it
+what came on `artifact/{peer}/want` and `artifact/{peer}/piece`. The same code serves on the orchestrator, on
+an agent and in an operator's command, and each of them may fetch. `shared/fetch.py` decides; here are the
+tasks, the files and the network.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self, assert_never
+
+from shared.artifact_store import ArtifactStore, Part
+from shared.bus.faces import ControlBus
+from shared.bus.message import Message
+from shared.codec import decode_msgpack, encode_msgpack
+from shared.errors import ArtifactError, BrokerError, ProtocolError
+from shared.fetch import (
+    Action,
+    Ask,
+    Begin,
+    Check,
+    Checked,
+    Event,
+    Fetch,
+    Finish,
+    GiveUp,
+    PieceArrived,
+    StartOver,
+    Tick,
+    Write,
+)  # fmt: skip
+from shared.messages.artifact import PIECE_BYTES, Piece, Want
+from shared.messages.stage import Blob
+from shared.topics import Topics
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]
+"""Called in the event loop with the bytes that are here and the bytes of the whole blob."""
+
+_SERVERS = 4
+"""Pieces sent at once: enough to hide one disk read behind another's acknowledgement."""
+_MOST_WANTS = 1024
+_CACHED_PIECES = 8
+"""2 MiB: nodes that load the same model at the same time ask for the same pieces within a moment."""
+
+
+class BlobSource(Protocol):
+    """Where the blobs that are served come from; `ArtifactStore` is one."""
+
+    def read(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
+        """The blob's size and up to `length` bytes from `offset`; ArtifactError without it."""
+
+
+class MemoryBlobs:
+    """Blobs in memory by digest: what a command uploads."""
+
+    def __init__(self, blobs: Mapping[str, bytes]) -> None:
+        self._blobs = blobs
+
+    def read(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
+        """See `BlobSource`."""
+        blob = self._blobs.get(digest)
+        if blob is None:
+            raise ArtifactError(f"no blob {digest}", expected="a blob that is here", got=digest)
+        return len(blob), blob[offset : offset + length]
+
+
+@dataclass(slots=True)
+class Counters:
+    """What happened so far."""
+
+    pieces_sent: int = 0
+    wants_refused: int = 0
+    wants_dropped: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bad_pieces: int = 0
+    bad_messages: int = 0
+    stray_pieces: int = 0
+
+
+@dataclass(slots=True)
+class _Running:
+    """A fetch under way, and everybody who waits for it."""
+
+    task: asyncio.Task[Path]
+    progress: list[Progress]
+    pieces: asyncio.Queue[Piece]
+    waiters: int = 0
+    leaving: bool = False
+
+
+class Transfers:
+    """Serves blobs and fetches them. Enter with `async with`, in the same loop as the bus.
+
+    Args:
+        bus: the process's control connection.
+        topics: the topic table below the process's root.
+        peer: the name under which others reach this process.
+        store: where fetched blobs go; without one `fetch` fails.
+        source: what is served; the store when None.
+        parallel: fetches at once; the others wait.
+    """
+
+    def __init__(
+        self,
+        bus: ControlBus,
+        topics: Topics,
+        peer: str,
+        *,
+        store: ArtifactStore | None = None,
+        source: BlobSource | None = None,
+        parallel: int = 3,
+        timeout_s: float = 2.0,
+    ) -> None:
+        self.peer = peer
+        self.counters = Counters()
+        self._bus = bus
+        self._topics = topics
+        self._store = store
+        self._source = source if source is not None else store
+        self._timeout_s = timeout_s
+        self._slots = asyncio.Semaphore(parallel)
+        self._running: dict[str, _Running] = {}
+        self._wants: deque[Want] = deque()
+        self._queued: set[Want] = set()
+        self._wanted = asyncio.Event()
+        self._cache: OrderedDict[tuple[str, int, int], bytes | bytearray] = OrderedDict()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def __aenter__(self) -> Self:
+        """Subscribe, and begin to serve."""
+        await self._bus.subscribe(self._topics.topic("artifact_piece", peer=self.peer))
+        if self._source is not None:
+            await self._bus.subscribe(self._topics.topic("artifact_want", peer=self.peer))
+            self._tasks = [
+                asyncio.create_task(self._serve(), name=f"artifact server {index}")
+                for index in range(_SERVERS)
+            ]
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End what is under way; what was fetched so far stays for the next time."""
+        tasks = [*self._tasks, *(running.task for running in self._running.values())]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def handle(self, name: str, levels: Mapping[str, str], message: Message) -> bool:
+        """Take a message of the topic table's row `name`; False when it is none of ours."""
+        if levels.get("peer") != self.peer:
+            return False
+        try:
+            match name:
+                case "artifact_want":
+                    self._take_want(decode_msgpack(message.payload, Want))
+                case "artifact_piece":
+                    self._take_piece(decode_msgpack(message.payload, Piece))
+                case _:
+                    return False
+        except ProtocolError as error:
+            self.counters.bad_messages += 1
+            log.warning("dropped a message on %s: %s", message.topic, error)
+        return True
+
+    async def fetch(self, blob: Blob, provider: str, progress: Progress | None = None) -> Path:
+        """The file with `blob`, from the cache or from `provider`.
+
+        Several calls for one blob share one transfer. Cancelling the last of them ends it; what came so
+        far is kept, and a later call goes on from there.
+
+        Raises:
+            ArtifactError: the provider has no such blob, sends something else, or does not answer; or
+                the blob cannot be stored.
+        """
+        if self._store is None:
+            raise ArtifactError("this process fetches nothing", expected="a store", got="none")
+        here = await asyncio.to_thread(self._store.path, blob.digest)
+        if here is not None:
+            return here
+        while (running := self._running.get(blob.digest)) is not None and running.leaving:
+            # Its last waiter left just now: wait for its part, then go on from there.
+            await asyncio.wait([running.task])
+            self._ended(blob.digest, running.task)
+        if running is None:
+            pieces: asyncio.Queue[Piece] = asyncio.Queue()
+            callbacks: list[Progress] = []
+            task = asyncio.create_task(
+                self._fetch(blob, provider, self._store, pieces, callbacks),
+                name=f"fetch {blob.digest[:12]}",
+            )
+            running = self._running[blob.digest] = _Running(task, callbacks, pieces)
+            task.add_done_callback(lambda _: self._ended(blob.digest, task))
+        if progress is not None:
+            running.progress.append(progress)
+        running.waiters += 1
+        try:
+            return await asyncio.shield(running.task)
+        finally:
+            running.waiters -= 1
+            if running.waiters == 0 and not running.task.done():
+                running.leaving = True
+                running.task.cancel()
+                # Its part must be let go before somebody opens it again.
+                with contextlib.suppress(asyncio.CancelledError, ArtifactError):
+                    await running.task
+
+    def _ended(self, digest: str, task: asyncio.Task[Path]) -> None:
+        if (running := self._running.get(digest)) is not None and running.task is task:
+            del self._running[digest]
+
+    # -- serving
+
+    def _take_want(self, want: Want) -> None:
+        if want in self._queued:
+            return  # asked again before its turn came
+        if len(self._wants) >= _MOST_WANTS:
+            self.counters.wants_dropped += 1  # asked again when the time is up
+            return
+        self._queued.add(want)
+        self._wants.append(want)
+        self._wanted.set()
+
+    async def _serve(self) -> None:
+        while True:
+            while not self._wants:
+                self._wanted.clear()
+                await self._wanted.wait()
+            want = self._wants.popleft()
+            self._queued.discard(want)
+            payload = await self._piece(want)
+            try:
+                await self._bus.publish(
+                    self._topics.topic("artifact_piece", peer=want.reply), bytes(payload)
+                )
+            except BrokerError as error:
+                log.info("piece of %s for %s not sent: %s", want.digest[:12], want.reply, error)
+                continue
+            self.counters.pieces_sent += 1
+            self.counters.bytes_sent += len(payload)
+
+    async def _piece(self, want: Want) -> bytes | bytearray:
+        key = (want.digest, want.offset, want.length)
+        cached = self._cache.get(key)
+        if cached is not None:
+            self._cache.move_to_end(key)
+            return cached
+        try:
+            payload = await asyncio.to_thread(self._read_piece, want)
+        except (ArtifactError, OSError) as error:
+            self.counters.wants_refused += 1
+            log.warning("%s asked for a blob that is not here: %s", want.reply, want.digest)
+            return encode_msgpack(_refusal(want, str(error)))
+        self._cache[key] = payload
+        if len(self._cache) > _CACHED_PIECES:
+            self._cache.popitem(last=False)
+        return payload
+
+    def _read_piece(self, want: Want) -> bytes | bytearray:
+        assert self._source is not None
+        size, data = self._source.read(want.digest, want.offset, want.length)
+        piece = Piece(
+            digest=want.digest,
+            offset=want.offset,
+            size=size,
+            data=memoryview(data),
+            sha256=memoryview(hashlib.sha256(data).digest()),
+        )
+        return encode_msgpack(piece, len(data) + 256)
+
+    # -- fetching
+
+    def _take_piece(self, piece: Piece) -> None:
+        running = self._running.get(piece.digest)
+        # A fetch asks for a few pieces at a time: a longer queue is somebody else's doing.
+        if running is None or running.pieces.qsize() > 64:
+            self.counters.stray_pieces += 1
+            return
+        self.counters.bytes_received += len(piece.data)
+        running.pieces.put_nowait(piece)
+
+    async def _fetch(
+        self,
+        blob: Blob,
+        provider: str,
+        store: ArtifactStore,
+        pieces: asyncio.Queue[Piece],
+        progress: list[Progress],
+    ) -> Path:
+        async with self._slots:
+            part = await asyncio.to_thread(store.open_part, blob.digest, blob.size)
+            job = _Job(
+                part=part,
+                machine=Fetch(
+                    blob.digest,
+                    blob.size,
+                    written=part.offset - part.offset % PIECE_BYTES
+                    if part.offset < blob.size
+                    else part.offset,
+                    timeout_s=self._timeout_s,
+                ),
+                provider=provider,
+            )
+            try:
+                if job.machine.written < part.offset:
+                    await asyncio.to_thread(part.truncate, job.machine.written)
+                return await self._drive(job, pieces, progress)
+            finally:
+                self.counters.bad_pieces += job.machine.bad_pieces
+                if not job.committed:
+                    part.keep()
+
+    async def _drive(
+        self, job: _Job, pieces: asyncio.Queue[Piece], progress: list[Progress]
+    ) -> Path:
+        event: Event | None = Begin(time.monotonic())
+        while True:
+            event = await self._perform(job, job.machine.step(event)) if event else None
+            for callback in progress:
+                callback(job.machine.written, job.machine.size)
+            if job.path is not None:
+                return job.path
+            if event is None:
+                event = await self._next_event(job.machine, pieces)
+
+    async def _perform(self, job: _Job, actions: list[Action]) -> Event | None:
+        """Do what the machine wants; returns the event that it answers with at once, if any."""
+        answer: Event | None = None
+        asks: list[Ask] = []
+        for action in actions:
+            match action:
+                case Ask():
+                    asks.append(action)
+                case Write(data):
+                    await asyncio.to_thread(job.part.write, data)
+                case Check():
+                    answer = Checked(time.monotonic(), good=job.part.complete)
+                case StartOver():
+                    log.warning("blob %s came out wrong: starting over", job.part.digest[:12])
+                    await asyncio.to_thread(job.part.restart)
+                case Finish():
+                    job.committed = True
+                    job.path = await asyncio.to_thread(job.part.commit)
+                case GiveUp(reason, expected, got):
+                    raise ArtifactError(
+                        f"blob {job.part.digest} cannot be had from {job.provider}: {reason}",
+                        expected=expected,
+                        got=got,
+                    )
+                case _:
+                    assert_never(action)
+        await asyncio.gather(*(self._ask(job, ask) for ask in asks))
+        return answer
+
+    async def _ask(self, job: _Job, ask: Ask) -> None:
+        want = Want(digest=job.part.digest, offset=ask.offset, length=ask.length, reply=self.peer)
+        try:
+            await self._bus.publish(
+                self._topics.topic("artifact_want", peer=job.provider), bytes(encode_msgpack(want))
+            )
+        except BrokerError as error:
+            # Not lost: the machine asks again when its time is up.
+            log.info("want of %s not sent: %s", want.digest[:12], error)
+
+    async def _next_event(self, machine: Fetch, pieces: asyncio.Queue[Piece]) -> Event:
+        while True:
+            deadline = machine.next_deadline()
+            # Without a connection nobody can answer: time does not count against the provider then.
+            wait_s = (
+                None
+                if deadline is None
+                else max(0.0, deadline - time.monotonic())
+                if self._bus.connected
+                else 0.5
+            )
+            try:
+                async with asyncio.timeout(wait_s):
+                    piece = await pieces.get()
+            except TimeoutError:
+                if self._bus.connected:
+                    return Tick(time.monotonic())
+                continue
+            return PieceArrived(time.monotonic(), piece)
+
+
+@dataclass(slots=True)
+class _Job:
+    part: Part
+    machine: Fetch
+    provider: str
+    committed: bool = False
+    path: Path | None = field(default=None)
+
+
+def _refusal(want: Want, reason: str) -> Piece:
+    nothing = memoryview(b"")
+    return Piece(
+        digest=want.digest, offset=want.offset, size=0, data=nothing, sha256=nothing, error=reason
+    )
