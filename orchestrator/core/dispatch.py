@@ -221,7 +221,7 @@ class Dispatcher:
             item.state = ItemState.IN_FLIGHT
             item.queue_s += now - item.queued_at
             item.suspected = False
-            item.flights.append(Flight(pipeline, now))
+            item.flights.append(Flight(pipeline, now, item.queue_s))
             item.retry_at = now + self._overdue_s(pipeline, item)
             pipeline.take(item, now)
             self._timers.schedule_by(pipeline, item.retry_at)

@@ -57,9 +57,11 @@ Outcome: TypeAlias = Output | Failure
 class EndedItem:
     """How one item ended. `latency_s` counts from the request's arrival.
 
-    `queue_s` sums the waits before all attempts; `flight_s` is from the dispatch that brought the outcome to
-    its arrival, so `latency_s - flight_s` is all that passed before (`waited_s` of
-    `complete_trace`). Ended without a result: `pipeline` and `generation` are None, `flight_s` 0.
+    `flight_s` is from the dispatch that brought the outcome to the outcome's arrival, and `queue_s` all
+    waiting in the queue before that dispatch, so that `latency_s - flight_s` is all that passed before
+    it (`waited_s` of `complete_trace`), and what of that is not `queue_s` went into attempts that
+    failed. Ended without a result: `pipeline` and `generation` are None, `flight_s` is 0 and
+    `queue_s` all waiting there was.
     """
 
     outcome: Outcome

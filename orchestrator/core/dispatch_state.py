@@ -37,6 +37,8 @@ class Flight:
 
     pipeline: Pipeline
     dispatched_at: float
+    queue_s: float
+    """All that the item had waited in the queue before it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -71,7 +73,10 @@ class Item:
         return flight if (went_to.pipeline, went_to.generation) == (pipeline, generation) else None
 
     def end(self, outcome: Outcome, flight: Flight | None, now: float) -> None:
-        if self.state is ItemState.QUEUED:
+        if flight is not None:
+            # an earlier attempt may win while the item waits for, or is in, a later one
+            self.queue_s = flight.queue_s
+        elif self.state is ItemState.QUEUED:
             self.queue_s += now - self.queued_at
         self.state = ItemState.ENDED
         self.ended = EndedItem(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.core.dispatch_state import Item, ItemState, Model, Pipeline
+from orchestrator.core.dispatch_state import Item, ItemState, Model, Pipeline, Request
 
 if TYPE_CHECKING:
     from orchestrator.core.dispatch import Dispatcher
@@ -55,6 +55,11 @@ def check(dispatcher: Dispatcher) -> None:
         for item in request.items:
             assert (item.payload is None) == (item.state is ItemState.ENDED)
             assert (item.ended is not None) == (item.state is ItemState.ENDED)
+    for key in dispatcher._timers._live:
+        if isinstance(key, Request):
+            assert book.get(key.request_id) is key
+        elif isinstance(key, Pipeline):
+            assert key.model.pipelines[key.pipeline, key.generation] is key
     assert {id(r) for r in book._by_key.values()} == {id(r) for r in book._by_id.values() if r.key}
     assert all(request.request_id in book._by_id for request in book._by_delivery.values())
     assert book.recent.size_bytes <= settings.max_remembered_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import pytest
@@ -340,6 +341,17 @@ def test_a_timeout_runs_it_again_and_the_first_result_wins() -> None:
     assert bench.counters.unknown_results == 1
 
 
+def test_the_times_are_those_of_the_attempt_that_won() -> None:
+    bench = Bench()
+    bench.activate("p", window=1)
+    sent = one(bench.ask(1), Dispatch)
+    bench.drain("p")
+    bench.wait(3.0)  # overdue, and nowhere to go
+    bench.now = 5.0
+    item = one(bench.result(sent), Answer).items[0]
+    assert (item.queue_s, item.flight_s, item.latency_s) == (0.0, 5.0, 5.0)
+
+
 def test_a_late_failure_of_an_attempt_given_up_counts_for_nothing() -> None:
     bench = Bench(pipelines="p")
     sent = one(bench.ask(1), Dispatch)
@@ -429,6 +441,31 @@ def test_jobs_wait_for_a_pipeline_and_then_give_up() -> None:
     assert bench.core.next_wakeup() == 60.0
     assert code(one(bench.wait(40.0), Answer)) is ErrorCode.UNAVAILABLE
     assert one(bench.activate("p"), Dispatch).request_id == "r2"
+
+
+@pytest.mark.parametrize("end", [Bench.lose, Bench.drain])
+def test_waiting_counts_from_when_the_last_pipeline_went(
+    end: Callable[[Bench, str], list[Action]],
+) -> None:
+    bench = Bench(pipelines="p", unserved_limit_s=10.0)
+    bench.activate("p", window=1)
+    bench.now = 2.0
+    bench.ask(1, 1)
+    bench.now = 5.0
+    end(bench, "p")
+    # 15 s at the latest; an item in flight in a draining pipeline has its own time
+    assert [code(action) for action in bench.wait(9.9) if isinstance(action, Answer)] == []
+    bench.wait(0.1)
+    assert bench.core.snapshot().models[0].queued_items == 0
+
+
+def test_a_draining_pipeline_is_passed_over_even_when_it_is_the_fastest() -> None:
+    bench = Bench()
+    bench.activate("old", rate=1000.0, window=8)
+    bench.ask(1)
+    bench.activate("new", rate=1.0)
+    bench.drain("old")
+    assert one(bench.ask(1), Dispatch).pipeline == "new"
 
 
 def test_a_lost_pipelines_items_go_first_and_in_order() -> None:
@@ -534,6 +571,21 @@ def test_after_a_reconnection_what_may_be_lost_is_sent_again_soon_and_once() -> 
     assert (again.request_id, again.attempt) == ("r1", 2)  # and no fault was counted
     assert again.request_id != fresh.request_id
     assert bench.core.next_wakeup() == 3.5  # of the fresh one: its ordinary time
+
+
+def test_a_fault_after_a_reconnection_is_a_fault_again() -> None:
+    bench = Bench(pipelines="p", max_attempts=1)
+    bench.ask(1)
+    bench.do(BusReconnected(0.5))
+    one(bench.wait(1.5), Dispatch)
+    assert code(one(bench.wait(3.0), Answer)) is ErrorCode.UNAVAILABLE
+
+
+def test_a_reconnection_never_puts_a_retry_off() -> None:
+    bench = Bench(pipelines="p")
+    bench.ask(1)
+    bench.do(BusReconnected(2.5))
+    assert bench.core.next_wakeup() == 3.0
 
 
 def test_a_result_after_the_reconnection_needs_no_second_attempt() -> None:

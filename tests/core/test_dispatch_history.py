@@ -12,7 +12,7 @@ from typing import Any, assert_never
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from orchestrator.core.dispatch import Dispatcher
 from orchestrator.core.dispatch_events import (
@@ -53,7 +53,8 @@ SETTINGS = DispatchSettings(
     repeat_window_s=50.0,
 )
 
-MODELS = st.sampled_from(["a", "b"])
+# more of one than of the other, so that histories get somewhere
+MODELS = st.sampled_from(["a", "a", "a", "b"])
 PIPELINES = st.sampled_from([("p", 1), ("p", 2), ("q", 1)])
 
 
@@ -155,21 +156,35 @@ class Histories(RuleBasedStateMachine):
 
     # --- rules --------------------------------------------------------------------------------
 
+    @initialize(windows=st.lists(st.integers(1, 4), max_size=3))
+    def begins_served(self, windows: list[int]) -> None:
+        self.model_is_served("a")
+        for window, which in zip(windows, [("p", 1), ("p", 2), ("q", 1)], strict=False):
+            self.activate("a", which, window, 10.0)
+
+    @rule(num_items=st.integers(1, 3))
+    def plain_request_arrives(self, num_items: int) -> None:
+        self.arrive("a", [1] * num_items, None, "result/x", None, named=False)
+
     @rule(
-        model=st.sampled_from(["a", "a", "a", "b", "nowhere"]),
-        sizes=st.lists(st.sampled_from([1, 10, 40, 41]), min_size=0, max_size=3),
-        job=st.sampled_from([None, "1", "2", b"3"]),
+        model=st.sampled_from(["a", "a", "a", "a", "b", "nowhere"]),
+        sizes=st.lists(st.sampled_from([1, 1, 1, 10, 10, 40, 41]), min_size=0, max_size=3),
+        job=st.sampled_from([None, None, "1", "2", b"3"]),
         reply_to=st.sampled_from(["result/x", "result/y"]),
         allowed_s=st.sampled_from([None, None, 0.0, 0.5, 5.0, 100.0]),
         named=st.booleans(),
     )
-    def request_arrives(  # noqa: PLR0917
+    def request_arrives(self, **drawn: Any) -> None:
+        self.arrive(**drawn)
+
+    def arrive(
         self,
         model: str,
         sizes: list[int],
         job: str | bytes | None,
         reply_to: str,
         allowed_s: float | None,
+        *,
         named: bool,
     ) -> None:
         self.number += 1
@@ -249,9 +264,9 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.sent)
     @rule(data=st.data(), kind=st.sampled_from(["output", "output", "retryable", "final"]))
     def result_arrives(self, data: st.DataObject, kind: str) -> None:
-        # mostly of late dispatches, but any may come, again or late
-        newest = self.sent[-8:]
-        action = data.draw(st.sampled_from(newest) | st.sampled_from(self.sent))
+        # mostly of live jobs, but any may come, again or late
+        live = [sent for sent in self.sent if sent.request_id in self.live]
+        action = data.draw(st.sampled_from(live or self.sent) | st.sampled_from(self.sent))
         outcome: Outcome
         if kind == "output":
             outcome = Output((action.request_id, action.item_index), size_bytes=7)
@@ -314,7 +329,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(model=MODELS)
     def model_is_stopped(self, model: str) -> None:
-        if self.number % 3:  # less often
+        if self.number % 4:  # less often
             return
         self.served.discard(model)
         for key in [key for key in self.active if key[0] == model]:
@@ -328,7 +343,10 @@ class Histories(RuleBasedStateMachine):
         window=st.integers(1, 4),
         throughput_per_s=st.sampled_from([0.5, 10.0, 100.0]),
     )
-    def pipeline_is_activated(
+    def pipeline_is_activated(self, **drawn: Any) -> None:
+        self.activate(**drawn)
+
+    def activate(
         self, model: str, which: tuple[str, int], window: int, throughput_per_s: float
     ) -> None:
         key = (model, *which)
@@ -417,7 +435,7 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=int(os.environ.get("AMP4EC_TEST_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("AMP4EC_TEST_EXAMPLES", "80")),
     stateful_step_count=60,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
