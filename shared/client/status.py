@@ -1,0 +1,101 @@
+"""The cluster as its retained topics show it, to anybody who may read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from shared.bus import Message
+from shared.codec import decode_json
+from shared.messages.model import ModelState
+from shared.messages.node import NodeState, Telemetry
+from shared.messages.operation import Metrics, OrchestratorState
+
+WATCHED = ("orchestrator_state", "node_state", "telemetry", "model_state", "metrics")
+"""The topics of the table that a status is made of."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeView:
+    """A node: what it says it is, and how it did when it last said so (None: not heard yet)."""
+
+    state: NodeState
+    telemetry: Telemetry | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterStatus:
+    """Nodes and models by name; `orchestrator` is None when none ever was on this broker and root."""
+
+    orchestrator: OrchestratorState | None
+    nodes: tuple[NodeView, ...]
+    models: tuple[ModelState, ...]
+    metrics: Metrics | None = None
+
+    @property
+    def online(self) -> tuple[NodeView, ...]:
+        """The nodes that are there now."""
+        return tuple(node for node in self.nodes if node.state.state == "online")
+
+    def model(self, name: str) -> ModelState | None:
+        """The state of one model, or None."""
+        return next((state for state in self.models if state.model == name), None)
+
+
+@dataclass(slots=True)
+class Overview:
+    """Collects what the watched topics say; an empty retained message takes its subject away."""
+
+    orchestrator: OrchestratorState | None = None
+    nodes: dict[str, NodeState] = field(default_factory=dict)
+    telemetry: dict[str, Telemetry] = field(default_factory=dict)
+    models: dict[str, ModelState] = field(default_factory=dict)
+    metrics: Metrics | None = None
+
+    def take(self, name: str, levels: dict[str, str], message: Message) -> None:
+        """One message on the topic `name` of the table.
+
+        Raises:
+            ProtocolError: the payload is not what the topic promises.
+        """
+        payload = message.payload
+        match name:
+            case "orchestrator_state":
+                self.orchestrator = decode_json(payload, OrchestratorState) if payload else None
+            case "node_state":
+                if payload:
+                    self.nodes[levels["node"]] = decode_json(payload, NodeState)
+                else:
+                    self.nodes.pop(levels["node"], None)
+            case "telemetry":
+                self.telemetry[levels["node"]] = decode_json(payload, Telemetry)
+            case "model_state":
+                if payload:
+                    self.models[levels["model"]] = decode_json(payload, ModelState)
+                else:
+                    self.models.pop(levels["model"], None)
+            case "metrics":
+                self.metrics = decode_json(payload, Metrics)
+
+    def silent(self) -> set[str]:
+        """The nodes that are online and whose present life has sent no telemetry yet."""
+        return {
+            name
+            for name, state in self.nodes.items()
+            if state.state == "online" and self._heard(name, state) is None
+        }
+
+    def _heard(self, name: str, state: NodeState) -> Telemetry | None:
+        heard = self.telemetry.get(name)
+        return heard if heard and heard.incarnation == state.incarnation else None
+
+    def snapshot(self) -> ClusterStatus:
+        """What is known now."""
+        return ClusterStatus(
+            orchestrator=self.orchestrator,
+            nodes=tuple(
+                NodeView(state=state, telemetry=self._heard(name, state))
+                for name, state in sorted(self.nodes.items())
+            ),
+            models=tuple(state for _, state in sorted(self.models.items())),
+            metrics=self.metrics,
+        )

@@ -1,0 +1,334 @@
+"""The client against a real broker, with a stand-in for the orchestrator that follows a script."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from amp4ec import BrokerUnreachableError, Client, ConfigurationError, ErrorCode, JobError, Result
+from broker.launcher import Broker
+from shared.bus import BrokerUrl, Message, MqttControlBus
+from shared.client import client as client_module
+from shared.codec import decode_json, decode_msgpack, encode_json, encode_msgpack
+from shared.messages.job import (
+    Answer,
+    BatchAnswer,
+    BatchInput,
+    ErrorAnswer,
+    ErrorBody,
+    Label,
+    TensorInput,
+    TraceEntry,
+)  # fmt: skip
+from shared.messages.model import ModelState
+from shared.messages.node import Hardware, NodeState, Telemetry
+from shared.messages.operation import Limits, OrchestratorState
+from shared.tensor import to_wire
+from shared.topics import Topics
+from tests.broker.conftest import until
+
+TOPICS = Topics()
+JPEG = b"\xff\xd8\xff\xe0 not much of a photograph"
+
+
+def answer(message: Message, **changes: object) -> Answer:
+    job = message.properties.user_value("job") or ""
+    fields: dict[str, object] = {
+        "job": job,
+        "model": "m",
+        "top": [Label(index=281, label="tabby", probability=0.5)],
+        "pipeline": "m-1",
+        "generation": 7,
+        "nodes": ["a", "b"],
+        "latency_ms": 12.5,
+        "trace": [TraceEntry(stage=0, node="a", queue_s=0.001, compute_s=0.01, transit_s=0.0015)],
+        "weights": "default",
+    }
+    return Answer(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def error(message: Message, code: ErrorCode) -> bytes:
+    job = message.properties.user_value("job") or ""
+    body = ErrorBody(code=code, message="no", expected="yes", got="no", retry_after_s=1.5)
+    return encode_json(ErrorAnswer(job=job, model="m", error=body))
+
+
+Script = Callable[[Message], list[bytes]]
+
+
+@dataclass
+class Stand:
+    """A stand-in: keeps what came, answers each request with what the script says."""
+
+    bus: MqttControlBus
+    script: Script = field(default=lambda message: [encode_json(answer(message))])
+    requests: list[Message] = field(default_factory=list)
+
+    async def announce(self, state: OrchestratorState) -> None:
+        await self.bus.publish(TOPICS.topic("orchestrator_state"), encode_json(state), retain=True)
+
+    async def run(self) -> None:
+        async for message in self.bus.messages():
+            self.requests.append(message)
+            assert message.properties.response_topic is not None
+            for payload in self.script(message):
+                await self.bus.publish(message.properties.response_topic, payload)
+
+
+def online(incarnation: int = 1) -> OrchestratorState:
+    limits = Limits(max_item_bytes=1000_000, max_queue_items=10, max_queue_bytes=10_000_000)
+    return OrchestratorState(state="online", incarnation=incarnation, limits=limits)
+
+
+@asynccontextmanager
+async def stand_in(url: BrokerUrl) -> AsyncIterator[Stand]:
+    async with MqttControlBus(url, client_id="stand-in", first_connect_timeout_s=5) as bus:
+        stand = Stand(bus)
+        await bus.subscribe(TOPICS.pattern("infer"))
+        task = asyncio.create_task(stand.run())
+        await stand.announce(online())
+        yield stand
+        task.cancel()
+
+
+@pytest.fixture
+async def stand(url: BrokerUrl) -> AsyncIterator[Stand]:
+    async with stand_in(url) as stand:
+        yield stand
+
+
+@pytest.fixture
+async def client(url: BrokerUrl, stand: Stand) -> AsyncIterator[Client]:
+    async with Client(url) as client:
+        yield client
+
+
+async def test_result_is_typed(client: Client) -> None:
+    result = await client.infer("m", JPEG)
+    assert isinstance(result, Result)
+    assert (result.model, result.generation, result.nodes) == ("m", 7, ("a", "b"))
+    assert result.top[0].label == "tabby"
+    assert result.latency_s == pytest.approx(0.0125)
+    assert result.trace[0].compute_s == 0.01
+    assert result.tensors is None
+    assert "tabby 50.0%" in str(result)
+    assert "12 ms" in str(result)
+
+
+async def test_request_says_who_and_what(client: Client, stand: Stand) -> None:
+    await client.infer("m", JPEG, deadline_s=5, tensors=False)
+    request = stand.requests[0]
+    properties = request.properties
+    job = properties.user_value("job")
+    assert request.topic == TOPICS.topic("infer", model="m")
+    assert request.payload == JPEG
+    assert properties.content_type == "image/jpeg"
+    assert properties.response_topic == TOPICS.topic("result", client=client.name, job=str(job))
+    assert properties.correlation_data == str(job).encode()
+    assert 0 < int(str(properties.user_value("deadline_ms"))) <= 5000
+    assert properties.user_value("accept") is None
+
+
+async def test_tensors_come_as_arrays(client: Client, stand: Stand) -> None:
+    logits = np.arange(6, dtype=np.float32).reshape(2, 3)
+
+    def script(message: Message) -> list[bytes]:
+        assert message.properties.user_value("accept") == "application/msgpack"
+        return [bytes(encode_msgpack(answer(message, tensors={"logits": to_wire(logits)})))]
+
+    stand.script = script
+    result = await client.infer("m", np.zeros((1, 3, 4, 4), np.float32), tensors=True)
+    assert result.tensors is not None
+    np.testing.assert_array_equal(result.tensors["logits"], logits)
+    sent = decode_msgpack(stand.requests[0].payload, TensorInput)
+    assert (sent.dtype, sent.shape) == ("float32", (1, 3, 4, 4))
+
+
+async def test_error_answer_is_raised(client: Client, stand: Stand) -> None:
+    stand.script = lambda message: [error(message, ErrorCode.OVERLOADED)]
+    with pytest.raises(JobError) as raised:
+        await client.infer("m", JPEG)
+    assert raised.value.code == ErrorCode.OVERLOADED
+    assert raised.value.expected == "yes"
+    assert raised.value.got == "no"
+    assert raised.value.retry_after_s == 1.5
+
+
+async def test_answer_that_is_none(client: Client, stand: Stand) -> None:
+    stand.script = lambda _: [b"{}"]
+    with pytest.raises(Exception, match="status"):
+        await client.infer("m", JPEG, timeout_s=5)
+
+
+async def test_many_at_once_get_their_own(client: Client, stand: Stand) -> None:
+    def script(message: Message) -> list[bytes]:
+        return [encode_json(answer(message, pipeline=message.payload[3:].decode()))]
+
+    stand.script = script
+    results = await asyncio.gather(
+        *(client.infer("m", b"\xff\xd8\xff" + str(n).encode()) for n in range(50))
+    )
+    assert [result.pipeline for result in results] == [str(n) for n in range(50)]
+
+
+async def test_repeated_answers_are_dropped(client: Client, stand: Stand) -> None:
+    stand.script = lambda message: [encode_json(answer(message))] * 3
+    for _ in range(3):
+        await client.infer("m", JPEG)
+    assert len(stand.requests) == 3
+
+
+async def test_silence_is_met_with_the_same_job(
+    client: Client, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client_module, "REPEAT_FIRST_S", 0.05)
+
+    def script(message: Message) -> list[bytes]:
+        return [encode_json(answer(message))] if len(stand.requests) >= 3 else []
+
+    stand.script = script
+    await client.infer("m", JPEG, timeout_s=10)
+    jobs = {request.properties.user_value("job") for request in stand.requests}
+    assert len(jobs) == 1
+    assert len(stand.requests) >= 3
+
+
+async def test_new_orchestrator_is_asked_at_once(client: Client, stand: Stand) -> None:
+    stand.script = lambda _: []
+    job = asyncio.create_task(client.infer("m", JPEG, timeout_s=20))
+    await until(lambda: len(stand.requests) == 1)
+    stand.script = lambda message: [encode_json(answer(message))]
+    await stand.announce(online(incarnation=2))
+    await job
+    assert len(stand.requests) == 2
+
+
+async def test_broker_restart_loses_no_job(client: Client, stand: Stand, broker: Broker) -> None:
+    stand.script = lambda _: []
+    job = asyncio.create_task(client.infer("m", JPEG, timeout_s=30))
+    await until(lambda: len(stand.requests) == 1)
+    stand.script = lambda message: [encode_json(answer(message))]
+    await broker.kill()
+    await broker.start()
+    result = await job
+    assert result.generation == 7
+
+
+async def test_no_answer_in_time(client: Client, stand: Stand) -> None:
+    stand.script = lambda _: []
+    with pytest.raises(JobError, match="orchestrator is online") as raised:
+        await client.infer("m", JPEG, timeout_s=0.2)
+    assert raised.value.code == ErrorCode.DEADLINE
+
+
+async def test_orchestrator_that_is_gone_is_named(client: Client, stand: Stand) -> None:
+    stand.script = lambda _: []
+    await stand.announce(OrchestratorState(state="lost", incarnation=1))
+    with pytest.raises(JobError, match="the orchestrator is lost") as raised:
+        await client.infer("m", JPEG, timeout_s=0.5)
+    assert raised.value.code == ErrorCode.UNAVAILABLE
+
+
+async def test_no_orchestrator_at_all(url: BrokerUrl) -> None:
+    async with Client(url) as client:
+        with pytest.raises(JobError, match="no orchestrator has announced itself"):
+            await client.infer("m", JPEG)
+
+
+async def test_too_large_is_refused_before_the_wire(client: Client, stand: Stand) -> None:
+    with pytest.raises(JobError) as raised:
+        await client.infer("m", bytes(1000_001))
+    assert raised.value.code == ErrorCode.TOO_LARGE
+    assert raised.value.expected == "at most 1000000 bytes"
+    assert raised.value.got == "1000001 bytes"
+    assert stand.requests == []
+
+
+async def test_missing_file(client: Client, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        await client.infer("m", tmp_path / "nothing.jpg")
+
+
+async def test_name_that_cannot_be_one(client: Client) -> None:
+    with pytest.raises(ConfigurationError, match="model"):
+        await client.infer("a/b", JPEG)
+
+
+async def test_batch_in_order_with_an_error_inside(client: Client, stand: Stand) -> None:
+    def script(message: Message) -> list[bytes]:
+        images = decode_msgpack(message.payload, BatchInput).images
+        job = message.properties.user_value("job") or ""
+        results: list[object] = [
+            decode_json(error(message, ErrorCode.BAD_INPUT), ErrorAnswer)
+            if bytes(image) == JPEG
+            else answer(message, pipeline=str(len(image)))
+            for image in images
+        ]
+        return [encode_json(BatchAnswer(job=job, model="m", results=results, latency_ms=1.0))]
+
+    stand.script = script
+    photograph = np.zeros((4, 5, 3), np.uint8)
+    results = await client.infer_batch("m", [photograph, JPEG, JPEG + b"1"])
+    first, second, third = results
+    assert isinstance(first, Result)
+    assert isinstance(second, JobError)
+    assert isinstance(third, Result)
+    assert third.pipeline == str(len(JPEG) + 1)
+    assert await client.infer_batch("m", []) == []
+
+
+async def test_batch_takes_no_tensors(client: Client) -> None:
+    with pytest.raises(JobError, match="photographs only"):
+        await client.infer_batch("m", [np.zeros((1, 3, 2, 2), np.float32)])
+
+
+async def test_status(client: Client, stand: Stand) -> None:
+    hardware = Hardware(cpu=0.5, cores=2, memory_bytes=10**9, architecture="x86_64")
+    for node, state in (("a", "online"), ("b", "lost")):
+        birth = NodeState(state=state, node=node, incarnation=5, hardware=hardware)  # type: ignore[arg-type]
+        topic = TOPICS.topic("node_state", node=node)
+        await stand.bus.publish(topic, encode_json(birth), retain=True)
+    model = ModelState(state="serving", model="m", generation=3)
+    await stand.bus.publish(TOPICS.topic("model_state", model="m"), encode_json(model), retain=True)
+    status = await client.status(wait_s=0.05)
+    assert status.orchestrator is not None
+    assert [node.state.node for node in status.nodes] == ["a", "b"]
+    assert [node.state.node for node in status.online] == ["a"]
+    assert status.model("m") == model
+    assert status.model("other") is None
+    assert status.nodes[0].telemetry is None
+
+    telemetry = Telemetry(
+        node="a", incarnation=5, uptime_s=1, cpu_percent=50, memory_used_bytes=1,
+        memory_limit_bytes=2, network_received_bytes=0, network_sent_bytes=0, round_trip_s=None,
+        queue=0, stability=1,
+    )  # fmt: skip
+    waiting = asyncio.create_task(client.status(wait_s=10))
+    await stand.bus.publish(TOPICS.topic("telemetry", node="a"), encode_json(telemetry), qos=0)
+    assert (await waiting).nodes[0].telemetry == telemetry
+
+    await stand.bus.publish(TOPICS.topic("model_state", model="m"), b"", retain=True)
+    async with asyncio.timeout(10):
+        while (await client.status(wait_s=0)).models:  # noqa: ASYNC110 (polled with a deadline)
+            await asyncio.sleep(0.005)
+
+
+async def test_unreachable_broker(unused_port: int) -> None:
+    with pytest.raises(BrokerUnreachableError, match=str(unused_port)):
+        async with Client(f"127.0.0.1:{unused_port}", connect_timeout_s=0.3):
+            pytest.fail("there is no broker")
+
+
+async def test_leaving_cancels_what_waits(url: BrokerUrl, stand: Stand) -> None:
+    stand.script = lambda _: []
+    async with Client(url) as client:
+        job = asyncio.create_task(client.infer("m", JPEG, timeout_s=30))
+        await until(lambda: len(stand.requests) == 1)
+    with pytest.raises(asyncio.CancelledError):
+        await job
