@@ -1,0 +1,29 @@
+"""Messages that nobody can use: each is counted, and said in the log without flooding it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+
+log = logging.getLogger(__name__)
+
+_INTERVAL_S = 10.0
+
+
+class Drops:
+    """Counts by kind; logs the first of a kind at once and then at most one line in 10 s."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self._said: dict[str, tuple[float, int]] = {}
+
+    def drop(self, kind: str, text: str) -> None:
+        """Count one message of that kind; `text` says which and why."""
+        self.counts[kind] += 1
+        now = time.monotonic()
+        at, count = self._said.get(kind, (-_INTERVAL_S, 0))
+        if now - at >= _INTERVAL_S:
+            self._said[kind] = (now, self.counts[kind])
+            more = self.counts[kind] - count - 1
+            log.warning("dropped (%s): %s%s", kind, text, f"; and {more} before" if more else "")

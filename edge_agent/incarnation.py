@@ -1,0 +1,49 @@
+"""The number of this life of the agent: it grows with every start, also where the clock does not.
+
+It tells a late will from the present life. A device without a battery clock starts in the past, so the last
+number is kept on disk beside the time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from pathlib import Path
+
+from shared.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
+
+_FILE = "incarnation"
+
+
+def next_incarnation(directory: Path, now_ms: int, above: int = 0) -> int:
+    """The next number: the time in milliseconds, or more where an earlier one was as large.
+
+    Args:
+        directory: where the last number is kept; made when it is not there.
+        now_ms: the wall clock, milliseconds since 1970.
+        above: a number seen elsewhere that this one must exceed.
+
+    Raises:
+        ConfigurationError: the directory cannot be made or written.
+    """
+    path = directory / _FILE
+    last = 0
+    with contextlib.suppress(FileNotFoundError):
+        try:
+            last = int(path.read_text())
+        except ValueError:
+            log.warning("%s holds no number; starting from the clock", path)
+    incarnation = max(now_ms, last + 1, above + 1)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(str(incarnation))
+        temporary.replace(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"the agent's directory {directory} cannot be used: {error}",
+            expected="a directory that can be written",
+        ) from error
+    return incarnation

@@ -1,0 +1,135 @@
+"""What this device is and how it does, measured from the process itself.
+
+CPU and memory are relative to what the process may really use: cgroup quotas of both versions along the whole
+path, and CPU affinity. `psutil.cpu_percent` is not used: it is relative to the host, so that a saturated
+0.4-CPU container reads as 20 % of two cores.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from edge_agent.cgroup import Cgroups
+from edge_agent.core.stability import Stability
+from shared.messages.node import Hardware
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """The CPUs that the process may use. `quota`: only when a cgroup says so, with its period."""
+
+    cpus: float
+    cores: int
+    quota: float | None
+    period_s: float
+    limited_by: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One sample. `cpu_percent` is of the share since the sample before."""
+
+    cpu_percent: float
+    memory_used_bytes: int
+    memory_limit_bytes: int
+    stability: float
+
+
+class Probe:
+    """Reads one process and its limits. `root` stands for `/`, so that tests can bring their own tree.
+
+    Limits are read again with each sample: a container's may be changed while it runs.
+    """
+
+    def __init__(self, root: Path = Path("/"), affinity: int | None = None) -> None:
+        self._root = root
+        self._affinity = affinity
+        self._cgroups = Cgroups(root)
+        self._process = psutil.Process()
+        self._stability = Stability()
+        self._cpu_s = time.process_time()
+        self._at = time.monotonic()
+
+    def share(self) -> Share:
+        """The tightest of quota, affinity and cores."""
+        cores = self._affinity or _affinity()
+        limited_by = "" if cores >= (os.cpu_count() or 1) else "affinity"
+        quota = self._cgroups.cpu_quota()
+        if quota is None or quota.cpus >= cores:
+            return Share(float(cores), cores, None, 0.1, limited_by)
+        return Share(quota.cpus, cores, quota.cpus, quota.period_s, quota.source)
+
+    def memory(self) -> tuple[int, int]:
+        """(used, limit) in bytes: the cgroup's where it limits, else this process's of the machine's."""
+        total = self._total_memory()
+        limit = self._cgroups.memory_limit()
+        if limit is not None and limit.limit_bytes < total:
+            return limit.used_bytes, limit.limit_bytes
+        return self._process.memory_info().rss, total
+
+    def hardware(self) -> Hardware:
+        """What the birth says about this device."""
+        share = self.share()
+        return Hardware(
+            cpu=share.cpus,
+            cores=share.cores,
+            memory_bytes=self.memory()[1],
+            architecture=platform.machine(),
+            cpu_model=self._cpu_model(),
+            system=f"{platform.system()} {platform.release()}",
+            python=platform.python_version(),
+            cpu_limited_by=share.limited_by,
+        )
+
+    def sample(self) -> Usage:
+        """Use since the sample before (or since the start). CPU counts threads that have ended, too."""
+        cpu_s, now = time.process_time(), time.monotonic()
+        elapsed = max(1e-6, now - self._at)
+        ratio = (cpu_s - self._cpu_s) / elapsed / self.share().cpus
+        self._cpu_s, self._at = cpu_s, now
+        used, limit = self.memory()
+        return Usage(
+            cpu_percent=100.0 * ratio,
+            memory_used_bytes=used,
+            memory_limit_bytes=limit,
+            stability=self._stability.add(ratio, used / limit),
+        )
+
+    def _total_memory(self) -> int:
+        try:
+            for line in (self._root / "proc/meminfo").read_text().splitlines():
+                if line.startswith("MemTotal:"):
+                    return int(line.split()[1]) * 1024
+        except (OSError, ValueError, IndexError):
+            return int(psutil.virtual_memory().total)
+        return int(psutil.virtual_memory().total)
+
+    def _cpu_model(self) -> str:
+        """The board where the device tree names it (a Raspberry Pi's `/proc/cpuinfo` names no CPU)."""
+        for name, key in (
+            ("sys/firmware/devicetree/base/model", ""),
+            ("proc/cpuinfo", "model name"),
+        ):
+            try:
+                text = (self._root / name).read_text(errors="replace")
+            except OSError:
+                continue
+            if not key:
+                return text.strip("\0\n ")
+            for line in text.splitlines():
+                if line.startswith(key):
+                    return line.partition(":")[2].strip()
+        return platform.processor()
+
+
+def _affinity() -> int:
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on every system
+        return os.cpu_count() or 1

@@ -1,0 +1,361 @@
+"""The thread that owns the data connection and runs every loaded stage of this node.
+
+One thread for both: an activation is read, run and sent on without a hop between threads, at half the CPU of
+any other way (FACTS.md, "Bus"). The rest of the agent talks to it through a mailbox and `wake`; it answers
+through `notify`, which is called in this thread.
+
+A stage counts as attached when a message that the thread sent to the stage's own topic has come back: only
+then has the broker made the subscription, and nothing sent to the stage from now on can be missed. (This
+connection and the one that carries reports are two, and the broker does not keep their order.) The probe is
+an empty message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, TypeAlias, assert_never
+
+from edge_agent.core.pacer import Pacer
+from edge_agent.drops import Drops
+from edge_agent.stage import Item, Stage, process
+from shared.bus.faces import DataBus
+from shared.bus.message import Message
+from shared.errors import BrokerUnreachableError
+from shared.messages.node import StageTelemetry
+
+log = logging.getLogger(__name__)
+
+MAX_ITEMS = 1000
+MAX_BYTES = 256 * 1024 * 1024
+"""What may wait here. The dispatcher's credits keep it far below; this holds when they do not."""
+_PROBE_AGAIN_S = 1.0
+_IDLE_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """The stage takes activations."""
+
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class Detached:
+    """The stage has finished what it had, and is unloaded."""
+
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadEnded:
+    """The thread has ended; `error` is None when it was told to."""
+
+    error: BaseException | None
+
+
+Notice: TypeAlias = Attached | Detached | ThreadEnded
+
+
+@dataclass(frozen=True, slots=True)
+class _Attach:
+    stage: Stage
+
+
+@dataclass(frozen=True, slots=True)
+class _Detach:
+    life: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    within_s: float
+
+
+class _Connect(Protocol):
+    def __call__(self) -> DataBus: ...
+
+
+@dataclass(slots=True)
+class _Held:
+    stage: Stage
+    attached: bool = False
+    leaving: bool = False
+    queued: int = 0
+    probe_at: float = 0.0
+    items: int = 0
+    queue_s: float = 0.0
+    compute_s: float = 0.0
+    cpu_s: float = 0.0
+
+
+@dataclass(slots=True)
+class _Waiting:
+    held: _Held
+    message: Message
+    read_at: float
+
+
+@dataclass(slots=True)
+class Traffic:
+    """What the thread has done so far; read from other threads."""
+
+    queue: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    items: int = 0
+    connected: bool = False
+
+
+class StageThread:
+    """Start with `start`; `attach` and `detach` stages from any thread; end with `stop`.
+
+    Args:
+        connect: makes the data connection; called in the thread.
+        pacer: says how long to pause after an item.
+        notify: told what happened, in the thread: hand it on and return.
+        name: of the thread.
+    """
+
+    def __init__(
+        self, connect: _Connect, pacer: Pacer, notify: Callable[[Notice], None], *, name: str
+    ) -> None:
+        self.traffic = Traffic()
+        self.drops = Drops()
+        self._connect = connect
+        self._pacer = pacer
+        self._notify = notify
+        self._mailbox: deque[_Attach | _Detach | _Stop] = deque()
+        self._bus: DataBus | None = None
+        self._lives: dict[int, _Held] = {}
+        self._topics: dict[str, _Held] = {}
+        self._queue: deque[_Waiting] = deque()
+        self._queue_bytes = 0
+        self._not_before = 0.0
+        self._sessions = 0
+        self._used_s = time.process_time()
+        self._stop_at: float | None = None
+        self._lock = threading.Lock()
+        # A daemon, so that a runtime stuck in native code cannot keep a process from ending.
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+
+    # -- from any thread
+
+    def start(self) -> None:
+        """Begin; the connection is made, and made again, in the thread."""
+        self._thread.start()
+
+    def attach(self, stage: Stage) -> None:
+        """Take a loaded stage; answered by `Attached`."""
+        self._post(_Attach(stage))
+
+    def detach(self, life: int) -> None:
+        """Unsubscribe, finish what is queued, unload; answered by `Detached`."""
+        self._post(_Detach(life))
+
+    def stop(self, within_s: float) -> None:
+        """Unsubscribe from all, finish what is queued within that time, disconnect, and end."""
+        self._post(_Stop(within_s))
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the end; False when it has not come in time."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def take_telemetry(self) -> list[StageTelemetry]:
+        """What each stage did since the call before; times are means per item."""
+        with self._lock:
+            rows = []
+            for held in self._lives.values():
+                count = max(1, held.items)
+                stage = held.stage
+                rows.append(
+                    StageTelemetry(
+                        model=stage.model,
+                        pipeline=stage.pipeline,
+                        generation=stage.generation,
+                        stage=stage.index,
+                        items=held.items,
+                        queue=held.queued,
+                        compute_s=held.compute_s / count,
+                        cpu_s=held.cpu_s / count,
+                        queue_s=held.queue_s / count,
+                    )
+                )
+                held.items, held.queue_s, held.compute_s, held.cpu_s = 0, 0.0, 0.0, 0.0
+            return rows
+
+    def _post(self, letter: _Attach | _Detach | _Stop) -> None:
+        self._mailbox.append(letter)
+        bus = self._bus
+        if bus is not None:
+            bus.wake()
+
+    # -- in the thread
+
+    def _main(self) -> None:
+        error: BaseException | None = None
+        try:
+            bus = self._bus = self._connect()
+            try:
+                bus.connect()
+                self._loop(bus)
+                bus.flush(2.0)
+            finally:
+                self._unload_all()
+                bus.close()
+        except BaseException as caught:
+            log.exception("the stage thread failed")
+            error = caught
+        self._notify(ThreadEnded(error))
+
+    def _loop(self, bus: DataBus) -> None:
+        while not self._finished():
+            bus.poll(self._patience())
+            self._read(bus)
+            while self._mailbox:
+                self._open(bus, self._mailbox.popleft())
+            if self._queue and time.monotonic() >= self._not_before:
+                self._run_next(bus)
+            self._look_after(bus)
+
+    def _patience(self) -> float:
+        """How long `poll` may wait: until the pause ends, or something happens."""
+        if self._mailbox:
+            return 0.0
+        if self._queue:
+            return max(0.0, self._not_before - time.monotonic())
+        if self._stop_at is not None:
+            return 0.0
+        proven = all(held.attached or held.leaving for held in self._lives.values())
+        return _IDLE_S if proven else _PROBE_AGAIN_S / 10
+
+    def _finished(self) -> bool:
+        if self._stop_at is None:
+            return False
+        if self._queue and time.monotonic() < self._stop_at:
+            return False
+        if self._queue:
+            self.drops.drop("unfinished", f"{len(self._queue)} items were left at the end")
+        return True
+
+    def _read(self, bus: DataBus) -> None:
+        """Take everything that came: the time it waits from here on is queue time."""
+        now = time.monotonic()
+        while (message := bus.receive()) is not None:
+            held = self._topics.get(message.topic)
+            if held is None:
+                self.drops.drop("unknown_stage", f"{message.topic} is no stage of ours (any more)")
+                continue
+            if not message.payload:
+                self._attached(held)
+                continue
+            size = len(message.payload)
+            if len(self._queue) >= MAX_ITEMS or self._queue_bytes + size > MAX_BYTES:
+                self.drops.drop(
+                    "queue_full", f"{message.topic}: {len(self._queue)} items wait already"
+                )
+                continue
+            self._queue.append(_Waiting(held, message, now))
+            self._queue_bytes += size
+            held.queued += 1
+        self._count(bus)
+
+    def _count(self, bus: DataBus) -> None:
+        traffic = self.traffic
+        traffic.queue = len(self._queue)
+        traffic.bytes_received = bus.bytes_received
+        traffic.bytes_sent = bus.bytes_sent
+        traffic.connected = bus.connected
+
+    def _open(self, bus: DataBus, letter: _Attach | _Detach | _Stop) -> None:
+        match letter:
+            case _Attach(stage):
+                held = _Held(stage)
+                with self._lock:
+                    self._lives[stage.life] = held
+                self._topics[stage.topic] = held
+                bus.subscribe(stage.topic)
+            case _Detach(life):
+                leaving = self._lives.get(life)
+                if leaving is not None:
+                    self._leave(bus, leaving)
+            case _Stop(within_s):
+                self._stop_at = time.monotonic() + within_s
+                for held in self._lives.values():
+                    self._leave(bus, held)
+            case _:
+                assert_never(letter)
+
+    def _leave(self, bus: DataBus, held: _Held) -> None:
+        held.leaving = True
+        # The same topic may already belong to a later life.
+        if self._topics.get(held.stage.topic) is held:
+            del self._topics[held.stage.topic]
+            bus.unsubscribe(held.stage.topic)
+
+    def _look_after(self, bus: DataBus) -> None:
+        """Probe subscriptions that are not proven yet; let go of stages that have finished."""
+        again = bus.sessions != self._sessions
+        self._sessions = bus.sessions
+        done = None
+        for held in self._lives.values():
+            if held.leaving:
+                if held.queued == 0:
+                    done = held
+            elif not held.attached:
+                now = time.monotonic()
+                if bus.connected and (again or now >= held.probe_at):
+                    held.probe_at = now + _PROBE_AGAIN_S
+                    with contextlib.suppress(BrokerUnreachableError):  # too much waits: later then
+                        bus.publish(held.stage.topic, b"")
+        if done is not None:
+            with self._lock:
+                del self._lives[done.stage.life]
+            done.stage.runner.unload()
+            self._notify(Detached(done.stage.life))
+
+    def _attached(self, held: _Held) -> None:
+        if not held.attached:
+            held.attached = True
+            self._notify(Attached(held.stage.life))
+
+    def _run_next(self, bus: DataBus) -> None:
+        waiting = self._queue.popleft()
+        held = waiting.held
+        self._queue_bytes -= len(waiting.message.payload)
+        outcome = process(held.stage, Item(waiting.message.payload, waiting.read_at))
+        if outcome.publish is None:
+            self.drops.drop("malformed", f"{waiting.message.topic}: {outcome.problem}")
+        else:
+            if outcome.problem:
+                log.warning("%s: %s", waiting.message.topic, outcome.problem)
+            try:
+                bus.publish(*outcome.publish)
+            except BrokerUnreachableError as error:
+                # The dispatcher runs the item again when no result comes.
+                self.drops.drop("unsent", f"{outcome.publish[0]}: {error}")
+        held.stage.sent(outcome)
+        with self._lock:
+            held.queued -= 1
+            held.items += 1
+            held.queue_s += outcome.queue_s
+            held.compute_s += outcome.compute_s
+            held.cpu_s += outcome.cpu_s
+        self.traffic.items += 1
+        # What the rest of the process used counts too: the kernel does not tell threads apart.
+        used_s = time.process_time()
+        now = time.monotonic()
+        self._not_before = now + self._pacer.charge(outcome.began, now, used_s - self._used_s)
+        self._used_s = used_s
+
+    def _unload_all(self) -> None:
+        with self._lock:
+            held, self._lives = list(self._lives.values()), {}
+        for each in held:
+            each.stage.runner.unload()
