@@ -1,0 +1,260 @@
+"""Models imported and timed on this machine, kept on disk: serving one again takes a moment and no torch.
+
+An entry is found by all that it depends on: the model's name, the weights (a file by its content), the level,
+the code that imports and times, the versions of what that stands on, and this machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import deploy.profile
+import orchestrator.models
+from deploy.flags import ServeFlags
+from edge_agent.calibration import CalibrationCache, calibrate
+from edge_agent.probe import Probe
+from edge_agent.runtimes import available_runtimes
+from shared.artifact_store import ArtifactStore
+from shared.codec import decode_json, encode_json
+from shared.errors import Amp4ecError, ArtifactError, ConfigurationError, ModelError, ProtocolError
+from shared.messages import Digest
+from shared.messages.node import Calibration, Hardware
+from shared.messages.stage import Blob
+from shared.package import Measured, ModelPackage, read_package
+from shared.transform import IMAGENET, Transform
+
+CACHE_BYTES = 8 * 1024**3
+_LIBRARIES = ("torch", "torchvision", "safetensors", "pillow", "numpy")
+
+Step = Callable[[str], None]
+
+
+def default_directory() -> Path:
+    """`amp4ec/models` below the user's cache directory (XDG)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "amp4ec" / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """What an index file says: the package of an imported model, before a name or labels are given."""
+
+    package: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A model ready to be uploaded: everything that `blobs` names lies in `store`, pinned."""
+
+    package: ModelPackage
+    manifest: Blob
+    store: ArtifactStore
+
+
+class ModelLibrary:
+    """The models prepared on this machine. Use with `with`: leaving lets go of what was prepared."""
+
+    def __init__(self, directory: Path | None = None) -> None:
+        """Raises ArtifactError when the directory cannot be used."""
+        self.directory = directory or default_directory()
+        self.store = ArtifactStore(self.directory / "blobs", CACHE_BYTES)
+        self._hardware = Probe().hardware()
+
+    def close(self) -> None:
+        """Let the cache evict what was prepared."""
+        self.store.close()
+
+    def prepare(self, model: str, flags: ServeFlags, step: Step) -> Prepared:
+        """The model as it shall be served; imports and times it unless that was done before.
+
+        Takes seconds of CPU the first time: call it off the event loop.
+
+        Args:
+            model: the zoo's name.
+            flags: weights, level, runtime, and what to change about it.
+            step: gets a line per step.
+
+        Raises:
+            ModelError: it cannot be had, traced, or given its weights.
+            ConfigurationError: a file of labels or of a transform that makes no sense.
+            StageError: no runtime is installed here to time it with.
+            ArtifactError: the cache cannot be written.
+        """
+        name = flags.served_name(model)
+        transform = None if flags.preprocess is None else read_transform(flags.preprocess)
+        labels = None if flags.labels is None else read_labels(flags.labels)
+        package = self._imported(model, flags, step)
+        manifest = replace(package.manifest, model=name)
+        if transform is not None:
+            manifest = replace(manifest, preprocess=transform)
+        if labels is not None:
+            manifest = replace(manifest, labels=labels)
+        package = replace(package, manifest=manifest)
+        data = package.to_bytes()
+        blob = Blob(digest=self.store.put(data), size=len(data))
+        for digest in (blob.digest, *(weight.digest for weight in package.weights)):
+            if self.store.pin(digest) is None:
+                raise ArtifactError(
+                    "a part of the model went from the cache meanwhile; serve it again",
+                    expected=digest,
+                    got="nothing",
+                )
+        return Prepared(package, blob, self.store)
+
+    def _imported(self, model: str, flags: ServeFlags, step: Step) -> ModelPackage:
+        runtimes = self._runtimes(flags.runtime)
+        index = self.directory / "index" / self._key(model, flags, runtimes)
+        found = self._find(index)
+        if found is not None:
+            step(f"{model} was imported and timed here before")
+            return found
+        # Before the model, so that what the runtime takes in memory is measured without it.
+        calibrations = {}
+        for runtime in runtimes:
+            step(f"timing this machine with {runtime}")
+            calibrations[runtime] = self._calibration(runtime, runtimes[runtime])
+        step(f"importing {model}, weights {flags.weights}")
+        from orchestrator.models.importer import import_torchvision
+
+        imported = import_torchvision(model, flags.weights, flags.level)
+        measured: dict[str, Measured] = {}
+        for runtime, calibration in calibrations.items():
+            step(f"timing {len(imported.manifest.blocks)} blocks with {runtime}")
+            measured[runtime] = deploy.profile.measure(
+                imported.manifest, imported.blobs, runtime, calibration
+            )
+        weights = tuple(
+            Blob(digest=self.store.put(data), size=len(data)) for data in imported.blobs.values()
+        )
+        package = ModelPackage(manifest=imported.manifest, measured=measured, weights=weights)
+        self._keep(index, package)
+        return package
+
+    def _runtimes(self, wanted: str) -> dict[str, str]:
+        available = available_runtimes()
+        if wanted == "auto":
+            if not available:
+                raise ConfigurationError(
+                    "no runtime is installed here to time the model with; "
+                    "pip install 'amp4ec[orchestrator]'"
+                )
+            return available
+        if wanted not in available:
+            raise ConfigurationError(
+                f"runtime {wanted!r} is not installed here",
+                expected=", ".join(["auto", *available]),
+                got=wanted,
+            )
+        return {wanted: available[wanted]}
+
+    def _calibration(self, runtime: str, runtime_version: str) -> Calibration:
+        cache = CalibrationCache(self.directory / "calibration")
+        found = cache.get(runtime, runtime_version, self._hardware)
+        if found is None:
+            found = calibrate(runtime)
+            cache.put(runtime, runtime_version, self._hardware, found)
+        return found
+
+    def _key(self, model: str, flags: ServeFlags, runtimes: dict[str, str]) -> str:
+        weights = flags.weights
+        if weights not in ("default", "none"):
+            weights = _file_digest(Path(weights))
+        parts = (model, weights, flags.level, sorted(runtimes.items()), _code(), _versions())
+        return hashlib.sha256(repr((*parts, _machine(self._hardware))).encode()).hexdigest()
+
+    def _find(self, index: Path) -> ModelPackage | None:
+        """The package of an index file, when all of it is still here and intact."""
+        try:
+            entry = decode_json(index.read_bytes(), _Entry)
+            path = self.store.path(entry.package)
+            package = None if path is None else read_package(path.read_bytes())
+        except (OSError, Amp4ecError):  # never written, evicted, or of another time: made anew
+            return None
+        if package is None or any(self.store.path(b.digest) is None for b in package.weights):
+            return None
+        return package
+
+    def _keep(self, index: Path, package: ModelPackage) -> None:
+        entry = _Entry(package=self.store.put(package.to_bytes()))
+        index.parent.mkdir(parents=True, exist_ok=True)
+        temporary = index.with_suffix(f".{os.getpid()}")
+        temporary.write_bytes(encode_json(entry))
+        temporary.replace(index)
+
+
+def read_transform(text: str) -> Transform:
+    """`imagenet`, or a JSON file with the fields of `shared.transform.Transform`.
+
+    Raises:
+        ConfigurationError: no such file, or no such fields.
+    """
+    if text == "imagenet":
+        return IMAGENET
+    try:
+        return decode_json(Path(text).read_bytes(), Transform)
+    except (OSError, ProtocolError) as error:
+        raise ConfigurationError(
+            f"--preprocess {text} cannot be used: {error}",
+            expected='imagenet, or a JSON file with "resize", "crop", "mean", "std", "interpolation"',
+        ) from error
+
+
+def read_labels(path: Path) -> tuple[str, ...]:
+    """A label per line, or a JSON list of labels.
+
+    Raises:
+        ConfigurationError: not text, or none of these.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if text.lstrip().startswith("["):
+            return tuple(decode_json(text, list[str]))
+    except (OSError, UnicodeDecodeError, ProtocolError) as error:
+        raise ConfigurationError(
+            f"--labels {path} cannot be used: {error}",
+            expected="a label per line, or a JSON list of them",
+        ) from error
+    labels = tuple(line.strip() for line in text.splitlines() if line.strip())
+    if not labels:
+        raise ConfigurationError(f"--labels {path} is empty", expected="a label per line")
+    return labels
+
+
+def _file_digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(
+            f"weights {path} cannot be read: {error.strerror}",
+            expected="default, none, or a .safetensors or state-dict file",
+            got=str(path),
+        ) from error
+
+
+def _code() -> str:
+    """A digest of the code that decides what a package holds."""
+    digest = hashlib.sha256()
+    folder = Path(orchestrator.models.__file__).parent
+    for path in (*sorted(folder.glob("*.py")), Path(deploy.profile.__file__)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _versions() -> tuple[tuple[str, str], ...]:
+    found = []
+    for name in _LIBRARIES:
+        try:
+            found.append((name, version(name)))
+        except PackageNotFoundError:
+            found.append((name, ""))
+    return tuple(found)
+
+
+def _machine(hardware: Hardware) -> tuple[str, str, int]:
+    return (hardware.architecture, hardware.cpu_model, hardware.cores)

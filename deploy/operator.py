@@ -1,0 +1,217 @@
+"""Requests of an operator to the orchestrator: `request/{verb}` out, `response/{verb}` back.
+
+A request is sent again with the same transaction after a reconnection, or when a new orchestrator takes over:
+serving and stopping end in the same state however often they are asked for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus
+from shared.codec import decode_json, encode_json
+from shared.errors import Amp4ecError, JobError, ProtocolError
+from shared.messages.operation import (
+    OrchestratorState,
+    ReplanRequest,
+    Response,
+    ServeRequest,
+    StopRequest,
+)
+from shared.topics import Topics
+from shared.transfer import BlobSource, MemoryBlobs, Transfers
+
+log = logging.getLogger(__name__)
+
+CONNECT_S = 5.0
+_PATIENCE_S = 1.0
+Step = Callable[[str], None]
+"""Gets a line of progress."""
+Request = ServeRequest | StopRequest | ReplanRequest
+_VERBS: Mapping[type, str] = {ServeRequest: "serve", StopRequest: "stop", ReplanRequest: "replan"}
+
+
+class NotAnsweredError(Amp4ecError):
+    """The orchestrator did not answer in time; says what is missing."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A request that waits for the response that ends it."""
+
+    ended: asyncio.Future[Response]
+    progress: Step
+    again: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Operator:
+    """One connection for requests. Made by `connect`."""
+
+    def __init__(self, bus: ControlBus, topics: Topics, peer: str, source: BlobSource) -> None:
+        """Prepare; nothing is sent yet. `source` has the blobs that the orchestrator may fetch."""
+        self.peer = peer
+        self._bus = bus
+        self._topics = topics
+        self._transfers = Transfers(bus, topics, peer, source=source)
+        self._open: dict[str, _Open] = {}
+        self._online = asyncio.Event()
+        self._orchestrator: OrchestratorState | None = None
+
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of blobs that the orchestrator has fetched from here so far."""
+        return self._transfers.counters.bytes_sent
+
+    async def ask(self, request: Request, timeout_s: float, progress: Step) -> Response:
+        """Send a request; returns the response that ends it.
+
+        Args:
+            request: with a transaction of its own.
+            timeout_s: how long to wait.
+            progress: gets the text of each response that does not end it.
+
+        Raises:
+            JobError: the orchestrator refused, or failed at it.
+            NotAnsweredError: it did not answer in time.
+        """
+        verb = _VERBS[type(request)]
+        waiting = _Open(asyncio.get_running_loop().create_future(), progress)
+        self._open[request.transaction] = waiting
+        try:
+            async with asyncio.timeout(timeout_s):
+                response = await self._ask(verb, encode_json(request), waiting)
+        except TimeoutError:
+            raise NotAnsweredError(
+                f"no answer to {verb} within {timeout_s:g} s: {self._missing()}"
+            ) from None
+        finally:
+            del self._open[request.transaction]
+        if response.error is not None:
+            error = response.error
+            raise JobError(error.code, error.message, expected=error.expected, got=error.got)
+        return response
+
+    async def _ask(self, verb: str, payload: bytes, waiting: _Open) -> Response:
+        while True:
+            await self._wait_for_orchestrator(waiting.progress)
+            waiting.again.clear()
+            await self._bus.publish(self._topics.topic("request", verb=verb), payload)
+            again = asyncio.ensure_future(waiting.again.wait())
+            try:
+                await asyncio.wait(
+                    _futures(again, waiting.ended), return_when=asyncio.FIRST_COMPLETED
+                )
+            finally:
+                again.cancel()
+            if waiting.ended.done():
+                return waiting.ended.result()
+
+    async def _wait_for_orchestrator(self, progress: Step) -> None:
+        """A request that nobody receives is lost: send it when there is somebody."""
+        try:
+            await asyncio.wait_for(self._online.wait(), _PATIENCE_S)
+        except TimeoutError:
+            progress(f"waiting: {self._missing()}")
+            await self._online.wait()
+
+    def _missing(self) -> str:
+        if not self._bus.connected:
+            return "the connection to the broker is gone"
+        if self._orchestrator is None:
+            return "there is no orchestrator; start one with `amp4ec orchestrator`"
+        if self._orchestrator.state != "online":
+            return f"the orchestrator is {self._orchestrator.state}"
+        return "the orchestrator is online but busy"
+
+    async def run(self) -> None:
+        """Take what comes until cancelled."""
+        async for message in self._bus.messages():
+            try:
+                self._take(message)
+            except ProtocolError as error:
+                log.warning("%s: %s", message.topic, error)
+
+    async def connected(self) -> None:
+        """Ask again: responses sent while we were away are lost."""
+        for waiting in self._open.values():
+            waiting.again.set()
+
+    def _take(self, message: Message) -> None:
+        name, levels = self._topics.parse(message.topic)
+        match name:
+            case "response":
+                self._respond(decode_json(message.payload, Response))
+            case "orchestrator_state":
+                self._see(message.payload)
+            case _:
+                self._transfers.handle(name, levels, message)
+
+    def _respond(self, response: Response) -> None:
+        waiting = self._open.get(response.transaction)
+        if waiting is None or waiting.ended.done():
+            return
+        if response.status == "progress":
+            waiting.progress(str(response.data.get("text", "")))
+        else:
+            waiting.ended.set_result(response)
+
+    def _see(self, payload: bytes) -> None:
+        before = self._orchestrator
+        self._orchestrator = decode_json(payload, OrchestratorState) if payload else None
+        after = self._orchestrator
+        if after is not None and after.state == "online":
+            self._online.set()
+        else:
+            self._online.clear()
+        if before and after and after.state == "online" and after.incarnation != before.incarnation:
+            for waiting in self._open.values():
+                waiting.again.set()
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Subscribed, and giving away blobs."""
+        async with self._transfers:
+            await self._bus.subscribe(self._topics.pattern("response"))
+            await self._bus.subscribe(self._topics.topic("orchestrator_state"))
+            yield
+
+
+def _futures(*awaited: asyncio.Future[Any]) -> list[asyncio.Future[Any]]:
+    return list(awaited)
+
+
+@asynccontextmanager
+async def connect(
+    broker: BrokerUrl, root: str, source: BlobSource | None = None
+) -> AsyncIterator[Operator]:
+    """A connected operator, which gives blobs of `source` to the orchestrator when it asks for them.
+
+    Raises:
+        BrokerUnreachableError: nobody answers at the broker's address.
+    """
+    peer = f"operator-{uuid.uuid4().hex[:12]}"
+    topics = Topics(root)
+    bus = MqttControlBus(broker, client_id=f"amp4ec-{peer}", first_connect_timeout_s=CONNECT_S)
+    operator = Operator(bus, topics, peer, source or MemoryBlobs({}))
+    bus.on_connect(operator.connected)
+    async with bus:
+        pump = asyncio.create_task(operator.run(), name=f"{peer}: receive")
+        try:
+            async with operator.serving():
+                yield operator
+        finally:
+            pump.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await pump
+
+
+def new_transaction() -> str:
+    """An identity for a request."""
+    return uuid.uuid4().hex

@@ -1,0 +1,183 @@
+"""How long each block of a model takes on this machine, with one runtime, at 1.0 CPU.
+
+Blocks run one after the other on each other's outputs, as in a pipeline, so that weights are as cold and
+activations as ordinary as they will be there. A block run alone pays for entering and leaving the runtime,
+which in a stage is paid once; so the whole model is timed as well, and the blocks are brought down to its
+time.
+
+CPU time and one thread: a quota, a busy neighbour or more cores must not show in the figures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from edge_agent.runtimes import LoadedStage, Runtime, open_runtime
+from orchestrator.models.macs import macs
+from orchestrator.models.slice import slice_stage
+from shared.graph import CostClass, Graph, cost_class
+from shared.manifest import Manifest
+from shared.messages.node import Calibration
+from shared.package import Measured
+from shared.tensor import Array
+from shared.transform import Transform
+
+PHOTO = Path(__file__).parent / "photo" / "cat.jpg"
+"""What the reading of an image is timed with."""
+_BUDGET_S = 1.2
+"""CPU seconds for the blocks, and as many for the whole model."""
+_LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
+_LEAST_SHARE = 0.05
+"""No block is brought below this part of its own measured time."""
+
+
+@dataclass(frozen=True, slots=True)
+class BlockTimes:
+    """Median CPU seconds: of each block when run alone, and of the whole model in one piece."""
+
+    blocks: tuple[float, ...]
+    whole: float
+
+
+def measure(
+    manifest: Manifest, blobs: Mapping[str, bytes], runtime: str, calibration: Calibration
+) -> Measured:
+    """Time `manifest` with `runtime`; a few CPU seconds.
+
+    Args:
+        manifest: the model.
+        blobs: its weights by digest.
+        runtime: the runtime's name.
+        calibration: this machine's, with that runtime.
+
+    Raises:
+        StageError: the runtime is not installed, or cannot run the model.
+    """
+    engine = open_runtime(runtime)
+    times = time_blocks(manifest, blobs, engine)
+    seconds = without_entry_cost(times)
+    return Measured(
+        block_seconds=seconds,
+        input_seconds=0.0 if manifest.preprocess is None else time_input(manifest.preprocess),
+        runtime_bytes=calibration.runtime_bytes,
+        reference=dict(calibration.seconds),
+        class_shares=class_shares(manifest, seconds),
+    )
+
+
+def time_blocks(manifest: Manifest, blobs: Mapping[str, bytes], engine: Runtime) -> BlockTimes:
+    """Run the blocks in turn, then the whole, and take medians."""
+    count = len(manifest.blocks)
+    inputs = _example(manifest.graph)
+    blocks = [engine.load(slice_stage(manifest, i, i + 1), blobs) for i in range(count)]
+    try:
+        rounds = _rounds(blocks, inputs)
+    finally:
+        for block in blocks:
+            block.unload()
+    whole = engine.load(slice_stage(manifest, 0, count), blobs)
+    try:
+        totals = _rounds([whole], inputs)
+    finally:
+        whole.unload()
+    return BlockTimes(
+        tuple(statistics.median(times) for times in zip(*rounds, strict=True)),
+        statistics.median(total[0] for total in totals),
+    )
+
+
+def without_entry_cost(times: BlockTimes) -> tuple[float, ...]:
+    """Block times that sum to the whole model's: each less what entering the runtime costs.
+
+    That cost is the mean excess of the blocks' sum over the whole. What a block then has below the least
+    share is not taken from it, and the rest is scaled to the sum.
+    """
+    excess = max(0.0, sum(times.blocks) - times.whole) / len(times.blocks)
+    left = [max(_LEAST_SHARE * seconds, seconds - excess) for seconds in times.blocks]
+    scale = times.whole / sum(left)
+    return tuple(seconds * scale for seconds in left)
+
+
+def time_input(transform: Transform) -> float:
+    """Median CPU seconds to decode a photograph and make the model's input of it."""
+    from edge_agent.preprocess import preprocess
+
+    photo = PHOTO.read_bytes()
+    samples = []
+    for _ in range(7):
+        began = time.thread_time()
+        preprocess(photo, transform)
+        samples.append(time.thread_time() - began)
+    return statistics.median(samples[1:])
+
+
+def class_shares(manifest: Manifest, seconds: Sequence[float]) -> dict[str, float]:
+    """How the model's time divides over the classes that nodes are calibrated with; sums to 1.
+
+    Fitted to the blocks' times: multiply-adds by class, bytes for what only moves memory, and a fixed cost
+    per operator, each with a coefficient >= 0. There are five coefficients, so every set of them is tried
+    by ordinary least squares and the best without a negative one is taken.
+    """
+    names = [*(name.value for name in CostClass), "overhead"]
+    rows = np.array([_work(manifest, index) for index in range(len(manifest.blocks))])
+    measured = np.asarray(seconds, np.float64)
+    scale = np.maximum(rows.max(axis=0), 1e-12)
+    present = [column for column in range(len(names)) if rows[:, column].any()]
+    best, best_error = np.zeros(len(names)), float("inf")
+    for size in range(1, len(present) + 1):
+        for subset in itertools.combinations(present, size):
+            columns = list(subset)
+            fit, *_ = np.linalg.lstsq(rows[:, columns] / scale[columns], measured, rcond=None)
+            error = float(np.square(rows[:, columns] / scale[columns] @ fit - measured).sum())
+            if (fit >= 0).all() and error < best_error:
+                best, best_error = np.zeros(len(names)), error
+                best[columns] = fit
+    total = (rows / scale).sum(axis=0) * best
+    if not total.sum():
+        return {}
+    shares = total / total.sum()
+    return {name: float(share) for name, share in zip(names, shares, strict=True) if share > 0}
+
+
+def _work(manifest: Manifest, index: int) -> list[float]:
+    """One block's multiply-adds by class, its bytes moved by other operators, and its operators."""
+    specs = manifest.graph.specs()
+    work = dict.fromkeys(CostClass, 0.0)
+    nodes = manifest.graph.nodes[slice(*manifest.blocks[index].nodes)]
+    for node in nodes:
+        kind = cost_class(node, specs)
+        moved = node.spec.nbytes + sum(specs[ref].nbytes for ref in node.refs())
+        work[kind] += moved if kind is CostClass.MEMORY else macs(node, specs)
+    return [*work.values(), float(len(nodes))]
+
+
+def _rounds(stages: Sequence[LoadedStage], inputs: dict[str, Array]) -> list[list[float]]:
+    """CPU seconds of each stage per round, the first round (cold buffers) left out."""
+    rounds: list[list[float]] = []
+    spent = 0.0
+    while len(rounds) <= _LEAST_ROUNDS or (len(rounds) <= _MOST_ROUNDS and spent < _BUDGET_S):
+        values = inputs
+        times = []
+        for stage in stages:
+            began = time.thread_time()
+            values = stage.run(values)
+            times.append(max(1e-7, time.thread_time() - began))
+        rounds.append(times)
+        spent += sum(times)
+    return rounds[1:]
+
+
+def _example(graph: Graph) -> dict[str, Array]:
+    """Inputs of ordinary size; the same every time."""
+    source = np.random.default_rng(0)
+    return {
+        value.name: source.standard_normal(value.spec.shape).astype(value.spec.dtype)
+        for value in graph.inputs
+    }
