@@ -1,0 +1,223 @@
+"""Options that several commands share, and the types of what stands behind them."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+from deploy import settings
+from deploy.flags import ServeFlags
+from shared.bus import BrokerUrl
+from shared.errors import ConfigurationError
+from shared.ids import check_name
+from shared.topics import DEFAULT_ROOT, Topics
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+CONNECT_S = 5.0
+"""How long a command tries to reach the broker; a service tries for ever."""
+DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+COMMON = ("broker", "root", "log_level")
+
+if TYPE_CHECKING:
+    _ParamType = click.ParamType[Any]
+else:  # not generic at run time before click 8.4
+    _ParamType = click.ParamType
+
+# An option given after the command counts more than before it, a flag more than the environment, ...
+_RANK = {
+    ParameterSource.COMMANDLINE: 0,
+    ParameterSource.PROMPT: 0,
+    ParameterSource.ENVIRONMENT: 1,
+    ParameterSource.DEFAULT_MAP: 2,
+    ParameterSource.DEFAULT: 3,
+}
+
+
+class _Parsed(_ParamType):
+    """A type whose parser raises ConfigurationError for what it refuses."""
+
+    def __init__(self, name: str, parse: Callable[[str], Any]) -> None:
+        self.name = name
+        self._parse = parse
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if not isinstance(value, str):
+            return value
+        try:
+            return self._parse(value)
+        except ConfigurationError as error:
+            self.fail(str(error), param, ctx)
+
+
+def _root(text: str) -> str:
+    return Topics(text).root
+
+
+def _name(text: str) -> str:
+    return check_name("name", text)
+
+
+BROKER = _Parsed("URL", BrokerUrl.parse)
+ROOT = _Parsed("TOPIC", _root)
+NAME = _Parsed("NAME", _name)
+DURATION = _Parsed("DURATION", settings.duration_s)
+SIZE = _Parsed("SIZE", settings.size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """What every command knows: where the broker is, below which root, and how much to log."""
+
+    broker: BrokerUrl
+    root: str
+    log_level: str
+
+
+def group_options(function: F) -> F:
+    """`--broker`, `--root` and `--log-level`, with their defaults, for the command group."""
+    for decorator in (
+        click.option(
+            "--log-level",
+            type=click.Choice(LOG_LEVELS),
+            default="warning",
+            show_default=True,
+            help="How much to log, on standard error.",
+        ),
+        click.option(
+            "--root", type=ROOT, default=DEFAULT_ROOT, show_default=True, help="The root topic."
+        ),
+        click.option(
+            "--broker",
+            type=BROKER,
+            default=DEFAULT_BROKER,
+            show_default=True,
+            help="mqtt://[user:password@]host[:port], mqtts://..., or host:port.",
+        ),
+    ):
+        function = decorator(function)
+    return function
+
+
+def common_options(function: F) -> F:
+    """The same after the command's name; the function gets one `common`."""
+    return _common_options(function, None)
+
+
+def service_options(function: F) -> F:
+    """As `common_options`, for commands that run until they are told to stop: they log what happens."""
+    return _common_options(function, "info")
+
+
+def _common_options(function: F, log_level: str | None) -> F:
+    @click.option("--broker", type=BROKER, help="The broker's address, as before the command.")
+    @click.option("--root", type=ROOT, help="The root topic, as before the command.")
+    @click.option(
+        "--log-level",
+        type=click.Choice(LOG_LEVELS),
+        default=log_level,
+        show_default=log_level is not None,
+        help="How much to log.",
+    )
+    @click.pass_context
+    @functools.wraps(function)
+    def wrapper(ctx: click.Context, /, **values: Any) -> Any:
+        chosen = {name: _choose(ctx, name, values.pop(name)) for name in COMMON}
+        logging.getLogger().setLevel(chosen["log_level"].upper())
+        common = Common(
+            broker=chosen["broker"],
+            root=chosen["root"],
+            log_level=chosen["log_level"],
+        )
+        return ctx.invoke(function, common=common, **values)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def json_option(function: F) -> F:
+    """`--json`: one JSON document on standard output."""
+    return click.option(
+        "--json", "as_json", is_flag=True, help="Print one JSON document for programs."
+    )(function)
+
+
+def serve_options(function: F) -> F:
+    """How a model is to be served; the function gets one `flags`."""
+
+    @click.option("--name", type=NAME, help="Serve under this name.  [default: the model's own]")
+    @click.option(
+        "--weights",
+        default="default",
+        show_default=True,
+        metavar="default|none|FILE",
+        help="Pretrained; random; or a .safetensors or state-dict file.",
+    )
+    @click.option(
+        "--level",
+        type=click.Choice(("O0", "O1")),
+        default="O1",
+        show_default=True,
+        help="O0: the graph as it is. O1: exact simplifications.",
+    )
+    @click.option(
+        "--min-stages", type=click.IntRange(min=1), help="Cut in at least so many stages."
+    )
+    @click.option("--max-stages", type=click.IntRange(min=1), help="Cut in at most so many stages.")
+    @click.option(
+        "--strategy", default="optimal", show_default=True, help="How to choose the cuts."
+    )
+    @click.option(
+        "--objective",
+        type=click.Choice(("throughput", "latency")),
+        default="throughput",
+        show_default=True,
+        help="What to be good at.",
+    )
+    @click.option("--runtime", default="auto", show_default=True, help="What runs the stages.")
+    @click.option(
+        "--preprocess",
+        metavar="imagenet|FILE",
+        help="How images become tensors.  [default: the model's own transform]",
+    )
+    @click.option(
+        "--labels",
+        type=click.Path(exists=True, dir_okay=False, path_type=Path),
+        help="A label per line, or a JSON list.  [default: the model's own]",
+    )
+    @click.option(
+        "--timeout",
+        type=DURATION,
+        default="120s",
+        show_default=True,
+        help="How long to wait until the model is served.",
+    )
+    @functools.wraps(function)
+    def wrapper(**values: Any) -> Any:
+        names = (
+            *("name", "weights", "level", "min_stages", "max_stages", "strategy", "objective"),
+            *("runtime", "preprocess", "labels"),
+        )
+        taken = {name: values.pop(name) for name in names}
+        low, high = taken["min_stages"], taken["max_stages"]
+        if low is not None and high is not None and low > high:
+            raise click.UsageError(f"--min-stages {low} is above --max-stages {high}.")
+        flags = ServeFlags(timeout_s=values.pop("timeout"), **taken)
+        return function(flags=flags, **values)
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _choose(ctx: click.Context, name: str, value: Any) -> Any:
+    group = ctx.parent
+    assert group is not None
+    here = _RANK[ctx.get_parameter_source(name) or ParameterSource.DEFAULT]
+    there = _RANK[group.get_parameter_source(name) or ParameterSource.DEFAULT]
+    return value if value is not None and here <= there else group.params[name]

@@ -1,0 +1,88 @@
+"""What the command prints: results on standard output, everything else on standard error.
+
+On a terminal long work shows a spinner with the present step (rich, when it is installed); elsewhere each
+step is a whole line, at most one a second for steps that only count.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import AbstractContextManager
+from types import TracebackType
+from typing import Any, Self
+
+from shared.codec import encode_json, to_builtins
+
+_EVERY_S = 1.0
+
+
+def print_json(value: object) -> None:
+    """`value` as the one JSON document of standard output."""
+    sys.stdout.write(encode_json(to_builtins(value)).decode() + "\n")
+    sys.stdout.flush()
+
+
+def print_line(text: str) -> None:
+    """A line for people, on standard output, at once."""
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
+def note(text: str) -> None:
+    """A line for people beside the result, on standard error, at once."""
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()
+
+
+class Progress:
+    """The steps of one long work. Use with `with`."""
+
+    def __init__(self, title: str) -> None:
+        """Prepare; nothing is shown before entering."""
+        self._title = title
+        self._status: AbstractContextManager[Any] | None = None
+        self._shown: Any = None
+        self._last = ""
+        self._last_s = 0.0
+
+    def __enter__(self) -> Self:
+        """Begin: a spinner on a terminal, a line elsewhere."""
+        if sys.stderr.isatty():
+            try:
+                from rich.console import Console
+            except ImportError:  # an extra; lines serve as well
+                note(self._title)
+            else:
+                self._status = Console(stderr=True).status(self._title)
+                self._shown = self._status.__enter__()
+        else:
+            note(self._title)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End; the spinner goes."""
+        if self._status is not None:
+            self._status.__exit__(exc_type, exc, traceback)
+
+    def step(self, text: str) -> None:
+        """A new step."""
+        if text == self._last:
+            return
+        self._last = text
+        if self._shown is not None:
+            self._shown.update(text)
+        else:
+            note(text)
+
+    def count(self, text: str) -> None:
+        """A step that comes often, such as a percentage."""
+        now = time.monotonic()
+        if self._shown is not None or now - self._last_s >= _EVERY_S:
+            self._last_s = now
+            self.step(text)

@@ -1,0 +1,181 @@
+"""`amp4ec broker`, `orchestrator` and `agent`: the three that run until they are told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+
+import click
+
+from deploy.cli.options import DURATION, NAME, SIZE, Common, service_options
+from deploy.cli.output import note
+from shared.ids import name_from
+
+
+def default_state_dir() -> Path:
+    """Where an orchestrator keeps its models when nobody says: below the user's state directory (XDG)."""
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(base) / "amp4ec" / "orchestrator"
+
+
+@click.command("broker")
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=1883, show_default=True, help="MQTT's port."
+)
+@click.option(
+    "--bind",
+    default="127.0.0.1",
+    show_default=True,
+    help="The address to listen on; 0.0.0.0 for every network this machine is in.",
+)
+@click.option(
+    "--websocket-port",
+    type=click.IntRange(1, 65535),
+    help="MQTT over WebSockets, where the installed Mosquitto has them.",
+)
+@click.option(
+    "--directory",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep retained messages and sessions here.  [default: in memory only]",
+)
+@service_options
+def broker_command(
+    *,
+    common: Common,
+    port: int,
+    bind: str,
+    websocket_port: int | None,
+    directory: Path | None,
+) -> int:
+    """Run Mosquitto with the settings that AMP4EC needs, until Ctrl-C.
+
+    Anybody who reaches the port may use it: bind it to a network you trust.
+
+    \b
+    Example:
+        amp4ec broker --bind 0.0.0.0 --directory /var/lib/amp4ec/broker
+    """  # noqa: D301
+    from broker.config import BrokerConfig
+    from broker.launcher import run_foreground
+
+    config = BrokerConfig(
+        bind=bind,
+        port=port,
+        websocket_port=websocket_port,
+        persistence_dir=None if directory is None else str(directory),
+        log_types=("all",) if common.log_level == "debug" else ("error", "warning", "notice"),
+    )
+    return run_foreground(config, on_ready=lambda broker: note(f"broker ready at {broker.url}"))
+
+
+@click.command("orchestrator")
+@click.option(
+    "--state-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep the served models here.  [default: ~/.local/state/amp4ec/orchestrator]",
+)
+@click.option(
+    "--store-size",
+    type=SIZE,
+    default="16Gi",
+    show_default=True,
+    help="The most that models may take on disk.",
+)
+@click.option(
+    "--prefetch/--no-prefetch",
+    default=True,
+    show_default=True,
+    help="Send nodes the weights that a later plan may need.",
+)
+@service_options
+def orchestrator_command(
+    *, common: Common, state_dir: Path | None, store_size: int, prefetch: bool
+) -> int:
+    """Run the orchestrator: it plans, deploys and answers jobs, until Ctrl-C.
+
+    \b
+    Example:
+        amp4ec orchestrator --broker mqtt://192.168.1.5
+    """  # noqa: D301
+    from orchestrator.service import OrchestratorOptions, run_orchestrator
+
+    options = OrchestratorOptions(
+        broker=common.broker,
+        root=common.root,
+        state_dir=state_dir or default_state_dir(),
+        store_bytes=store_size,
+        prefetch=prefetch,
+    )
+    return asyncio.run(run_orchestrator(options))
+
+
+@click.command("agent")
+@click.option("--name", type=NAME, help="The node's name.  [default: the host's]")
+@click.option(
+    "--cache-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Keep weights and calibrations here.  [default: ~/.cache/amp4ec/agent-NAME]",
+)
+@click.option(
+    "--cache-size", type=SIZE, default="2Gi", show_default=True, help="The most the cache may take."
+)
+@click.option("--zone", default="default", show_default=True, help="The trust zone the node is in.")
+@click.option(
+    "--price-per-hour", type=click.FloatRange(min=0), default=0.0, help="What the node costs."
+)
+@click.option("--power", type=click.FloatRange(min=0), default=0.0, help="Watts under load.")
+@click.option(
+    "--telemetry-interval",
+    type=DURATION,
+    default="1s",
+    show_default=True,
+    help="How often to tell.",
+)
+@click.option(
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    help="Offer this runtime only; repeatable.  [default: all]",
+)
+@click.option(
+    "--preload", is_flag=True, help="Import the runtimes at once: ready sooner, more memory."
+)
+@service_options
+def agent_command(
+    *,
+    common: Common,
+    name: str | None,
+    cache_dir: Path | None,
+    cache_size: int,
+    zone: str,
+    price_per_hour: float,
+    power: float,
+    telemetry_interval: float,
+    runtimes: tuple[str, ...],
+    preload: bool,
+) -> int:
+    """Run an agent on this device, until Ctrl-C.
+
+    \b
+    Example, on a Raspberry Pi:
+        amp4ec agent --broker mqtt://192.168.1.5 --zone home
+    """  # noqa: D301
+    from edge_agent.options import AgentOptions
+    from edge_agent.service import run_agent
+
+    options = AgentOptions(
+        broker=common.broker,
+        node=name or name_from(socket.gethostname(), "node"),
+        root=common.root,
+        cache_dir=cache_dir,
+        cache_bytes=cache_size,
+        zone=zone,
+        price_per_hour=price_per_hour,
+        power_w=power,
+        telemetry_interval_s=telemetry_interval,
+        preload=preload,
+        runtimes=runtimes or None,
+    )
+    return asyncio.run(run_agent(options))
