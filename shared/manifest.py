@@ -1,0 +1,144 @@
+"""Everything the control plane knows about a model: its graph, where it may be cut, what each block costs.
+
+A manifest is JSON and names its weights by digest only. Blocks are numbered 0..L-1 and hold the nodes
+[start, stop) of the graph; cut j (0 < j < L) lies before block j.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from shared.errors import GraphError
+from shared.graph import Graph, validate
+from shared.profile import BlockProfile, CutProfile, LeafProfile, ModelProfile
+from shared.transform import Transform
+
+
+class Level(StrEnum):
+    """How far the graph was optimised; both promise the original's answers within 1e-5."""
+
+    O0 = "O0"
+    """As traced, less what does nothing at inference."""
+    O1 = "O1"
+    """BatchNorm folded into the convolution or linear layer before it."""
+
+
+class WeightsMark(StrEnum):
+    """Where the weights are from; answers of a model with random weights say so."""
+
+    DEFAULT = "default"
+    NONE = "none"
+    FILE = "file"
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """The smallest piece of a model that may be cut around.
+
+    `nodes` is [start, stop) in the graph, `macs` the multiply-adds of one job, `weight_bytes` what its blob
+    holds, `peak_bytes` the most bytes of live activations while it runs (those that only pass through
+    included), `seconds` its measured time at 1.0 CPU (0.0: not measured), `blob` the SHA-256 of its
+    weights (null: it has none).
+    """
+
+    index: int
+    name: str
+    nodes: tuple[int, int]
+    macs: int
+    weight_bytes: int
+    peak_bytes: int
+    seconds: float = 0.0
+    blob: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """One model, ready to be planned for and sliced.
+
+    `input_bytes` and `output_bytes` are those of the graph's own dense tensors. `leaves` are the leaf
+    modules of the model before folding, for the paper's rules.
+    """
+
+    model: str
+    level: Level
+    weights: WeightsMark
+    graph: Graph
+    blocks: tuple[Block, ...]
+    cuts: tuple[CutProfile, ...]
+    input_bytes: int
+    output_bytes: int
+    leaves: tuple[LeafProfile, ...] = ()
+    preprocess: Transform | None = None
+    labels: tuple[str, ...] | None = None
+    schema: int = 1
+
+    def with_seconds(self, seconds: Sequence[float]) -> Manifest:
+        """The same model with measured block times (seconds at 1.0 CPU, one per block).
+
+        Raises:
+            GraphError: not one time per block.
+        """
+        if len(seconds) != len(self.blocks):
+            raise GraphError(
+                f"block times of {self.model!r}",
+                expected=f"{len(self.blocks)}, one per block",
+                got=str(len(seconds)),
+            )
+        blocks = (
+            replace(block, seconds=time) for block, time in zip(self.blocks, seconds, strict=True)
+        )
+        return replace(self, blocks=tuple(blocks))
+
+    def profile(self, *, input_seconds: float = 0.0, runtime_bytes: int = 0) -> ModelProfile:
+        """What the planner takes.
+
+        Raises:
+            ConfigurationError: no block has a measured time.
+        """
+        return ModelProfile(
+            model=self.model,
+            blocks=tuple(
+                BlockProfile(b.index, b.name, b.macs, b.weight_bytes, b.seconds, b.peak_bytes)
+                for b in self.blocks
+            ),
+            cuts=self.cuts,
+            input_bytes=self.input_bytes,
+            output_bytes=self.output_bytes,
+            input_seconds=input_seconds,
+            runtime_bytes=runtime_bytes,
+            leaves=self.leaves,
+        )
+
+
+def validate_manifest(manifest: Manifest) -> None:
+    """Check that graph, blocks and cuts fit together; for manifests that came over the wire.
+
+    Raises:
+        GraphError: the graph is malformed, or blocks do not cover its nodes in order, or the cuts are not
+            those between the blocks.
+    """
+    validate(manifest.graph)
+    at = 0
+    for index, block in enumerate(manifest.blocks):
+        start, stop = block.nodes
+        if block.index != index or start != at or stop <= start:
+            raise GraphError(
+                f"manifest of {manifest.model!r}: block {index}",
+                expected=f"index {index}, nodes from {at}, at least one",
+                got=f"index {block.index}, nodes [{start}, {stop})",
+            )
+        at = stop
+    if at != len(manifest.graph.nodes):
+        raise GraphError(
+            f"manifest of {manifest.model!r}: blocks",
+            expected=f"all {len(manifest.graph.nodes)} nodes of the graph",
+            got=f"the first {at}",
+        )
+    if [cut.index for cut in manifest.cuts] != list(range(1, len(manifest.blocks))):
+        raise GraphError(
+            f"manifest of {manifest.model!r}: cuts",
+            expected=f"1..{len(manifest.blocks) - 1}",
+            got=str([cut.index for cut in manifest.cuts])[:200],
+        )
