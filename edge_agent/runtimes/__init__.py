@@ -1,0 +1,116 @@
+"""What runs a stage: one file per inference runtime, the same three verbs for all.
+
+`load` turns a graph and its weight blobs into a stage, `run` takes and gives NumPy arrays by name, `unload`
+gives the memory back. Asking what is available imports no runtime; opening one does.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from shared.errors import StageError
+from shared.graph import StageGraph
+
+Array: TypeAlias = npt.NDArray[np.generic]
+Blobs: TypeAlias = Mapping[str, Path | bytes]
+"""Weights in safetensors form by SHA-256 in hex: a file, or the bytes themselves."""
+
+
+class LoadedStage(Protocol):
+    """A stage in memory, warmed up. Not for several threads at once."""
+
+    @property
+    def graph(self) -> StageGraph:
+        """What was loaded."""
+        ...
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """The outputs for `inputs`, one array per input of the graph, of its dtype and shape.
+
+        Arrays may be strided both ways: a 4-D activation whose memory is channels-last is taken and given
+        without a copy. An input that only passes through comes back as the same object. Inputs are never
+        written to; outputs may share memory with them.
+
+        Raises:
+            StageError: an input is missing, unknown or of another dtype or shape, or an operator failed.
+        """
+        ...
+
+    def unload(self) -> None:
+        """Give the memory back; weights that another loaded stage uses stay."""
+        ...
+
+
+class Runtime(Protocol):
+    """An inference runtime."""
+
+    @property
+    def name(self) -> str:
+        """Its name in births and plans."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """The version of what it is built on."""
+        ...
+
+    def load(self, graph: StageGraph, blobs: Blobs, *, threads: int = 1) -> LoadedStage:
+        """Load a stage and run it once on zeros.
+
+        `threads` is for the whole process, and should follow the CPU share: see `threads_for`.
+
+        Raises:
+            GraphError: the graph is malformed.
+            StageError: a blob or weight is missing, damaged or of another form, or an operator failed.
+        """
+        ...
+
+
+_DISTRIBUTIONS = {"torch": ("torch", "safetensors")}
+
+
+def available_runtimes() -> dict[str, str]:
+    """The runtimes that can be opened here, with their versions; imports none of them."""
+    found: dict[str, str] = {}
+    for name, distributions in _DISTRIBUTIONS.items():
+        if all(find_spec(module) is not None for module in distributions):
+            try:
+                found[name] = version(distributions[0])
+            except PackageNotFoundError:
+                found[name] = "unknown"
+    return found
+
+
+def open_runtime(name: str) -> Runtime:
+    """The runtime `name`; this imports it (seconds, and tens of seconds at a small CPU share).
+
+    Raises:
+        StageError: it is not available here.
+    """
+    available = available_runtimes()
+    if name not in available:
+        raise StageError(
+            f"runtime {name!r} is not installed",
+            expected=" | ".join(available) or "the extra amp4ec[torch] to be installed",
+            got=repr(name),
+        )
+    module = importlib.import_module(f"edge_agent.runtimes.{name}_runtime")
+    opener: Callable[[], Runtime] = module.open_runtime
+    return opener()
+
+
+def threads_for(cpu_share: float) -> int:
+    """Threads for a process that may use `cpu_share` CPUs.
+
+    Threads follow the quota, not the cores: more threads than whole CPUs halve the throughput.
+    """
+    return max(1, math.floor(cpu_share))
