@@ -1,0 +1,182 @@
+"""A torch model to what the cluster works with: a manifest, and weights in safetensors blobs.
+
+One blob per block, named by the SHA-256 of its bytes; equal weights give equal bytes. Nothing is pickled,
+neither here nor by whoever reads the result.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import safetensors.torch
+import torch
+
+from orchestrator.models.cuts import find_blocks
+from orchestrator.models.optimise import fold_batch_norm, remove_dead_code
+from orchestrator.models.trace import Traced, trace
+from orchestrator.models.zoo import build, list_models
+from shared.errors import ModelError
+from shared.graph import Graph, TensorSpec, Weight, validate
+from shared.manifest import Block, Level, Manifest, WeightsMark
+from shared.profile import LeafProfile
+from shared.transform import Transform
+
+__all__ = ["ImportedModel", "import_module", "import_torchvision", "list_models"]
+
+
+@dataclass(frozen=True, slots=True)
+class ImportedModel:
+    """A manifest and the blobs it names, by SHA-256 in hex."""
+
+    manifest: Manifest
+    blobs: dict[str, bytes]
+
+
+def import_torchvision(
+    name: str,
+    weights: str | Path = "default",
+    level: Level | str = Level.O1,
+    seed: int = 0,
+) -> ImportedModel:
+    """Import one of torchvision's classification models.
+
+    Args:
+        name: as in `list_models()`.
+        weights: "default" (torchvision's pretrained ones, downloaded), "none" (random, from `seed`), or a
+            file: safetensors, or a state dict that `torch.load(weights_only=True)` reads.
+        level: "O0" or "O1".
+        seed: of the random weights; the same seed gives the same blobs.
+
+    Raises:
+        ModelError: no such model (with names that are close), weights that cannot be had or do not fit, or
+            a model that cannot be traced.
+    """
+    built = build(name, weights, seed)
+    example = torch.zeros(1, 3, built.input_edge, built.input_edge)
+    return import_module(
+        built.module,
+        example,
+        name,
+        level=level,
+        weights=built.mark,
+        preprocess=built.transform,
+        labels=built.labels,
+    )
+
+
+def import_module(
+    module: torch.nn.Module,
+    example: torch.Tensor | tuple[torch.Tensor, ...],
+    name: str,
+    *,
+    level: Level | str = Level.O1,
+    weights: WeightsMark = WeightsMark.FILE,
+    preprocess: Transform | None = None,
+    labels: tuple[str, ...] | None = None,
+) -> ImportedModel:
+    """Import any module; it is put in eval mode.
+
+    `example` gives the inputs' shapes and dtypes, batch size 1.
+
+    Raises:
+        ModelError: it cannot be traced, or uses an operator that is not on the list.
+    """
+    try:
+        level = Level(level)
+    except ValueError:
+        raise ModelError(
+            "optimisation level", expected=" | ".join(Level), got=repr(str(level))
+        ) from None
+    inputs = example if isinstance(example, tuple) else (example,)
+    traced = trace(module.eval(), inputs)
+    remove_dead_code(traced)
+    match level:
+        case Level.O0:
+            pass
+        case Level.O1:
+            fold_batch_norm(traced)
+            remove_dead_code(traced)
+    graph = _graph(traced, name)
+    blocks, cuts = find_blocks(graph)
+    blocks, graph, blobs = _blobs(graph, blocks, traced.weights)
+    validate(graph)
+    manifest = Manifest(
+        model=name,
+        level=level,
+        weights=weights,
+        graph=graph,
+        blocks=blocks,
+        cuts=cuts,
+        input_bytes=sum(value.spec.nbytes for value in graph.inputs),
+        output_bytes=sum(value.spec.nbytes for value in graph.output_values()),
+        leaves=_leaves(module, graph, blocks),
+        preprocess=preprocess,
+        labels=labels,
+    )
+    return ImportedModel(manifest, blobs)
+
+
+def _graph(traced: Traced, name: str) -> Graph:
+    weights = {
+        key: Weight(
+            TensorSpec(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)), key=key
+        )
+        for key, tensor in sorted(traced.weights.items())
+    }
+    graph = Graph(name, traced.inputs, tuple(traced.nodes), traced.outputs, weights)
+    validate(graph)
+    return graph
+
+
+def _blobs(
+    graph: Graph, blocks: tuple[Block, ...], tensors: dict[str, torch.Tensor]
+) -> tuple[tuple[Block, ...], Graph, dict[str, bytes]]:
+    """One blob per block; a weight that several blocks read goes in each, so that each stands alone."""
+    blobs: dict[str, bytes] = {}
+    weights = dict(graph.weights)
+    named: list[Block] = []
+    for block in blocks:
+        nodes = graph.nodes[slice(*block.nodes)]
+        names = sorted({ref for node in nodes for ref in node.refs() if ref in weights})
+        if not names:
+            named.append(block)
+            continue
+        data = safetensors.torch.save({key: tensors[key] for key in names})
+        digest = hashlib.sha256(data).hexdigest()
+        blobs[digest] = data
+        named.append(replace(block, blob=digest))
+        for key in names:
+            if not weights[key].blob:
+                weights[key] = replace(weights[key], blob=digest)
+    return tuple(named), replace(graph, weights=weights), blobs
+
+
+def _leaves(
+    module: torch.nn.Module, graph: Graph, blocks: tuple[Block, ...]
+) -> tuple[LeafProfile, ...]:
+    """The leaf modules of the original, in order, each with the paper's cost and the block it fell in."""
+    block_of: dict[str, int] = {}
+    for block in blocks:
+        for node in graph.nodes[slice(*block.nodes)]:
+            block_of.setdefault(node.module, block.index)
+    leaves: list[LeafProfile] = []
+    current = 0
+    for path, leaf in module.named_modules():
+        if next(leaf.children(), None) is not None:
+            continue
+        # What left no node (folded, or nothing at inference) stays with the leaf before it.
+        current = block_of.get(path, current)
+        leaves.append(LeafProfile(path, type(leaf).__name__, paper_cost(leaf), current))
+    return tuple(leaves)
+
+
+def paper_cost(leaf: torch.nn.Module) -> int:
+    """A leaf module's cost in the paper's partitioner (ALGORITHMS.md, section 1)."""
+    if isinstance(leaf, torch.nn.Conv2d):
+        height, width = leaf.kernel_size
+        return int(height * width * leaf.in_channels * leaf.out_channels)
+    if isinstance(leaf, torch.nn.Linear):
+        return int(leaf.in_features * leaf.out_features)
+    return sum(parameter.numel() for parameter in leaf.parameters())

@@ -1,0 +1,154 @@
+"""State dicts: read without running code, fitted to a module, or made up sanely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from shared.errors import ModelError
+
+_SHOWN = 4
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+_CALIBRATION_BATCHES = 3
+_CALIBRATION_BATCH_SIZE = 4
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """The state dict in `path`: safetensors, or torch's format read with `weights_only=True`.
+
+    Raises:
+        ModelError: there is no such file, or it is neither.
+    """
+    if not path.is_file():
+        raise ModelError(
+            "weights", expected="default, none or a file that exists", got=repr(str(path))
+        )
+    state = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
+    for wrapper in _WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(
+        isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
+    ):
+        raise ModelError(
+            f"weights file {path}", expected="a state dict: names to tensors", got=_kind(state)
+        )
+    # What DataParallel puts before each name.
+    return {key.removeprefix("module."): value for key, value in state.items()}
+
+
+def apply_state(module: torch.nn.Module, state: dict[str, torch.Tensor], what: str) -> None:
+    """Load `state` into `module`, every key and shape checked.
+
+    Raises:
+        ModelError: keys are missing or too many, or shapes differ; names a few and counts all.
+    """
+    wanted = module.state_dict()
+    # torch's own loading makes up this counter when an old file lacks it; inference does not read it.
+    missing = [
+        key for key in wanted if key not in state and not key.endswith("num_batches_tracked")
+    ]
+    unexpected = [key for key in state if key not in wanted]
+    wrong = [
+        f"{key} {list(state[key].shape)} for {list(wanted[key].shape)}"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if missing or unexpected or wrong:
+        parts = (
+            _few("missing", missing),
+            _few("unexpected", unexpected),
+            _few("of another shape", wrong),
+        )
+        raise ModelError(
+            f"weights do not fit the model: {what}",
+            expected=f"{len(wanted)} tensors of the model's names and shapes",
+            got="; ".join(part for part in parts if part),
+        )
+    module.load_state_dict(state, strict=False)
+
+
+def fill_zero_layers(module: torch.nn.Module) -> None:
+    """Give linear layers that start at zero small random weights, from torch's current generator.
+
+    Vision transformers start with a zero head; every answer would be zero, and so would every difference.
+    """
+    for layer in module.modules():
+        if isinstance(layer, torch.nn.Linear) and not layer.weight.any():
+            torch.nn.init.trunc_normal_(layer.weight, std=0.02)
+
+
+def calibrate_batch_norm(module: torch.nn.Module, shape: tuple[int, ...]) -> None:
+    """Give BatchNorm the statistics of a few random batches, from torch's current generator.
+
+    With the initial ones (mean 0, variance 1) the activations of a random network shrink layer by layer
+    (MobileNetV2's logits end near 4e-9), and comparing two such outputs says nothing.
+    """
+    norms = [
+        layer
+        for layer in module.modules()
+        if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm)  # noqa: SLF001
+    ]
+    if not norms:
+        return
+    module.eval()
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # cumulative: all batches count the same
+        norm.train()
+    with torch.no_grad():
+        for _ in range(_CALIBRATION_BATCHES):
+            module(torch.randn(_CALIBRATION_BATCH_SIZE, *shape))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    module.eval()
+
+
+def _is_safetensors(path: Path) -> bool:
+    """By content: eight bytes of header length, then a JSON object."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return path.suffix == ".safetensors" or head[8:] == b"{"
+
+
+def _read_safetensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return dict(safetensors.torch.load_file(path))
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise ModelError(
+            f"weights file {path}", expected="safetensors", got=str(error)[:200]
+        ) from error
+
+
+def _read_torch(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        # The restricted unpickler meets arbitrary bytes here and fails in as many ways.
+        first_line = str(error).strip().partition("\n")[0][:200]
+        raise ModelError(
+            f"weights file {path}",
+            expected="safetensors, or a state dict of tensors only (nothing else is unpickled)",
+            got=first_line,
+        ) from error
+
+
+def _few(what: str, items: list[str]) -> str:
+    if not items:
+        return ""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return f"{len(items)} {what} ({', '.join(items[:_SHOWN])}{more})"
+
+
+def _kind(state: Any) -> str:
+    if isinstance(state, dict):
+        odd = next(
+            (key for key, value in state.items() if not isinstance(value, torch.Tensor)), None
+        )
+        return f"a dict whose {odd!r} is not a tensor"
+    return type(state).__name__
