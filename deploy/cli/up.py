@@ -135,7 +135,6 @@ async def _serve(cluster: LocalCluster, asked: _Asked) -> None:
     await cluster.wait_for_nodes()
     states: list[ModelState] = []
     for model in asked.models:
-        note(f"serving {model}")
         await cluster.serve(model, asked.flags, on_line=lambda line: note(f"  {line}"))
         name = asked.flags.served_name(model)
         state = await cluster.wait_for_model(name)
