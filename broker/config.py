@@ -56,6 +56,7 @@ class BrokerConfig:
             ("bind", self.bind),
             ("persistence_dir", self.persistence_dir),
             ("user", self.user),
+            *(("log_types", log_type) for log_type in self.log_types),
         ):
             # One option is one line: a line break would smuggle in another.
             if text is not None and (not text.strip() or not text.isprintable()):

@@ -55,7 +55,6 @@ from shared.errors import BrokerUnreachableError
 _logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S: Final = 2.0
-_MISC_INTERVAL_S: Final = 1.0
 _GOODBYE_S: Final = 1.0
 _NOW: Final = 0.0
 """A deadline that has passed."""
@@ -111,6 +110,7 @@ class MqttDataBus:
         self._since = 0.0
         self._next_attempt = 0.0
         self._next_misc = 0.0
+        self._misc_interval_s = min(1.0, keepalive_s / 4)
         self._failure: str | None = None
         self._wanted: dict[str, Qos] = {}
 
@@ -314,35 +314,43 @@ class MqttDataBus:
     def _turn(self, deadline: float, inbox_limit: int | None) -> None:
         """Wait until `deadline` for one thing to happen, and see to it."""
         assert not self._closed, "the bus is closed"
-        if not self._connected:
-            if time.monotonic() >= self._next_attempt:
+        while True:
+            if not self._connected and time.monotonic() >= self._next_attempt:
                 self._attempt()
-            deadline = min(deadline, self._next_attempt)
-        self._exchange(deadline, inbox_limit)
-        now = time.monotonic()
-        if now >= self._next_misc:
-            self._next_misc = now + _MISC_INTERVAL_S
-            self._client.loop_misc()
+            due = self._next_misc if self._connected else self._next_attempt
+            happened = self._exchange(min(deadline, due), inbox_limit)
+            now = time.monotonic()
+            if now >= self._next_misc:
+                self._next_misc = now + self._misc_interval_s
+                self._client.loop_misc()  # after reading, so that an answer in time counts
+            if happened or now >= deadline:
+                return
 
-    def _exchange(self, deadline: float, inbox_limit: int | None) -> None:
-        """Wait for the socket, then read until it is empty or the inbox full."""
+    def _exchange(self, deadline: float, inbox_limit: int | None) -> bool:
+        """Wait for the socket, then read until it is empty or the inbox full.
+
+        Whether anything happened that the owner may want to see to.
+        """
         client = self._client
+        happened = False
         while True:
             if self._connected and inbox_limit is not None and len(self._inbox) >= inbox_limit:
                 if client.want_write():
                     client.loop_write()
-                return
-            readable, writable = self._waiter.wait(
+                return True
+            readable, writable, woken = self._waiter.wait(
                 _NOW if self._decrypted() else deadline, writes=client.want_write()
             )
+            happened = happened or readable or writable or woken
             if writable:
                 client.loop_write()
             if readable or self._decrypted():
                 client.loop_read()
+                happened = True
             else:
-                return
+                return happened
             if not self._waiter.watching:
-                return
+                return True
             # paho reads a packet or a few at a time; take the rest without waiting.
             deadline = _NOW
 

@@ -49,6 +49,8 @@ class BrokerUrl:
             raise _refused(f"the scheme {parts.scheme!r}")
         if not host:
             raise _refused("no host")
+        if not _is_host(host):
+            raise _refused(f"the host {host!r}")
         if port == 0:
             raise _refused("port 0")
         if parts.path not in ("", "/") or parts.fragment:
@@ -108,6 +110,15 @@ class BrokerUrl:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _is_host(host: str) -> bool:
+    # What the resolver would choke on later, in a thread, with another kind of error.
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return host.isprintable() and " " not in host
 
 
 def _tls_options(parts: SplitResult, *, tls: bool) -> tuple[str | None, bool]:

@@ -45,24 +45,25 @@ class Waiter:
             self._poll.unregister(self._fd)
             self._fd = -1
 
-    def wait(self, deadline: float, *, writes: bool) -> tuple[bool, bool]:
-        """Wait until `deadline` (monotonic seconds); whether the socket can be read and written.
+    def wait(self, deadline: float, *, writes: bool) -> tuple[bool, bool, bool]:
+        """Wait until `deadline` (monotonic seconds) for: readable, writable, woken.
 
-        Readable also means broken: the read then says how. Both False: a wake-up, or the time.
+        Readable also means broken: the read then says how. All are False when time is up.
         """
         if writes != self._writes and self._fd >= 0:
             self._writes = writes
             self._poll.modify(self._fd, select.POLLIN | (select.POLLOUT if writes else 0))
-        readable = writable = False
+        readable = writable = woken = False
         # Rounded up: a wait of half a millisecond must not become a busy loop.
         timeout_ms = math.ceil((deadline - time.monotonic()) * 1000) if deadline else 0
         for fd, event in self._poll.poll(max(0, timeout_ms)):
             if fd == self._wake_fd:
                 self._wakened.recv(4096)
+                woken = True
             elif fd == self._fd:
                 readable = bool(event & _READABLE)
                 writable = bool(event & select.POLLOUT)
-        return readable, writable
+        return readable, writable, woken
 
     def wake(self) -> None:
         """From any thread: end the present wait, or else the next one."""
