@@ -1,0 +1,172 @@
+"""Does a cut model give the whole model's answer? For every legal cut, and for random plans of many cuts.
+
+    python -m tests.benchmarks.exactness [--models NAME,...] [--sample N] [--plans N] [--json]
+
+Method: the original module (eager, nothing folded, random weights whose BatchNorm statistics were made
+sane) answers one random input. Then, for each cut c, the stages [0, c) and [c, L) are sliced, loaded and run
+one after the other as an agent would. The error is the largest difference divided by the largest output.
+`eager` is the same error of the original itself against the original in float64: how far rounding alone
+takes two correct float32 programs apart on these weights. Exit status 1 when an error is above 1e-5.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import random
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import torch
+
+from edge_agent.runtimes import Runtime, open_runtime
+from orchestrator.models.importer import ImportedModel, import_torchvision
+from orchestrator.models.slice import slice_stage
+from orchestrator.models.zoo import build
+from shared.codec import encode_json
+
+TOLERANCE = 1e-5
+MODELS = (
+    "mobilenet_v2",
+    "resnet18",
+    "densenet121",
+    "googlenet",
+    "efficientnet_b0",
+    "vit_b_16",
+    "swin_t",
+)
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One model's errors, all relative to its largest output."""
+
+    model: str
+    level: str
+    seed: int
+    cuts: int
+    plans: int
+    max_error: float
+    median_error: float
+    whole_error: float
+    eager_error: float
+    worst: tuple[int, ...]
+    failed: int
+    seconds: float
+
+    @property
+    def passed(self) -> bool:
+        return self.max_error <= TOLERANCE
+
+
+def measure(name: str, *, level: str, sample: int, plans: int, seed: int) -> Row:
+    """All errors of one model."""
+    began = time.perf_counter()
+    built = build(name, "none", seed)
+    model = import_torchvision(name, "none", level, seed)
+    edge = built.input_edge
+    x = np.random.default_rng(seed).standard_normal((1, 3, edge, edge), np.float32)
+    with torch.inference_mode():
+        expected = built.module(torch.from_numpy(x)).numpy()
+        exact = copy.deepcopy(built.module).double()(torch.from_numpy(x).double()).numpy()
+    largest = float(np.abs(expected).max())
+    runtime = open_runtime("torch")
+    count = len(model.manifest.blocks)
+    # Loaded all the time, so that the stages find their weights packed already.
+    whole = runtime.load(slice_stage(model.manifest, 0, count), model.blobs)
+    inputs = {model.manifest.graph.inputs[0].name: x}
+    (answer,) = whole.run(inputs).values()
+
+    errors: list[tuple[float, tuple[int, ...]]] = []
+    wanted = list(_bounds(count, sample, plans, seed))
+    for done, bounds in enumerate(wanted, start=1):
+        (result,) = run_plan(runtime, model, bounds, inputs).values()
+        errors.append((float(np.abs(result - expected).max()) / largest, bounds))
+        if sys.stderr.isatty() or done % 20 == 0 or done == len(wanted):
+            print(f"{name}: {done} of {len(wanted)}", file=sys.stderr, flush=True)
+    whole.unload()
+    worst, bounds = max(errors)
+    return Row(
+        model=name,
+        level=level,
+        seed=seed,
+        cuts=len(wanted) - plans,
+        plans=plans,
+        max_error=worst,
+        median_error=float(np.median([error for error, _ in errors])),
+        whole_error=float(np.abs(answer - expected).max()) / largest,
+        eager_error=float(np.abs(expected - exact).max()) / largest,
+        worst=bounds,
+        failed=sum(error > TOLERANCE for error, _ in errors),
+        seconds=round(time.perf_counter() - began, 1),
+    )
+
+
+def run_plan(
+    runtime: Runtime, model: ImportedModel, bounds: tuple[int, ...], inputs: Arrays
+) -> Arrays:
+    """The answer of the stages between `bounds`, run one after the other."""
+    values = inputs
+    for start, stop in pairwise(bounds):
+        stage = runtime.load(slice_stage(model.manifest, start, stop), model.blobs)
+        values = stage.run(values)
+        stage.unload()
+    return values
+
+
+def _bounds(count: int, sample: int, plans: int, seed: int) -> Iterator[tuple[int, ...]]:
+    cuts = list(range(1, count))
+    if 0 < sample < len(cuts):
+        cuts = [cuts[i * (len(cuts) - 1) // max(sample - 1, 1)] for i in range(sample)]
+    yield from ((0, cut, count) for cut in cuts)
+    rng = random.Random(seed)
+    for _ in range(plans):
+        size = rng.randint(2, min(8, count - 1))
+        yield (0, *sorted(rng.sample(range(1, count), size)), count)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--models", default=",".join(MODELS), help="comma-separated names")
+    parser.add_argument("--sample", type=int, default=0, help="cuts per model; 0: every one")
+    parser.add_argument("--plans", type=int, default=5, help="random multi-cut plans per model")
+    parser.add_argument("--level", default="O1", choices=("O0", "O1"))
+    parser.add_argument("--seed", type=int, default=0, help="of weights and input")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows: list[Row] = []
+    for name in options.models.split(","):
+        row = measure(
+            name,
+            level=options.level,
+            sample=options.sample,
+            plans=options.plans,
+            seed=options.seed,
+        )
+        rows.append(row)
+        if not options.json:
+            print(
+                f"{row.model:16} {row.cuts:4} cuts {row.plans:3} plans  max {row.max_error:.1e}"
+                f"  median {row.median_error:.1e}  whole {row.whole_error:.1e}"
+                f"  eager {row.eager_error:.1e}  {row.failed} above {TOLERANCE:.0e}"
+                f"  {'ok' if row.passed else 'FAILED'}  {row.seconds} s",
+                flush=True,
+            )
+    if options.json:
+        print(encode_json({"tolerance": TOLERANCE, "rows": rows}).decode())
+    return 0 if all(row.passed for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
