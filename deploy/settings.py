@@ -13,7 +13,8 @@ that command takes::
     timeout = "5m"
 
 An option's key is its long flag with `_` for `-`; a key that no command has is refused, since a slip that
-silently does nothing costs an evening.
+silently does nothing costs an evening. `broker` is an address where it is text and the command of that name
+where it is a table; a file that needs both calls the address `broker_url`.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ from typing import Any
 
 from shared.errors import ConfigurationError
 
+_ADDRESS = ("broker", "broker_url")
+"""The address's key as people write it, and as the command group knows it."""
 _DURATION = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*(ms|s|m|h)?")
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _SIZE = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*([KMG]i?)?B?", re.IGNORECASE)
@@ -79,7 +82,10 @@ def check(
     """
     checked: dict[str, Any] = {}
     common = sorted(common)
-    for key, value in document.items():
+    for written, value in document.items():
+        key = written
+        if key == _ADDRESS[0] and not isinstance(value, dict):
+            key = _ADDRESS[1]
         name = key.replace("-", "_")
         if name in commands:
             if not isinstance(value, dict):

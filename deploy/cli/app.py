@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 import click
 
 from deploy import settings
-from deploy.cli.options import COMMON, group_options
+from deploy.cli.options import GROUP, group_options
 from deploy.cli.output import note, print_json
 from deploy.supervisor import follow_parent
 from shared.errors import Amp4ecError, BrokerUnreachableError, ConfigurationError
@@ -76,7 +76,7 @@ def _read_config(ctx: click.Context, _: click.Parameter, value: Path | None) -> 
         if (command := group.get_command(ctx, name)) is not None
     }
     try:
-        ctx.default_map = settings.check(settings.load(path), COMMON, commands)
+        ctx.default_map = settings.check(settings.load(path), GROUP, commands)
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
     return path

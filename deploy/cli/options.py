@@ -26,6 +26,9 @@ CONNECT_S = 5.0
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 COMMON = ("broker", "root", "log_level")
+_GROUP_NAMES = {"broker": "broker_url"}
+"""Not the name of the command `broker`, or a file of settings could not tell the two apart."""
+GROUP = tuple(_GROUP_NAMES.get(name, name) for name in COMMON)
 
 if TYPE_CHECKING:
     _ParamType = click.ParamType[Any]
@@ -97,7 +100,9 @@ def group_options(function: F) -> F:
         ),
         click.option(
             "--broker",
+            "broker_url",
             type=BROKER,
+            envvar="AMP4EC_BROKER",
             default=DEFAULT_BROKER,
             show_default=True,
             help="mqtt://[user:password@]host[:port], mqtts://..., or host:port.",
@@ -219,5 +224,6 @@ def _choose(ctx: click.Context, name: str, value: Any) -> Any:
     group = ctx.parent
     assert group is not None
     here = _RANK[ctx.get_parameter_source(name) or ParameterSource.DEFAULT]
-    there = _RANK[group.get_parameter_source(name) or ParameterSource.DEFAULT]
-    return value if value is not None and here <= there else group.params[name]
+    theirs = _GROUP_NAMES.get(name, name)
+    there = _RANK[group.get_parameter_source(theirs) or ParameterSource.DEFAULT]
+    return value if value is not None and here <= there else group.params[theirs]

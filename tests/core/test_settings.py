@@ -10,8 +10,8 @@ from deploy import settings
 from deploy.flags import ServeFlags
 from shared.errors import ConfigurationError
 
-COMMON = ("broker", "root")
-COMMANDS = {"serve": {"timeout", "min_stages"}, "agent": {"name", "preload"}}
+COMMON = ("broker_url", "root")
+COMMANDS = {"broker": {"port"}, "serve": {"timeout", "min_stages"}, "agent": {"name", "preload"}}
 
 
 @pytest.mark.parametrize(
@@ -111,19 +111,26 @@ def test_check_makes_values_as_the_command_line_has_them() -> None:
         "agent": {"preload": True},
     }
     assert settings.check(document, COMMON, COMMANDS) == {
-        "broker": "host",
+        "broker_url": "host",
         "serve": {"min_stages": "3", "timeout": "1.5"},
         "agent": {"preload": True},
     }
 
 
+def test_broker_is_an_address_or_a_command() -> None:
+    assert settings.check({"broker": {"port": 1}}, COMMON, COMMANDS) == {"broker": {"port": "1"}}
+    both = {"broker_url": "host", "broker": {"port": 1}}
+    assert settings.check(both, COMMON, COMMANDS) == {"broker_url": "host", "broker": {"port": "1"}}
+
+
 @pytest.mark.parametrize(
     ("document", "match"),
     [
-        ({"brokr": "host"}, "unknown key brokr; expected broker"),
+        ({"roott": "host"}, "unknown key roott; expected root"),
         ({"serve": {"tiemout": 3}}, r"unknown key \[serve\] tiemout; expected timeout"),
         ({"serve": 3}, r"expected a table, \[serve\]"),
-        ({"broker": {"host": "x"}}, "expected a value"),
+        ({"broker": {"host": "x"}}, r"unknown key \[broker\] host"),
+        ({"root": {"a": "x"}}, "expected a value"),
         ({"agent": {"name": {"first": "x"}}}, "expected a value"),
     ],
 )

@@ -1,0 +1,261 @@
+"""The command without a cluster: help, settings, exit codes, and what it does not import."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from deploy.cli.app import cli
+from deploy.cli.infer import expand
+from deploy.supervisor import child_environment, command
+from shared.errors import ConfigurationError
+
+COMMANDS = sorted(cli.list_commands(click.Context(cli)))
+HEAVY = ("torch", "torchvision", "safetensors", "PIL", "rich")
+
+
+def run(
+    *arguments: str, cwd: Path | None = None, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command(*arguments),
+        env=child_environment(environment),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        timeout=60,
+        check=False,
+    )
+
+
+def closed_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def test_the_commands() -> None:
+    assert (
+        sorted(["broker", "orchestrator", "agent", "up", "serve", "stop", "infer", "status"])
+        == COMMANDS
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_shows_an_example(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert "Example" in result.output
+    assert f"    amp4ec {name}" in result.output
+    assert "--broker" in result.output
+
+
+def test_help_names_the_three_places_of_settings() -> None:
+    output = " ".join(CliRunner().invoke(cli, ["--help"]).output.split())
+    assert "flags, then from AMP4EC_* environment variables" in output
+    assert "~/.config/amp4ec/config.toml" in output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_that_print_for_people_print_json_too(name: str) -> None:
+    command = cli.get_command(click.Context(cli), name)
+    assert command is not None
+    services = ("broker", "orchestrator", "agent")  # they print nothing, they log
+    assert ("as_json" in {param.name for param in command.params}) == (name not in services)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["infer"],
+        ["nonsense"],
+        ["infer", "m", "/does/not/exist.jpg"],
+        ["status", "--broker", "http://x"],
+        ["status", "--root", "a/#"],
+        ["serve", "m", "--min-stages", "3", "--max-stages", "2"],
+        ["serve", "m", "--timeout", "soon"],
+        ["up", "--cpus", "0.5,0.5"],
+        ["up", "--serve", "a", "--serve", "b", "--name", "c"],
+        ["up", "--port", "70000"],
+        ["agent", "--name", "a/b"],
+        ["agent", "--cache-size", "0"],
+        ["--config", "/does/not/exist.toml", "status"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_2(arguments: list[str]) -> None:
+    result = run(*arguments)
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize("arguments", [["status"], ["infer", "m", __file__], ["stop", "m"]])
+def test_unreachable_broker_exits_3(arguments: list[str]) -> None:
+    port = closed_port()
+    result = run(*arguments, "--broker", f"127.0.0.1:{port}")
+    assert result.returncode == 3
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert str(port) in last
+    assert "amp4ec broker" in last
+    assert "Traceback" not in result.stderr
+
+
+def test_failure_with_json_is_one_document() -> None:
+    result = run("status", "--json", "--broker", f"127.0.0.1:{closed_port()}")
+    assert result.returncode == 3
+    document = json.loads(result.stdout)
+    assert document["status"] == "error"
+    assert document["error"]["message"]
+
+
+def resolved(tmp_path: Path, *arguments: str, **environment: str) -> str:
+    """The broker that a command would use."""
+    program = textwrap.dedent("""
+        import sys
+        import deploy.cli.status as status
+        async def show(common):
+            print(common.broker, common.root, common.log_level)
+            sys.exit(0)
+        status._status = show
+        from deploy.cli.app import main
+        main(sys.argv[1:])
+    """)
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        cwd=tmp_path,
+        env=child_environment({"HOME": str(tmp_path), **environment}),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout.strip()
+
+
+def test_order_of_settings(tmp_path: Path) -> None:
+    default = "mqtt://127.0.0.1:1883 amp4ec/v1 warning"
+    assert resolved(tmp_path, "status") == default
+    file = tmp_path / "amp4ec.toml"
+    file.write_text('broker = "top"\nlog-level = "error"\n[status]\nroot = "r/1"\n')
+    assert resolved(tmp_path, "status") == "mqtt://top:1883 r/1 error"
+    file.write_text('broker = "top"\n[status]\nbroker = "table"\n')
+    assert resolved(tmp_path, "status") == "mqtt://table:1883 amp4ec/v1 warning"
+    variable = {"AMP4EC_BROKER": "variable"}
+    assert resolved(tmp_path, "status", **variable).startswith("mqtt://variable:1883")
+    before = resolved(tmp_path, "--broker", "before", "status", **variable)
+    assert before.startswith("mqtt://before:1883")
+    after = resolved(tmp_path, "--broker", "before", "status", "--broker", "after", **variable)
+    assert after.startswith("mqtt://after:1883")
+
+
+def test_configuration_file_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "other.toml"
+    file.write_text('broker = "named"\n')
+    assert resolved(tmp_path, "--config", str(file), "status").startswith("mqtt://named:")
+    environment = {"AMP4EC_CONFIG": str(file)}
+    assert resolved(tmp_path, "status", **environment).startswith("mqtt://named:")
+
+
+def test_configuration_file_with_a_slip_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "amp4ec.toml").write_text('[serve]\ntiemout = "5m"\n')
+    result = run("status", cwd=tmp_path, HOME=str(tmp_path))
+    assert result.returncode == 2
+    assert "tiemout" in result.stderr
+    assert "timeout" in result.stderr
+
+
+def test_what_needs_no_torch_imports_none() -> None:
+    modules = [
+        f"deploy.cli.{name}" for name in ("app", "infer", "status", "serving", "services", "up")
+    ]
+    program = (
+        "import sys, importlib\n"
+        f"for name in {modules!r} + ['amp4ec', 'deploy.serve', 'deploy.local', 'orchestrator.service',"
+        " 'edge_agent.service']:\n"
+        "    importlib.import_module(name)\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_bare_install_can_use_the_client() -> None:
+    """What an extra brings is refused here, as if it were not installed."""
+    program = textwrap.dedent(f"""
+        import sys
+        for name in {(*HEAVY, "psutil")!r}:
+            sys.modules[name] = None
+        import amp4ec
+        from deploy.cli.app import cli
+        from click.testing import CliRunner
+        for name in ("infer", "status", "stop", "broker"):
+            assert CliRunner().invoke(cli, [name, "--help"]).exit_code == 0, name
+    """)
+    subprocess.run([sys.executable, "-c", program], env=child_environment(), check=True)
+
+
+@pytest.mark.parametrize(
+    ("missing", "arguments", "extra"),
+    [
+        ("psutil", ["agent"], "amp4ec[agent]"),
+        ("psutil", ["serve", "m"], "amp4ec[agent]"),
+    ],
+)
+def test_missing_extra_is_named(missing: str, arguments: list[str], extra: str) -> None:
+    program = textwrap.dedent(f"""
+        import sys
+        sys.modules[{missing!r}] = None
+        from deploy.cli.app import main
+        main(sys.argv[1:])
+    """)
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 1
+    assert f"pip install '{extra}'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_folders_are_expanded(tmp_path: Path) -> None:
+    for name in ("b.PNG", "a.jpg", "notes.txt", "c.npy"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "inner.jpg").mkdir()
+    file = tmp_path / "notes.txt"
+    assert [path.name for path in expand([tmp_path, file])] == [
+        "a.jpg", "b.PNG", "c.npy", "notes.txt",
+    ]  # fmt: skip
+    with pytest.raises(ConfigurationError, match="no images"):
+        expand([tmp_path / "inner.jpg"])
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.returncode == 0
+    assert result.stdout.startswith("amp4ec")
+
+
+def test_strange_folders_are_not_taken_for_ours(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared" / "__init__.py").write_text("raise SystemExit('not ours')")
+    result = run("--version", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
