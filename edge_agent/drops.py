@@ -1,4 +1,4 @@
-"""Messages that nobody can use: each is counted, and said in the log without flooding it."""
+"""What goes wrong with single messages: each is counted, and said in the log without flooding it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _INTERVAL_S = 10.0
 class Drops:
     """Counts by kind; logs the first of a kind at once and then at most one line in 10 s."""
 
-    def __init__(self) -> None:
+    def __init__(self, verb: str = "dropped") -> None:
+        self._verb = verb
         self.counts: Counter[str] = Counter()
         self._said: dict[str, tuple[float, int]] = {}
 
@@ -26,4 +27,6 @@ class Drops:
         if now - at >= _INTERVAL_S:
             self._said[kind] = (now, self.counts[kind])
             more = self.counts[kind] - count - 1
-            log.warning("dropped (%s): %s%s", kind, text, f"; and {more} before" if more else "")
+            log.warning(
+                "%s (%s): %s%s", self._verb, kind, text, f"; and {more} before" if more else ""
+            )

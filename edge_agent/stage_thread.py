@@ -127,6 +127,7 @@ class StageThread:
     ) -> None:
         self.traffic = Traffic()
         self.drops = Drops()
+        self.failures = Drops("failed")
         self._connect = connect
         self._pacer = pacer
         self._notify = notify
@@ -334,7 +335,7 @@ class StageThread:
             self.drops.drop("malformed", f"{waiting.message.topic}: {outcome.problem}")
         else:
             if outcome.problem:
-                log.warning("%s: %s", waiting.message.topic, outcome.problem)
+                self.failures.drop("answered", f"{waiting.message.topic}: {outcome.problem}")
             try:
                 bus.publish(*outcome.publish)
             except BrokerUnreachableError as error:
