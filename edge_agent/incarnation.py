@@ -6,7 +6,6 @@ number is kept on disk beside the time.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from pathlib import Path
 
@@ -29,14 +28,8 @@ def next_incarnation(directory: Path, now_ms: int, above: int = 0) -> int:
         ConfigurationError: the directory cannot be made or written.
     """
     path = directory / _FILE
-    last = 0
-    with contextlib.suppress(FileNotFoundError):
-        try:
-            last = int(path.read_text())
-        except ValueError:
-            log.warning("%s holds no number; starting from the clock", path)
-    incarnation = max(now_ms, last + 1, above + 1)
     try:
+        incarnation = max(now_ms, _last(path) + 1, above + 1)
         directory.mkdir(parents=True, exist_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.write_text(str(incarnation))
@@ -47,3 +40,13 @@ def next_incarnation(directory: Path, now_ms: int, above: int = 0) -> int:
             expected="a directory that can be written",
         ) from error
     return incarnation
+
+
+def _last(path: Path) -> int:
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        log.warning("%s holds no number; starting from the clock", path)
+        return 0
