@@ -129,7 +129,8 @@ class ModelProfile:
 class NodeProfile:
     """A device: `cpu` is the share of cores it may use, `speed` one core's relative to the profiled one.
 
-    `message_s` is the wall time that receiving or sending one message costs the node's own CPU.
+    `message_s` is the wall time that receiving or sending one message costs the node's own CPU, `byte_s` what
+    each byte of it adds (copies, system calls, the codec); 0 leaves the plain cost of ALGORITHMS.md.
     """
 
     name: str
@@ -142,6 +143,7 @@ class NodeProfile:
     price_per_hour: float = 0.0
     power_w: float = 0.0
     zone: str = "default"
+    byte_s: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"node {self.name!r}"
@@ -153,6 +155,7 @@ class NodeProfile:
         _positive(where, "up_bytes_per_s", self.up_bytes_per_s)
         _positive(where, "down_bytes_per_s", self.down_bytes_per_s)
         _not_negative(where, "message_s", self.message_s)
+        _not_negative(where, "byte_s", self.byte_s)
         _not_negative(where, "price_per_hour", self.price_per_hour)
         _not_negative(where, "power_w", self.power_w)
         if not isinstance(self.zone, str) or not self.zone:

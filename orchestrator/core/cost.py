@@ -24,13 +24,17 @@ def scaled_seconds(seconds: float, node: NodeProfile) -> float:
     return seconds / (node.cpu * node.speed)
 
 
-def stage_compute(work_s: float, node: NodeProfile) -> float:
+def stage_compute(work_s: float, node: NodeProfile, moved_bytes: float) -> float:
     """`compute = sum(t) + h_n * (received + sent)`, in seconds per job.
+
+    Beyond ALGORITHMS.md, each of the `moved_bytes` received and sent adds `byte_s`: copying 300 KB costs a
+    stage several times what a message does, and without it cuts with large tensors look free.
 
     `work_s` is the profiled seconds of the stage's blocks, and of the preprocessing where it is the first
     stage. `h_n` is wall time already, so it is not divided by the CPU share.
     """
-    return scaled_seconds(work_s, node) + node.message_s * MESSAGES_PER_STAGE
+    messages_s = node.message_s * MESSAGES_PER_STAGE + node.byte_s * moved_bytes
+    return scaled_seconds(work_s, node) + messages_s
 
 
 def stage_receive(received_bytes: float, node: NodeProfile) -> float:
@@ -141,7 +145,7 @@ def price_stage(
     return StagePlan(
         node=node.name,
         blocks=blocks,
-        compute_s=stage_compute(work_s, node),
+        compute_s=stage_compute(work_s, node, boundary[start] + boundary[stop]),
         receive_s=stage_receive(boundary[start], node),
         send_s=stage_send(boundary[stop], node),
         memory_bytes=stage_memory(

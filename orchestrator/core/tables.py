@@ -102,7 +102,9 @@ def stage_tables(model: ModelTables, kinds: Sequence[Kind]) -> StageTables:
     latency = np.empty((len(kinds), size, size))
     for index, kind in enumerate(kinds):
         node = kind.node
-        compute = model.work_s / node.rate + node.message_s * cost.MESSAGES_PER_STAGE
+        moved = model.boundary_bytes[:, None] + model.boundary_bytes[None, :]
+        messages = node.message_s * cost.MESSAGES_PER_STAGE + node.byte_s * moved
+        compute = model.work_s / node.rate + messages
         receive = (model.boundary_bytes / node.down_bytes_per_s)[:, None]
         send = (model.boundary_bytes / node.up_bytes_per_s)[None, :]
         fits = model.possible & (model.memory_bytes <= cost.usable_bytes(node))

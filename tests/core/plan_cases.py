@@ -103,6 +103,7 @@ def some_nodes(draw: st.DrawFn, most: int = 3) -> list[NodeProfile]:
                 up_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0, 1e6])),
                 down_bytes_per_s=draw(st.sampled_from([0.5, 1.0, 4.0, 1e6])),
                 message_s=draw(st.sampled_from([0.0, 0.1, 1.5])),
+                byte_s=draw(st.sampled_from([0.0, 0.05, 0.7])),
             )
         )
     return nodes

@@ -87,6 +87,7 @@ def _pipelines(
                 if start == 0:
                     seconds.append(profile.input_seconds)
                 compute = sum(s / (node.cpu * node.speed) for s in seconds) + 2 * node.message_s
+                compute += node.byte_s * (received + sent)
                 parts = [compute, received / node.down_bytes_per_s, sent / node.up_bytes_per_s]
                 memory = (
                     sum(block.weight_bytes for block in profile.blocks[start:stop])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -40,7 +41,9 @@ SLOW = node(
 
 def test_equations() -> None:
     assert cost.scaled_seconds(0.03, SLOW) == pytest.approx(0.06)
-    assert cost.stage_compute(0.03, SLOW) == pytest.approx(0.064)
+    assert cost.stage_compute(0.03, SLOW, 1e6) == pytest.approx(0.064)
+    copying = dataclasses.replace(SLOW, byte_s=2e-9)
+    assert cost.stage_compute(0.03, copying, 1e6) == pytest.approx(0.066)
     assert cost.stage_receive(1_000, SLOW) == pytest.approx(0.005)
     assert cost.stage_send(1_000, FAST) == pytest.approx(0.01)
     assert cost.stage_period(0.03, 0.01, 0.02) == 0.03
