@@ -71,11 +71,15 @@ class NodeReported:
 
 @dataclass(frozen=True, slots=True)
 class AssignmentSeen:
-    """A retained assignment of an earlier orchestrator: revisions go on from it."""
+    """A retained assignment: revisions go on from it, and so do generation numbers.
+
+    One that we published ourselves changes nothing. `generations` are (model, generation) of its stages.
+    """
 
     now: float
     node: str
     revision: int
+    generations: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,16 @@ class ModelRestored:
     now: float
     entry: ModelEntry
     state: ModelState
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreEnded:
+    """All that an earlier orchestrator had retained was seen: from now on nodes are told what to hold.
+
+    Before, an assignment would be empty, and unload what serves.
+    """
+
+    now: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +171,7 @@ Event = (
     | StopAsked
     | ReplanAsked
     | ModelRestored
+    | RestoreEnded
     | PipelineDrained
     | StageMeasured
     | Tick

@@ -10,105 +10,129 @@ A generation is a plan with a number. Its life::
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import dataclasses
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.core.cluster_events import ModelEntry, StageRef
-from orchestrator.core.plan import PipelinePlan, Plan
+from orchestrator.core.evaluate import evaluate
+from orchestrator.core.plan import PipelinePlan, Plan, StagePlan
+from shared.errors import PlanError
+from shared.profile import NodeProfile
+
+LONGEST_NAME = 60
+"""Of a model, in a pipeline's name: a level of a topic has 64 characters, and the index needs its own."""
 
 
 @dataclass(slots=True)
 class Generation:
-    """A plan in force or on its way; `lost` are indices of pipelines that cannot run any more."""
+    """A plan in force or on its way.
+
+    `names` are the pipelines' topic levels. `ready` are (pipeline index, stage) whose node said so, `assumed`
+    those that ran when the orchestrator was started anew and whose node has not spoken yet. `lost` and
+    `drained` are indices of pipelines that ended. `activated`: the dispatcher was told.
+    """
 
     entry: ModelEntry
     number: int
     plan: Plan
     began: float
     cause: str
+    names: tuple[str, ...] = ()
     ready: set[tuple[int, int]] = field(default_factory=set)
+    assumed: set[tuple[int, int]] = field(default_factory=set)
     lost: set[int] = field(default_factory=set)
     drained: set[int] = field(default_factory=set)
+    activated: bool = False
 
-    def pipeline_name(self, index: int) -> str:
-        """The topic level of pipeline `index`."""
-        return f"{self.entry.name[:60]}-{index}"
+    def __post_init__(self) -> None:
+        if not self.names:
+            self.names = tuple(
+                pipeline_name(self.entry, index) for index in range(len(self.plan.pipelines))
+            )
 
     def index_of(self, pipeline: str) -> int | None:
         """Which pipeline has that name, if one of ours has."""
-        for index in range(len(self.plan.pipelines)):
-            if self.pipeline_name(index) == pipeline:
-                return index
-        return None
-
-    def nodes(self) -> set[str]:
-        """Every node that a pipeline which is not lost needs."""
-        return {stage.node for _, pipeline in self.running() for stage in pipeline.stages}
+        return self.names.index(pipeline) if pipeline in self.names else None
 
     def running(self) -> Iterator[tuple[int, PipelinePlan]]:
-        """The pipelines that are not lost, with their indices."""
+        """The pipelines that have not ended, with their indices."""
         for index, pipeline in enumerate(self.plan.pipelines):
-            if index not in self.lost:
+            if index not in self.lost and index not in self.drained:
                 yield index, pipeline
 
-    def whole(self) -> bool:
-        """Whether every pipeline of the plan still runs."""
-        return not self.lost
+    def pipelines(self) -> tuple[PipelinePlan, ...]:
+        """The pipelines that have not ended."""
+        return tuple(pipeline for _, pipeline in self.running())
+
+    def nodes(self) -> set[str]:
+        """Every node that a pipeline which has not ended needs."""
+        return {stage.node for _, pipeline in self.running() for stage in pipeline.stages}
 
     def dead(self) -> bool:
-        """Whether none does."""
-        return len(self.lost) == len(self.plan.pipelines)
+        """Whether every pipeline has ended."""
+        return not any(True for _ in self.running())
 
-    def all_ready(self) -> bool:
-        """Whether every stage reported ready."""
-        return all(
-            (index, stage) in self.ready
-            for index, pipeline in enumerate(self.plan.pipelines)
-            for stage in range(len(pipeline.stages))
-        )
-
-    def stages_on(self, node: str) -> list[StageRef]:
-        """What this generation wants of a node."""
+    def unready(self) -> list[tuple[int, int, str]]:
+        """(pipeline index, stage, node) of the stages that are still loading."""
         return [
-            StageRef(
-                self.entry,
-                self.pipeline_name(index),
-                self.number,
-                number,
-                len(pipeline.stages),
-                stage.blocks,
-            )
+            (index, number, stage.node)
             for index, pipeline in self.running()
-            if index not in self.drained
             for number, stage in enumerate(pipeline.stages)
-            if stage.node == node
+            if (index, number) not in self.ready
         ]
 
-    def memory_on(self, node: str) -> int:
-        """Bytes that this generation needs on a node."""
-        return sum(
-            stage.memory_bytes
-            for _, pipeline in self.running()
-            for stage in pipeline.stages
-            if stage.node == node
-        )
+    def places_on(self, node: str) -> Iterator[tuple[int, int, StagePlan]]:
+        """(pipeline index, stage, its plan) of what this generation has on a node."""
+        for index, pipeline in self.running():
+            for number, stage in enumerate(pipeline.stages):
+                if stage.node == node:
+                    yield index, number, stage
+
+    def stages_on(self, node: str) -> Iterator[StageRef]:
+        """What this generation wants of a node."""
+        for index, number, stage in self.places_on(node):
+            count = len(self.plan.pipelines[index].stages)
+            name = self.names[index]
+            yield StageRef(self.entry, name, self.number, number, count, stage.blocks)
 
     def num_stages(self) -> list[int]:
         """The number of stages of each pipeline that runs."""
         return [len(pipeline.stages) for _, pipeline in self.running()]
 
     def same_placement(self, plan: Plan) -> bool:
-        """Whether `plan` puts the same blocks on the same nodes."""
-        return self.whole() and _placement(self.plan) == _placement(plan)
+        """Whether `plan` puts the same blocks on the same nodes as what runs."""
+        return _placement(self.pipelines()) == _placement(plan.pipelines)
+
+    def reprice(self, nodes: Sequence[NodeProfile]) -> None:
+        """Take the figures of what runs from the nodes of now; they stay where it cannot be priced."""
+        try:
+            priced = evaluate(self.entry.profile, nodes, self.pipelines())
+        except PlanError:
+            return
+        pipelines = list(self.plan.pipelines)
+        for (index, _), pipeline in zip(list(self.running()), priced.pipelines, strict=True):
+            pipelines[index] = pipeline
+        self.plan = dataclasses.replace(
+            self.plan, pipelines=tuple(pipelines), predicted=priced.predicted
+        )
 
 
-def _placement(plan: Plan) -> list[list[tuple[str, tuple[int, int]]]]:
-    return sorted([(stage.node, stage.blocks) for stage in p.stages] for p in plan.pipelines)
+def pipeline_name(entry: ModelEntry, index: int) -> str:
+    """The topic level of a model's pipeline; of two models with long names too, no two share one."""
+    name = entry.name
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 9]}.{entry.manifest[:8]}"
+    return f"{name}-{index}"
 
 
-def describe(pipelines: tuple[PipelinePlan, ...]) -> str:
+def describe(pipelines: Sequence[PipelinePlan]) -> str:
     """A plan in one line: `pi-1[0:20] > pi-2[20:55]`, copies joined by ` + `."""
     return " + ".join(
         " > ".join(f"{stage.node}[{stage.blocks[0]}:{stage.blocks[1]}]" for stage in p.stages)
         for p in pipelines
     )
+
+
+def _placement(pipelines: Sequence[PipelinePlan]) -> list[list[tuple[str, tuple[int, int]]]]:
+    return sorted([(stage.node, stage.blocks) for stage in p.stages] for p in pipelines)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from orchestrator.core.cluster_events import ModelEntry
-from orchestrator.core.evaluate import Priced, evaluate
 from orchestrator.core.generation import Generation, describe
 from orchestrator.core.plan import (
     Alternative,
@@ -12,82 +13,102 @@ from orchestrator.core.plan import (
     Plan,
     Predicted,
     StagePlan,
-    Strategy,
 )
+from orchestrator.core.replan import strategy_of
 from orchestrator.core.served import Served
-from shared.errors import PlanError
-from shared.messages.model import AlternativeRow, Figures, ModelState, PipelineRow, StageRow
-from shared.profile import ModelProfile, NodeProfile
+from shared.errors import ConfigurationError
+from shared.messages.model import (
+    AlternativeRow,
+    Figures,
+    ModelState,
+    PipelineRow,
+    StageRow,
+)
+from shared.profile import ModelProfile
 
-UNPRICED = Predicted(1e-9, 1e9, 0.0, 0.0, 0.0)
+LEAST_S = 1e-6
+"""A stage's predicted seconds are published rounded to this, and something has to be divided by them."""
 
 
 def model_state(served: Served, measured: Figures) -> ModelState:
     """The state to publish. `measured` are the figures of the last seconds, from the dispatcher."""
-    entry, shown = served.entry, served.active or served.pending or served.held
+    entry, shown = served.entry, served.shown
+    told = entry if shown is None else shown.entry
     return ModelState(
         state=served.state,
         model=served.name,
-        generation=shown.number if shown is not None else 0,
+        generation=0 if shown is None else shown.number,
         pipelines=[] if shown is None else _rows(served, shown),
         predicted=Figures() if shown is None else _figures(shown.plan.predicted),
         measured=measured if served.active is not None else Figures(),
-        reason=served.reason,
-        weights=entry.weights,
-        manifest=(shown.entry if shown is not None else entry).manifest,
-        options=entry.options,
-        runtime=entry.runtime,
+        reason=reason(served),
+        # What is shown belongs together: a restarted orchestrator goes on from it.
+        weights=told.weights,
+        manifest=told.manifest,
+        options=told.options,
+        runtime=told.runtime,
         alternatives=[] if served.chosen is None else _alternatives(served.chosen.alternatives),
         free_choice=_free(served.free_choice),
     )
 
 
-def generation_from(entry: ModelEntry, state: ModelState, now: float) -> Generation | None:
-    """The generation that a retained state says is serving, not priced yet; None if none is.
+def reason(served: Served) -> str:
+    """Why things are as they are, a number of stages that is not reached included."""
+    return "; ".join(text for text in (served.reason, served.shortage()) if text)
 
-    A state whose blocks do not fit the profile is not trusted.
+
+def essence(served: Served) -> tuple[object, ...]:
+    """What makes a state worth publishing anew when it changes; measured figures come by themselves."""
+    shown = served.shown
+    entry = served.entry if shown is None else shown.entry
+    number, running = (0, 0) if shown is None else (shown.number, len(shown.pipelines()))
+    return (served.state, reason(served), number, running, entry.manifest, entry.options)
+
+
+def generation_from(entry: ModelEntry, state: ModelState, now: float) -> Generation | None:
+    """The generation that a retained state shows, not priced yet; None if it shows none.
+
+    One that does not fit the profile or itself is not trusted.
     """
-    if state.state != "serving" or not state.pipelines:
-        return None
+    names = tuple(row.pipeline for row in state.pipelines)
     pipelines = tuple(
         PipelinePlan(
             tuple(
-                StagePlan(row.node, row.blocks, row.predicted_s, 0.0, 0.0, row.weight_bytes)
+                StagePlan(
+                    row.node, row.blocks, max(row.predicted_s, LEAST_S), 0.0, 0.0, row.weight_bytes
+                )
                 for row in pipeline.stages
             )
         )
         for pipeline in state.pipelines
     )
+    nodes = [stage.node for pipeline in pipelines for stage in pipeline.stages]
+    if not pipelines or len(set(names)) < len(names) or len(set(nodes)) < len(nodes):
+        return None
     if not all(_covers(pipeline, entry.profile) for pipeline in pipelines):
+        return None
+    try:
+        strategy = strategy_of(entry)
+    except ConfigurationError:
         return None
     plan = Plan(
         model=entry.name,
-        strategy=Strategy(entry.options.strategy),
+        strategy=strategy,
         objective=Objective(entry.options.objective),
         pipelines=pipelines,
-        predicted=UNPRICED,
+        predicted=_published(pipelines),
         alternatives=(),
         lower_bound=0.0,
     )
-    return Generation(entry, state.generation, plan, now, "taken over from the orchestrator before")
+    cause = "taken over from the orchestrator before"
+    return Generation(entry, state.generation, plan, now, cause, names)
 
 
-def repriced(entry: ModelEntry, plan: Plan, nodes: list[NodeProfile]) -> Plan:
-    """`plan` with today's figures; as it was where a node of it is gone."""
-    try:
-        priced: Priced = evaluate(entry.profile, nodes, plan.pipelines)
-    except PlanError:
-        return plan
-    return Plan(
-        model=plan.model,
-        strategy=plan.strategy,
-        objective=plan.objective,
-        pipelines=priced.pipelines,
-        predicted=priced.predicted,
-        alternatives=plan.alternatives,
-        lower_bound=plan.lower_bound,
-        notes=plan.notes,
-    )
+def _published(pipelines: Sequence[PipelinePlan]) -> Predicted:
+    """Figures of a plan of which no more is known than its stages' seconds."""
+    rates = [1.0 / max(stage.period_s for stage in p.stages) for p in pipelines]
+    latencies = [sum(stage.compute_s for stage in p.stages) for p in pipelines]
+    return Predicted(sum(rates), max(latencies), 0.0, 0.0, 0.0)
 
 
 def _rows(served: Served, generation: Generation) -> list[PipelineRow]:
@@ -96,7 +117,7 @@ def _rows(served: Served, generation: Generation) -> list[PipelineRow]:
     is_active = generation is served.active
     return [
         PipelineRow(
-            pipeline=generation.pipeline_name(index),
+            pipeline=generation.names[index],
             stages=[
                 StageRow(
                     stage=number,

@@ -11,37 +11,54 @@ from orchestrator.core.generation import Generation
 from orchestrator.core.plan import Plan
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Waiting:
-    """Somebody who asked for the model and waits until `deadline`."""
+    """Somebody who asked for the model and waits until `deadline`; `told` is what they heard last."""
 
     transaction: str
     verb: str
     deadline: float
+    told: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """To be considered once what loads is ready, at this least gain."""
+
+    cause: str
+    threshold: float
 
 
 @dataclass(slots=True)
 class Served:
     """A model's record.
 
-    At most one generation is active and one pending (loading). `held` waits until an old one has
-    made room (break before make). `short` says that the plan has fewer stages than were asked for,
-    `dirty` that the cluster changed while a generation was loading.
+    `entry` is what was asked for last; while that loads, `active` may be of the entry before. At most
+    one generation is active and one `pending` (loading) or `held`: that one waits until older ones have
+    made room. `known` is the entry that the dispatcher has.
     """
 
     entry: ModelEntry
     asked: float
-    state: Literal["serving", "loading", "unserved", "failed"] = "unserved"
+    known: ModelEntry | None = None
+    before: ModelEntry | None = None
+    """What ran when `entry` was asked for in its place; comes back if `entry` cannot be had."""
     reason: str = ""
     active: Generation | None = None
     pending: Generation | None = None
     held: Generation | None = None
-    draining: list[Generation] = field(default_factory=list)
-    served_before: bool = False
-    short: bool = False
-    dirty: bool = False
+    again: Again | None = None
+    tried: bool = False
+    """Whether `entry` was planned; before, it waits a little for the nodes that it wants."""
+    ran: bool = False
+    failed: bool = False
+    """The last load failed and nobody is left to try; see `blocked`."""
+    drifts: int = 0
+    """Switches for drift alone since the nodes or the wish last changed."""
     switched: float = float("-inf")
     considered: float = float("-inf")
+    usable: int = 0
+    """Nodes that the last plan could choose from."""
     blocked: dict[str, float] = field(default_factory=dict)
     """Nodes that failed to load it, and until when they are left out."""
     waiting: list[Waiting] = field(default_factory=list)
@@ -50,15 +67,63 @@ class Served:
     free_choice: Plan | None = None
     measured: dict[tuple[int, int], float] = field(default_factory=dict)
     """Of the active generation: seconds per item by (pipeline index, stage)."""
+    published: object = None
+    """What the model's state was made from when it was published last."""
 
     @property
     def name(self) -> str:
         return self.entry.name
 
+    @property
+    def state(self) -> Literal["serving", "loading", "unserved", "failed"]:
+        """What a client may expect now."""
+        if self.active is not None:
+            return "serving"
+        if self.loads:
+            return "loading"
+        return "failed" if self.failed else "unserved"
+
+    @property
+    def shown(self) -> Generation | None:
+        """The generation that the model's state shows."""
+        return self.active or self.pending or self.held
+
+    @property
+    def loads(self) -> bool:
+        """Whether a generation is on its way."""
+        return self.pending is not None or self.held is not None
+
+    @property
+    def replaces(self) -> bool:
+        """Whether what is asked for has yet to take over from what runs."""
+        return self.active is not None and self.active.entry is not self.entry
+
     def generations(self) -> Iterator[Generation]:
-        """Every generation whose stages nodes shall hold now; one that is held back is not."""
-        yield from self.draining
+        """Those whose stages nodes shall hold now; one that is held back is not."""
         if self.active is not None:
             yield self.active
         if self.pending is not None:
             yield self.pending
+
+    def satisfied(self) -> bool:
+        """Whether what was asked for runs, in the number of stages that was asked for."""
+        active = self.active
+        return active is not None and active.entry is self.entry and not misses_stages(active)
+
+    def shortage(self) -> str:
+        """What of the number of stages asked for there is, when there are fewer; else empty."""
+        shown = self.shown
+        if shown is None or shown.entry is not self.entry:
+            return ""
+        fewest, wanted = min(shown.num_stages()), self.entry.options.min_stages or 1
+        if fewest >= wanted:
+            return ""
+        nodes = f"{self.usable} node is" if self.usable == 1 else f"{self.usable} nodes are"
+        return f"{fewest} of the {wanted} stages asked for: {nodes} here"
+
+
+def misses_stages(generation: Generation) -> bool:
+    """Whether a pipeline has fewer or more stages than were asked for."""
+    options = generation.entry.options
+    low, high = options.min_stages or 1, options.max_stages
+    return any(n < low or (high is not None and n > high) for n in generation.num_stages())

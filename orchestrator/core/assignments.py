@@ -1,0 +1,39 @@
+"""What each node was told to hold, and the revision of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from orchestrator.core.cluster_events import PushAssignment, StageRef
+
+
+@dataclass(slots=True)
+class Assignments:
+    """The retained assignments on the broker. Revisions start at `first` and only grow."""
+
+    first: int
+    _revision: int = 0
+    _out: dict[str, tuple[StageRef, ...] | None] = field(default_factory=dict)
+    """What is out there per node; None where it is unknown, so that it has to be replaced."""
+
+    def seen(self, node: str, revision: int) -> None:
+        """A retained assignment came in: one of an earlier orchestrator's, or our own again."""
+        if node not in self._out or revision > self._revision:
+            self._out[node] = None
+        self._revision = max(self._revision, revision)
+
+    def expected_by(self, node: str) -> None:
+        """A node began to live: it is told even if there is nothing for it to hold."""
+        self._out[node] = None
+
+    def changed(self, desired: Callable[[str], tuple[StageRef, ...]]) -> list[PushAssignment]:
+        """What to publish, so that each node's assignment says what is desired of it."""
+        pushes = []
+        for node in sorted(self._out):
+            stages = desired(node)
+            if self._out[node] != stages:
+                self._out[node] = stages
+                self._revision = max(self._revision + 1, self.first)
+                pushes.append(PushAssignment(node, self._revision, stages))
+        return pushes

@@ -1,0 +1,166 @@
+"""What operators ask for, and what an earlier orchestrator had promised them."""
+
+from __future__ import annotations
+
+import math
+
+from orchestrator.core import model_view, replan
+from orchestrator.core.cluster_context import Context
+from orchestrator.core.cluster_events import (
+    Finish,
+    ModelEntry,
+    ModelForgotten,
+    ModelRestored,
+    PublishModel,
+    ReplanAsked,
+    ServeAsked,
+    StopAsked,
+)
+from orchestrator.core.cluster_planning import consider
+from orchestrator.core.cluster_stages import activate, announce, give_up_replacing
+from orchestrator.core.generation import Generation
+from orchestrator.core.served import Served, Waiting
+from shared.errors import ConfigurationError, ErrorCode
+
+
+def serve(context: Context, event: ServeAsked) -> None:
+    """Serve a model, or something else under its name; the same once more changes nothing."""
+    entry, served = event.entry, context.models.get(event.entry.name)
+    try:
+        replan.check(entry)
+    except ConfigurationError as error:
+        finish = Finish(event.transaction, "serve", entry.name, str(error), ErrorCode.BAD_INPUT)
+        context.finished.append(finish)
+        return
+    if served is not None and served.active is not None and served.active.entry == entry:
+        entry = served.active.entry
+    if served is None:
+        served = context.models[entry.name] = Served(entry, asked=event.now)
+        announce(context, served)
+    elif any(waiting.transaction == event.transaction for waiting in served.waiting):
+        return  # the request was delivered twice
+    elif served.entry != entry:
+        context.finish_all(served, "something else was asked for under this name")
+        _replace(served, entry, event.now)
+        if served.active is None:
+            announce(context, served)
+    served.blocked.clear()
+    served.drifts = 0
+    served.waiting.append(Waiting(event.transaction, "serve", event.deadline))
+    context.tell("model_asked", f"{entry.name} is to be served", model=entry.name)
+    consider(context, event.now, served, "it was asked for")
+
+
+def _replace(served: Served, entry: ModelEntry, now: float) -> None:
+    if served.active is not None:
+        served.before = None if served.active.entry is entry else served.active.entry
+    served.entry, served.asked = entry, now
+    served.pending = served.held = served.again = None
+    served.tried = served.failed = False
+
+
+def stop(context: Context, event: StopAsked) -> None:
+    """Serve a model no more: new jobs are refused, those in its pipelines are finished."""
+    served = context.models.pop(event.model, None)
+    asked = Waiting(event.transaction, "stop", event.now)
+    if served is None:
+        names = ", ".join(sorted(context.models)) or "none"
+        error = f"{event.model} is not served; served are: {names}"
+        context.finish(event.model, asked, error, ErrorCode.UNKNOWN_MODEL)
+        return
+    if served.active is not None:
+        context.drain(served.active)
+    context.actions.append(ModelForgotten(event.model))
+    context.finish_all(served, "it was stopped")
+    context.tell("model_stopped", f"{event.model} is not served any more", model=event.model)
+    context.actions.append(PublishModel(event.model))
+    context.finish(event.model, asked)
+
+
+def replan_asked(context: Context, event: ReplanAsked) -> None:
+    """Plan again with no hysteresis; what loads is waited for first."""
+    served = context.models.get(event.model)
+    asked = Waiting(event.transaction, "replan", event.now)
+    if served is None:
+        error = f"{event.model} is not served"
+        context.finish(event.model, asked, error, ErrorCode.UNKNOWN_MODEL)
+        return
+    served.drifts = 0
+    error_or_none = consider(context, event.now, served, "a new plan was asked for", 0.0)
+    context.finish(event.model, asked, error_or_none)
+
+
+def restored(context: Context, event: ModelRestored) -> None:
+    """Go on with what an earlier orchestrator served, without loading anew what still runs."""
+    entry, state = event.entry, event.state
+    context.number_seen(entry.name, state.generation)
+    if entry.name in context.models:
+        return  # it was asked for again before we got here
+    served = context.models[entry.name] = Served(entry, asked=event.now)
+    announce(context, served)
+    generation = model_view.generation_from(entry, state, event.now)
+    cause = "the orchestrator started anew"
+    if generation is None or state.state not in {"serving", "loading"}:
+        consider(context, event.now, served, cause)
+        return
+    ran = state.state == "serving"
+    _take_stock(context, generation, ran=ran)
+    if generation.dead() or (generation.lost and not ran):
+        served.ran = ran
+        consider(context, event.now, served, cause)
+        return
+    served.tried = True
+    generation.reprice([p for n in context.members.alive() if (p := n.profile(entry)) is not None])
+    if generation.unready():
+        served.pending, served.reason = generation, generation.cause
+    else:
+        activate(context, event.now, served, generation)
+    # What the nodes were measured at is forgotten: no switch for a mere gain until it is known again.
+    # But with a part of the plan lost, what is left has to be worth keeping.
+    consider(context, event.now, served, cause, None if generation.lost else math.inf)
+
+
+def expire(context: Context, now: float, served: Served) -> None:
+    """Answer those who have waited long enough."""
+    late = [waiting for waiting in served.waiting if now >= waiting.deadline]
+    if not late:
+        return
+    for waiting in late:
+        served.waiting.remove(waiting)
+        context.finish(served.name, waiting, _unmet(served))
+    if not served.waiting and not served.loads:
+        give_up_replacing(context, now, served, f"was not served in time: {served.reason}")
+
+
+def _take_stock(context: Context, generation: Generation, *, ran: bool) -> None:
+    """Compare a generation with what the nodes are and say; where they have not spoken, believe it."""
+    for index, pipeline in list(generation.running()):
+        for number, stage in enumerate(pipeline.stages):
+            node = context.members.nodes.get(stage.node)
+            if node is None or not node.alive or node.profile(generation.entry) is None:
+                context.lose(generation, index)
+                break
+            key = (generation.entry.name, generation.names[index], generation.number, number)
+            reports = (
+                {}
+                if node.report is None
+                else {(r.model, r.pipeline, r.generation, r.stage): r for r in node.report.stages}
+            )
+            said = reports.get(key)
+            if said is not None and said.state == "ready":
+                generation.ready.add((index, number))
+            elif said is not None and said.state == "failed":
+                context.lose(generation, index)
+                break
+            elif ran and node.report is None:
+                generation.ready.add((index, number))
+                generation.assumed.add((index, number))
+            elif ran and said is None:
+                context.lose(generation, index)
+                break
+
+
+def _unmet(served: Served) -> str:
+    if served.active is None or served.replaces:
+        return f"not served in time: {served.reason}"
+    return f"served, but with {served.shortage() or 'another number of stages than asked for'}"

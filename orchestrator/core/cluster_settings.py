@@ -1,0 +1,25 @@
+"""When the cluster acts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClusterSettings:
+    """When to act. Seconds, and the least gain that is worth a switch."""
+
+    gain_threshold: float = 0.15
+    cool_down_s: float = 30.0
+    """Between a switch and the next one that only pays; doubles with each that drift alone caused."""
+    drift_interval_s: float = 10.0
+    settle_s: float = 2.0
+    """How long a new model waits for the number of nodes that was asked for."""
+    retry_s: float = 1.0
+    """How often a model that has no plan is planned again."""
+    load_timeout_s: float = 120.0
+    """Importing torch takes 10 s at 0.2 CPU, and weights have to travel first."""
+    blocked_s: float = 60.0
+    """How long a node on which a model failed to load is left out for that model."""
+    stall_s: float = 2.0
+    """A longer time between two ticks is our own stall: no node is blamed for silence in it."""

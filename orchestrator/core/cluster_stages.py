@@ -1,0 +1,234 @@
+"""What nodes and the dispatcher say about stages: ready, failed, gone, drained, measured."""
+
+from __future__ import annotations
+
+from orchestrator.core.cluster_context import Context
+from orchestrator.core.cluster_events import (
+    ActivatePipeline,
+    ModelKnown,
+    NodeReported,
+    PipelineDrained,
+    StageMeasured,
+)
+from orchestrator.core.cluster_planning import consider
+from orchestrator.core.generation import Generation, describe
+from orchestrator.core.served import Served
+from shared.messages.stage import StageReport
+
+StageKey = tuple[str, str, int, int]
+
+
+def node_left(context: Context, name: str) -> None:
+    """A node is gone: so is each pipeline that it was part of."""
+    for generation in context.draining:
+        _lose_on(context, generation, name)
+    for served in context.models.values():
+        if served.active is not None and _lose_on(context, served.active, name):
+            _after_loss(served, f"node {name} was lost")
+        if served.pending is not None and name in served.pending.nodes():
+            served.pending = None
+
+
+def reported(context: Context, event: NodeReported) -> None:
+    """A node said how far each of its stages is."""
+    report = event.report
+    states = {(s.model, s.pipeline, s.generation, s.stage): s for s in report.stages}
+    for generation in context.draining:
+        _gone(context, generation, report.node, states)
+    for served in context.models.values():
+        _active_reported(context, event.now, served, report.node, states)
+        _pending_reported(context, event.now, served, report.node, states)
+
+
+def activate(context: Context, now: float, served: Served, generation: Generation) -> None:
+    """Send jobs to a generation whose stages are all ready, and drain the one before it."""
+    old = served.active
+    served.active, served.pending = generation, None
+    served.reason, served.switched, served.ran = generation.cause, now, True
+    served.failed, served.before = False, None
+    served.measured.clear()
+    generation.activated = True
+    announce(context, served)
+    for index, pipeline in generation.running():
+        context.actions.append(
+            ActivatePipeline(
+                generation.entry,
+                generation.names[index],
+                generation.number,
+                pipeline,
+                1.0 / max(stage.period_s for stage in pipeline.stages),
+                sum(s.compute_s + s.receive_s + s.send_s for s in pipeline.stages),
+            )
+        )
+    if old is not None:
+        context.drain(old)
+    predicted = generation.plan.predicted
+    context.tell(
+        "pipeline_active",
+        f"{served.name} generation {generation.number} is active after "
+        f"{now - generation.began:.1f} s: {describe(generation.pipelines())}; predicted "
+        f"{predicted.throughput_per_s:.1f}/s, {predicted.latency_s * 1000:.0f} ms",
+        model=served.name,
+        generation=generation.number,
+    )
+    again, served.again = served.again, None
+    if again is not None:
+        consider(context, now, served, again.cause, again.threshold)
+
+
+def announce(context: Context, served: Served) -> None:
+    """Let the dispatcher take jobs for what is asked for, if it does not yet."""
+    if served.known is not served.entry:
+        served.known = served.entry
+        context.actions.append(ModelKnown(served.name, served.entry))
+
+
+def load_failed(context: Context, now: float, served: Served, reasons: dict[str, str]) -> None:
+    """A generation cannot be loaded by some nodes: try the others, else say so."""
+    served.pending = None
+    said = []
+    for node, reason in sorted(reasons.items()):
+        served.blocked[node] = now + context.settings.blocked_s
+        text = f"{served.name} could not be loaded on {node}: {reason}"
+        said.append(f"could not be loaded on {node}: {reason}")
+        context.tell("load_failed", text, node=node, model=served.name, reason=reason)
+    why = "; ".join(said)
+    if served.active is None:
+        served.failed, served.reason = True, why
+    consider(context, now, served, why)
+    if not served.loads and not served.satisfied():
+        context.finish_all(served, why)
+        give_up_replacing(context, now, served, why)
+
+
+def give_up_replacing(context: Context, now: float, served: Served, why: str) -> None:
+    """What ran before goes on or comes back, as if nothing else had been asked for."""
+    if served.before is None:
+        return
+    served.entry, served.before = served.before, None
+    served.reason = f"what was to replace it {why}"
+    if served.active is None:
+        served.failed = False
+        served.blocked.clear()
+        consider(context, now, served, served.reason)
+
+
+def load_timed_out(context: Context, now: float, served: Served) -> None:
+    """Nodes that do not get a generation loaded in time are as good as failed."""
+    limit, pending = context.settings.load_timeout_s, served.pending
+    if pending is not None and now - pending.began > limit:
+        slow = {node: f"not ready after {limit:.0f} s" for _, _, node in pending.unready()}
+        load_failed(context, now, served, slow)
+
+
+def drained(context: Context, event: PipelineDrained) -> None:
+    """The last job left a pipeline: its stages may be unloaded."""
+    for generation in context.draining:
+        if (generation.entry.name, generation.number) == (event.model, event.generation):
+            index = generation.index_of(event.pipeline)
+            if index is not None and index not in generation.lost:
+                generation.drained.add(index)
+
+
+def forget_drained(context: Context) -> None:
+    """Let go of the generations of which nothing runs any more."""
+    for generation in [g for g in context.draining if g.dead()]:
+        context.draining.remove(generation)
+        name, number = generation.entry.name, generation.number
+        how = "is drained and unloaded" if generation.drained else "is gone with its nodes"
+        text = f"{name} generation {number} {how}"
+        context.tell("generation_drained", text, model=name, generation=number)
+
+
+def measured(context: Context, event: StageMeasured) -> None:
+    """Correct what is thought of a node's speed by what its stage took."""
+    served, node = context.models.get(event.model), context.members.nodes.get(event.node)
+    running = [g for g in context.draining if g.entry.name == event.model]
+    if served is not None and served.active is not None:
+        running.append(served.active)
+    generation = next((g for g in running if g.number == event.generation), None)
+    index = None if generation is None else generation.index_of(event.pipeline)
+    if node is None or generation is None or index is None:
+        return
+    place = next(
+        (s for i, n, s in generation.places_on(event.node) if (i, n) == (index, event.stage)), None
+    )
+    if place is None:
+        return
+    entry = generation.entry
+    start, stop = place.blocks
+    seconds = sum(block.seconds for block in entry.profile.blocks[start:stop])
+    seconds += entry.profile.input_seconds if start == 0 else 0.0
+    speed = node.speed(entry) * node.corrections.get(entry.name, 1.0)
+    node.correct(entry.name, event.cpu_s, seconds / speed, event.items)
+    hardware = node.state.hardware
+    if served is not None and generation is served.active and hardware is not None:
+        share = min(hardware.cpu, 1.0)
+        # Wall time that an item costs the node: CPU time at the share it may use, or what
+        # passed, if others kept the node from its share.
+        served.measured[index, event.stage] = max(event.cpu_s / share, event.compute_s)
+
+
+def _pending_reported(
+    context: Context, now: float, served: Served, node: str, states: dict[StageKey, StageReport]
+) -> None:
+    pending = served.pending
+    if pending is None:
+        return
+    for index, number, _ in pending.places_on(node):
+        report = states.get((served.name, pending.names[index], pending.number, number))
+        match None if report is None else report.state:
+            case "ready":
+                pending.ready.add((index, number))
+            case "failed":
+                assert report is not None
+                load_failed(context, now, served, {node: report.reason or "no reason given"})
+                return
+            case _:
+                pending.ready.discard((index, number))
+    if not pending.unready():
+        activate(context, now, served, pending)
+
+
+def _active_reported(
+    context: Context, now: float, served: Served, node: str, states: dict[StageKey, StageReport]
+) -> None:
+    active = served.active
+    if active is not None and _gone(context, active, node, states):
+        why = f"node {node} does not hold its stage any more"
+        context.tell("stage_lost", f"{served.name}: {why}", node=node, model=served.name)
+        _after_loss(served, why)
+        consider(context, now, served, why)
+
+
+def _gone(
+    context: Context, generation: Generation, node: str, states: dict[StageKey, StageReport]
+) -> bool:
+    """Lose the pipelines of which a node's report says that it does not hold its stage."""
+    lost = False
+    for index, number, _ in list(generation.places_on(node)):
+        place = (index, number)
+        key = (generation.entry.name, generation.names[index], generation.number, number)
+        report = states.get(key)
+        if report is not None and report.state == "ready":
+            generation.assumed.discard(place)
+        elif report is None or report.state == "failed" or place in generation.assumed:
+            context.lose(generation, index)
+            lost = True
+        # Else it is on its way, though it was ready before: a report delivered twice.
+    return lost
+
+
+def _lose_on(context: Context, generation: Generation, node: str) -> bool:
+    """Lose the pipelines that need a node; whether there were any."""
+    indices = [index for index, _, _ in generation.places_on(node)]
+    for index in indices:
+        context.lose(generation, index)
+    return bool(indices)
+
+
+def _after_loss(served: Served, why: str) -> None:
+    served.reason = why
+    if served.active is not None and served.active.dead():
+        served.active = None
+        served.measured.clear()
