@@ -354,7 +354,7 @@ class Agent:
                 if message.payload:
                     state = decode_json(message.payload, OrchestratorState)
                     if state.state == "online":
-                        self._do(desired.OrchestratorBorn(state.incarnation))
+                        self._do(desired.OrchestratorBorn(state.incarnation, message.retain))
             case "node_state":
                 if message.payload:
                     self._own_state(message, decode_json(message.payload, NodeState))

@@ -95,9 +95,13 @@ class StageUnloaded:
 
 @dataclass(frozen=True, slots=True)
 class OrchestratorBorn:
-    """An orchestrator is online; a new incarnation has not heard our reports."""
+    """An orchestrator says that it is online, as it does after each of its connections.
+
+    `again`: it is the retained word, which comes with each connection of ours.
+    """
 
     incarnation: int
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,11 +228,12 @@ class Desired:
                 if held is not None and held.phase is Phase.UNLOADING:
                     del self.lives[life]
                 actions = []
-            case OrchestratorBorn(incarnation):
-                # The retained state comes again with every reconnection: only a new life needs an answer.
-                new = incarnation != self._orchestrator
+            case OrchestratorBorn(incarnation, again):
+                # While it was away, and be it for a moment, our reports went nowhere: they are not
+                # retained. Only what it said before we came back needs no answer: `BusConnected` has it.
+                unheard = not again or incarnation != self._orchestrator
                 self._orchestrator = incarnation
-                actions = [self._report()] if new and self.revision >= 0 else []
+                actions = [self._report()] if unheard and self.revision >= 0 else []
             case BusConnected():
                 actions = [self._report()] if self.revision >= 0 else []
             case PrefetchEnded(revision):

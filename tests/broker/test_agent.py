@@ -26,6 +26,7 @@ from shared.errors import ConfigurationError
 from shared.graph import Graph, GraphBuilder
 from shared.messages.job import Activation, StageResult
 from shared.messages.node import NodeState, Telemetry
+from shared.messages.operation import OrchestratorState
 from shared.messages.stage import Assignment, Blob, Report, StageAssignment
 from shared.tensor import from_wire, to_wire
 from shared.topics import Topics
@@ -107,6 +108,13 @@ async def orchestrator(url: BrokerUrl) -> AsyncIterator[Orchestrator]:
     blobs: dict[str, bytes] = {}
     bus = MqttControlBus(url, client_id="orchestrator")
     transfers = Transfers(bus, TOPICS, "orchestrator", source=MemoryBlobs(blobs))
+
+    async def announce() -> None:
+        state = OrchestratorState(state="online", incarnation=1)
+        topic = TOPICS.topic("orchestrator_state")
+        await bus.publish(topic, encode_json(state), retain=True)
+
+    bus.on_connect(announce)
     async with bus, transfers:
         heard = Orchestrator(bus, blobs)
         for name in ("node_state", "telemetry", "report", "stage_result"):

@@ -185,7 +185,9 @@ def test_new_orchestrator_and_new_connection_hear_a_report() -> None:
     assert core.step(OrchestratorBorn(1)) == []  # nothing to say yet
     assert core.step(BusConnected()) == []
     core.step(assignment(1, stage()))
-    assert core.step(OrchestratorBorn(1)) == []
+    assert core.step(OrchestratorBorn(1, again=True)) == []
+    assert states(core.step(OrchestratorBorn(2, again=True))) == [(0, "fetching", "")]
+    # The same one, connected anew: what was reported meanwhile it has not heard.
     assert states(core.step(OrchestratorBorn(2))) == [(0, "fetching", "")]
     assert states(core.step(BusConnected())) == [(0, "fetching", "")]
 
