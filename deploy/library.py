@@ -116,8 +116,7 @@ class ModelLibrary:
         # Before the model, so that what the runtime takes in memory is measured without it.
         calibrations = {}
         for runtime in runtimes:
-            step(f"timing this machine with {runtime}")
-            calibrations[runtime] = self._calibration(runtime, runtimes[runtime])
+            calibrations[runtime] = self._calibration(runtime, runtimes[runtime], step)
         step(f"importing {model}, weights {flags.weights}")
         from orchestrator.models.importer import import_torchvision
 
@@ -152,10 +151,11 @@ class ModelLibrary:
             )
         return {wanted: available[wanted]}
 
-    def _calibration(self, runtime: str, runtime_version: str) -> Calibration:
+    def _calibration(self, runtime: str, runtime_version: str, step: Step) -> Calibration:
         cache = CalibrationCache(self.directory / "calibration")
         found = cache.get(runtime, runtime_version, self._hardware)
         if found is None:
+            step(f"timing this machine with {runtime}")
             found = calibrate(runtime)
             cache.put(runtime, runtime_version, self._hardware, found)
         return found

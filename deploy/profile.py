@@ -15,10 +15,10 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
+from deploy.photo import PHOTO
 from edge_agent.runtimes import LoadedStage, Runtime, open_runtime
 from orchestrator.models.macs import macs
 from orchestrator.models.slice import slice_stage
@@ -29,8 +29,6 @@ from shared.package import Measured
 from shared.tensor import Array
 from shared.transform import Transform
 
-PHOTO = Path(__file__).parent / "photo" / "cat.jpg"
-"""What the reading of an image is timed with."""
 _BUDGET_S = 1.2
 """CPU seconds for the blocks, and as many for the whole model."""
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
@@ -106,7 +104,7 @@ def without_entry_cost(times: BlockTimes) -> tuple[float, ...]:
 
 
 def time_input(transform: Transform) -> float:
-    """Median CPU seconds to decode a photograph and make the model's input of it."""
+    """Median CPU seconds to decode our photograph and make the model's input of it."""
     from edge_agent.preprocess import preprocess
 
     photo = PHOTO.read_bytes()

@@ -107,19 +107,20 @@ class Child:
             await asyncio.wait_for(self.process.wait(), timeout_s)
         except TimeoutError:
             return await self.kill()
-        return await self._ended()
+        return await self.ended()
 
     async def kill(self) -> int:
         """SIGKILL; the exit status."""
         if self.alive:
             self.process.kill()
-        return await self._ended()
+        return await self.ended()
 
     def freeze(self, *, frozen: bool) -> None:
         """SIGSTOP, or SIGCONT: alive for the kernel, dead for everybody else."""
         self.process.send_signal(signal.SIGSTOP if frozen else signal.SIGCONT)
 
-    async def _ended(self) -> int:
+    async def ended(self) -> int:
+        """Wait for its end, and take its cgroup away; the exit status, negative for a signal."""
         status = await self.process.wait()
         if self.limit is not None:
             await asyncio.to_thread(self.limit.remove)

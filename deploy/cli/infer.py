@@ -11,9 +11,8 @@ from typing import Any
 import click
 
 from deploy.cli.options import CONNECT_S, DURATION, Common, common_options, json_option
-from deploy.cli.output import Progress, note, print_json, print_line
+from deploy.cli.output import Progress, answer_document, note, print_json, print_line
 from shared.client import Client, Result
-from shared.codec import to_builtins
 from shared.errors import Amp4ecError, ConfigurationError, JobError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".npy"})
@@ -159,10 +158,8 @@ def describe(name: str, result: Result, top: int) -> str:
 
 def _document(path: Path, reply: Reply, top: int) -> dict[str, Any]:
     if isinstance(reply, Result):
-        answer = dataclasses.replace(reply.answer, top=list(reply.top[:top]), tensors=None)
-        document: dict[str, Any] = to_builtins(answer)
-        del document["tensors"]
-        return {"file": str(path), **document}
+        answer = dataclasses.replace(reply.answer, top=list(reply.top[:top]))
+        return {"file": str(path), **answer_document(answer)}
     error = {
         "code": reply.code if isinstance(reply, JobError) else None,
         "message": reply.message,

@@ -6,6 +6,7 @@ step is a whole line, at most one a second for steps that only count.
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from shared.codec import encode_json, to_builtins
+from shared.messages.job import Answer
 
 _EVERY_S = 1.0
 
@@ -21,6 +23,13 @@ def print_json(value: object) -> None:
     """`value` as the one JSON document of standard output."""
     sys.stdout.write(encode_json(to_builtins(value)).decode() + "\n")
     sys.stdout.flush()
+
+
+def answer_document(answer: Answer) -> dict[str, Any]:
+    """An answer as it stood on the wire in JSON: raw tensors have no place there."""
+    document: dict[str, Any] = to_builtins(dataclasses.replace(answer, tensors=None))
+    del document["tensors"]
+    return document
 
 
 def print_line(text: str) -> None:

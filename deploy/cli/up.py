@@ -16,6 +16,7 @@ from deploy.cli.options import Common, common_options, json_option, serve_option
 from deploy.cli.output import note, print_json, print_line
 from deploy.flags import ServeFlags
 from deploy.local import ChildEndedError, LocalCluster
+from deploy.photo import photo_to_type
 from deploy.supervisor import Child
 from shared.errors import BrokerError
 from shared.messages.model import ModelState
@@ -184,7 +185,7 @@ async def _watch(cluster: LocalCluster) -> NoReturn:
 
 
 async def _report_end(agent: Child) -> None:
-    status = await agent.process.wait()
+    status = await agent.ended()
     how = f"signal {-status}" if status < 0 else f"status {status}"
     note(
         f"{agent.name} (pid {agent.pid}) ended with {how}; it is left dead, to show what a loss does"
@@ -210,11 +211,13 @@ def _next(cluster: LocalCluster, model: str | None) -> str:
     port, root = cluster.broker.port, cluster.root
     address = f"--broker {cluster.broker.url}" if port != 1883 else ""
     agent = next(iter(cluster.agents.values()))
-    name = model or "mobilenet_v2"
+    name, photo = model or "mobilenet_v2", photo_to_type()
+    # As text: the mosquitto_rr of 2.0.11 (Debian 12) sends an empty message with -f and -s.
+    message = f"-m \"$(base64 < {photo} | tr -d '\\n')\""
     lines = [
         "now, in another terminal:",
-        f"  amp4ec infer {name} cat.jpg {address}",
-        f"  mosquitto_rr -V mqttv5 -p {port} -t {root}/model/{name}/infer -e {root}/result/me -f cat.jpg",
+        f"  amp4ec infer {name} {photo} {address}",
+        f"  mosquitto_rr -p {port} -t {root}/model/{name}/infer -e {root}/result/me {message}",
         f"  mosquitto_sub -v -p {port} -t '{root}/event' -t '{root}/model/+/state'",
         f"  amp4ec status {address}",
         f"  kill -9 {agent.pid}    # {agent.name}: see what a loss does",

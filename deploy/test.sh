@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Every check there is, as CI runs it: installs what is missing, then lint, types, fence and all layers.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. deploy/install.sh
+
+layers="core wire shell broker cluster"
+cat <<'TEXT'
+AMP4EC tests: lint, types, import fence, then the layers core, wire, shell, broker and cluster.
+About 10 minutes on two cores, once Mosquitto and the environment (.venv, here) are installed.
+TEXT
+
+install_mosquitto
+make_environment dev
+
+say "Lint (seconds)"
+python -m ruff check .
+python -m ruff format --check .
+say "Types (a minute)"
+python -m mypy
+say "Import fence (seconds)"
+.venv/bin/lint-imports
+
+logs=$(mktemp -d)
+trap 'rm -rf "$logs"' EXIT
+failed=""
+for layer in $layers; do
+    say "Tests: $layer"
+    run="-m pytest"
+    # What the pure cores are covered by says most when the pure tests alone do it.
+    if [ "$layer" = core ]; then run="-m coverage run -m pytest"; fi
+    # shellcheck disable=SC2086 # several words
+    if ! python $run "tests/$layer" -q 2>&1 | tee "$logs/$layer"; then failed="$failed $layer"; fi
+    if [ "$layer" = core ]; then
+        say "Coverage of the pure cores"
+        python -m coverage report --skip-covered --fail-under=95 \
+            --include='orchestrator/core/*,edge_agent/core/*' || failed="$failed coverage"
+    fi
+    # A layer that was skipped as a whole proves nothing.
+    grep -Eq '(^|[^0-9])[1-9][0-9]* passed' "$logs/$layer" || failed="$failed $layer(nothing-ran)"
+done
+
+say "Summary"
+for layer in $layers; do printf '%-8s %s\n' "$layer" "$(tail -n 1 "$logs/$layer")"; done
+count() { tail -qn 1 "$logs"/* | grep -Eo "[0-9]+ $1" | awk '{ sum += $1 } END { print sum + 0 }'; }
+if [ -n "$failed" ]; then
+    echo "failed:$failed"
+    echo "== $(count failed) failed, $(count passed) passed, $(count skipped) skipped in ${SECONDS}s =="
+    exit 1
+fi
+echo "== $(count passed) passed, $(count skipped) skipped in ${SECONDS}s =="
