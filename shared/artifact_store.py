@@ -305,7 +305,7 @@ class ArtifactStore:
     def _open_part_file(self, path: Path) -> IO[bytes]:
         while True:
             # 'a+' would ignore seek and 'r+' does not create: hence an opener of our own.
-            file = open(path, "r+b", opener=_create)  # noqa: SIM115, PTH123
+            file = open(path, "r+b", opener=_create)  # noqa: SIM115
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
