@@ -14,7 +14,9 @@ import contextlib
 import errno
 import os
 import re
+import signal
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from shared.errors import ConfigurationError
 
 PERIOD_US = 100_000
 """The kernel's default period. A shorter one would let a stage run smoother, at more switches."""
+PREFIX = "amp4ec-"
 _OCTAL = re.compile(r"\\([0-7]{3})")
 _REMOVE_S = 2.0
 
@@ -44,9 +47,9 @@ class CpuLimit:
         return ["/bin/sh", "-c", join, "sh", str(self.directory / "cgroup.procs"), *command]
 
     def remove(self) -> None:
-        """Take the cgroup away; its processes must have ended.
+        """Take the cgroup away, and with it what a killed child may have left running inside.
 
-        The kernel may need a moment after the last one; a cgroup that stays busy is left behind, to no
+        The kernel may need a moment after the last process; a cgroup that stays busy is left behind, to no
         effect.
         """
         deadline = time.monotonic() + _REMOVE_S
@@ -58,6 +61,9 @@ class CpuLimit:
             except OSError as error:
                 if error.errno != errno.EBUSY or time.monotonic() > deadline:
                     return
+                for pid in _words(self.directory / "cgroup.procs"):
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(int(pid), signal.SIGKILL)
                 time.sleep(0.01)
             else:
                 return
@@ -66,8 +72,10 @@ class CpuLimit:
 def limit_cpu(name: str, cpus: float, *, root: Path = Path("/")) -> CpuLimit:
     """A new cgroup `name` with a quota of `cpus` CPUs.
 
+    What killed processes of ours left behind is taken away on the way.
+
     Args:
-        name: the directory's name, unique on this machine.
+        name: for people; the directory's name has more, so that it is the only one on this machine.
         cpus: CPUs, 0.01 or more.
         root: stands for `/`, so that tests can bring their own tree.
 
@@ -76,7 +84,8 @@ def limit_cpu(name: str, cpus: float, *, root: Path = Path("/")) -> CpuLimit:
     """
     reasons: list[str] = []
     for version, parent in _parents(root, reasons):
-        directory = parent / name
+        _sweep(parent)
+        directory = parent / f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:6]}-{name}"
         try:
             directory.mkdir()
         except OSError as error:
@@ -96,6 +105,15 @@ def limit_cpu(name: str, cpus: float, *, root: Path = Path("/")) -> CpuLimit:
         "-p Delegate=yes amp4ec up ...`); or leave --cpus out",
         got="; ".join(reasons) or "no cgroup file system with a cpu controller",
     )
+
+
+def _sweep(parent: Path) -> None:
+    """Remove cgroups of processes that are gone and could not do it themselves (SIGKILL)."""
+    for directory in parent.glob(f"{PREFIX}*"):
+        owner = directory.name.removeprefix(PREFIX).partition("-")[0]
+        if owner.isdigit() and not Path("/proc", owner).exists():
+            with contextlib.suppress(OSError):  # in use after all
+                directory.rmdir()
 
 
 def _set_quota(version: int, directory: Path, quota_us: int) -> None:

@@ -14,7 +14,6 @@ Every part has a log and a directory of its own below `directory`. Leaving ends 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -87,7 +86,6 @@ class LocalCluster:
         self._agent_arguments = tuple(agent_arguments)
         self._orchestrator_arguments = tuple(orchestrator_arguments)
         self._environment = dict(environment or {})
-        self._tag = uuid.uuid4().hex[:8]
 
     @property
     def url(self) -> BrokerUrl:
@@ -309,12 +307,10 @@ class LocalCluster:
         return f"agent-{number}"
 
     def _limit(self, name: str, cpu: float | None) -> CpuLimit | None:
-        # Unique, since an agent of the same name may just have died and its cgroup be busy still.
-        directory = f"amp4ec-{self._tag}-{name}-{uuid.uuid4().hex[:6]}"
         if cpu is not None:
-            return limit_cpu(directory, cpu)
+            return limit_cpu(name, cpu)
         try:
-            return limit_cpu(directory, self._equal_share)
+            return limit_cpu(name, self._equal_share)
         except ConfigurationError as error:
             self.cpu_refused = str(error)
             return None

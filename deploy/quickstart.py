@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import signal
 import sys
 import tempfile
@@ -77,8 +78,10 @@ async def _story(wanted: _Wanted) -> int:
         try:
             await _tell(cluster, wanted)
         finally:
-            print_line("")
-            print_line("stopping")
+            # Whoever read our words may be gone; the children must end all the same.
+            with contextlib.suppress(OSError):
+                print_line("")
+                print_line("stopping")
             await cluster.stop()
     print_line("done: every child has ended. To keep a cluster like this one:")
     print_line(
@@ -132,9 +135,10 @@ async def _tell(cluster: LocalCluster, wanted: _Wanted) -> None:
         print_line("")
         print_line(f"4. Kill {victim} (kill -9 {cluster.agents[victim].pid})")
         since = len(events.seen)
-        await cluster.kill_agent(victim)
-        print_line("   the same photograph at once, while nobody has noticed yet")
-        result = await client.infer(MODEL, PHOTO, timeout_s=_ANSWER_S)
+        print_line("   and send the same photograph in the same moment")
+        _, result = await asyncio.gather(
+            cluster.kill_agent(victim), client.infer(MODEL, PHOTO, timeout_s=_ANSWER_S)
+        )
         await events.wait_for(
             lambda event: event.event == "pipeline_active", _REPLAN_S, since=since
         )

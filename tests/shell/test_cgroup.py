@@ -43,7 +43,8 @@ def test_version_1(tmp_path: Path) -> None:
         directories={"/sys/fs/cgroup/cpu/box": {}},
     )
     limit = limit_cpu("a", 0.3, root=root)
-    assert limit.directory == root / "sys/fs/cgroup/cpu/box/a"
+    assert limit.directory.parent == root / "sys/fs/cgroup/cpu/box"
+    assert limit.directory.name.endswith("-a")
     assert (limit.directory / "cpu.cfs_quota_us").read_text() == "30000"
     assert (limit.directory / "cpu.cfs_period_us").read_text() == "100000"
 
@@ -57,7 +58,7 @@ def test_version_2_uses_the_nearest_that_hands_cpu_down(tmp_path: Path) -> None:
     )
     (root / "sys/fs/cgroup/user/cgroup.subtree_control").write_text("cpu memory")
     limit = limit_cpu("a", 1.5, root=root)
-    assert limit.directory == root / "sys/fs/cgroup/user/a"
+    assert limit.directory.parent == root / "sys/fs/cgroup/user"
     assert (limit.directory / "cpu.max").read_text() == "150000 100000"
 
 
@@ -72,7 +73,7 @@ def test_version_2_root_is_asked_to_hand_cpu_down(tmp_path: Path) -> None:
     )
     limit = limit_cpu("a", 0.5, root=root)
     assert (root / "sys/fs/cgroup/cgroup.subtree_control").read_text() == "+cpu"
-    assert limit.directory == root / "sys/fs/cgroup/a"
+    assert limit.directory.parent == root / "sys/fs/cgroup"
 
 
 def test_cgroup_of_a_container_is_the_mount(tmp_path: Path) -> None:
@@ -83,7 +84,7 @@ def test_cgroup_of_a_container_is_the_mount(tmp_path: Path) -> None:
         own="4:cpu,cpuacct:/docker/abc\n",
         directories={"/sys/fs/cgroup/cpu": {}},
     )
-    assert limit_cpu("a", 0.5, root=root).directory == root / "sys/fs/cgroup/cpu/a"
+    assert limit_cpu("a", 0.5, root=root).directory.parent == root / "sys/fs/cgroup/cpu"
 
 
 @pytest.mark.parametrize(
@@ -101,21 +102,36 @@ def test_refusal_says_why(tmp_path: Path, mounts: str, own: str, match: str) -> 
     assert "leave --cpus out" in str(raised.value)
 
 
-def test_refusal_leaves_nothing_behind(tmp_path: Path) -> None:
-    root = tree(
-        tmp_path,
-        mounts=V1,
-        own="4:cpu:/\n",
-        directories={"/sys/fs/cgroup/cpu": {"a": "in the way"}},
-    )
-    with pytest.raises(ConfigurationError, match="File exists"):
+def test_refusal_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = tree(tmp_path, mounts=V1, own="4:cpu:/\n", directories={"/sys/fs/cgroup/cpu": {}})
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("deploy.cgroup._set_quota", refuse)
+    with pytest.raises(ConfigurationError, match="Operation not permitted"):
         limit_cpu("a", 0.5, root=root)
+    assert list((root / "sys/fs/cgroup/cpu").iterdir()) == []
+
+
+def test_what_the_dead_left_is_swept(tmp_path: Path) -> None:
+    root = tree(tmp_path, mounts=V1, own="4:cpu:/\n", directories={"/sys/fs/cgroup/cpu": {}})
+    parent = root / "sys/fs/cgroup/cpu"
+    left, alive, strange = (
+        parent / name for name in ("amp4ec-999999999-x-a", f"amp4ec-{os.getpid()}-x-a", "other")
+    )
+    for directory in (left, alive, strange):
+        directory.mkdir()
+    limit_cpu("a", 0.5, root=root)
+    assert not left.exists()
+    assert alive.exists()
+    assert strange.exists()
 
 
 @pytest.fixture
 def limit() -> Iterator[CpuLimit]:
     try:
-        limit = limit_cpu(f"amp4ec-test-{os.getpid()}", 0.2)
+        limit = limit_cpu("test", 0.2)
     except ConfigurationError as error:
         pytest.skip(str(error))
     yield limit
@@ -135,6 +151,16 @@ def test_limit_holds_from_the_start(limit: CpuLimit) -> None:
     )
     # 0.2 CPU for 1 s; starting counts, too, and the last period may be begun.
     assert float(out.stdout) < 0.4
+
+
+def test_removal_ends_what_is_left_inside(limit: CpuLimit) -> None:
+    sleeper = subprocess.Popen(limit.wrap(["sleep", "60"]))
+    deadline = time.monotonic() + 10
+    while str(sleeper.pid) not in (limit.directory / "cgroup.procs").read_text().split():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    limit.remove()
+    assert sleeper.wait() == -signal.SIGKILL
 
 
 async def test_child_keeps_its_pid_and_its_cgroup_goes(tmp_path: Path, limit: CpuLimit) -> None:
