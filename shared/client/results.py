@@ -100,7 +100,7 @@ def _item(item: Any) -> Result | JobError:
 
 def _result(answer: Answer) -> Result:
     tensors = None
-    if answer.tensors is not None:
+    if isinstance(answer.tensors, dict):
         tensors = {name: from_wire(tensor) for name, tensor in answer.tensors.items()}
     return Result(
         model=answer.model,
