@@ -6,7 +6,6 @@ step is a whole line, at most one a second for steps that only count.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 import time
 from contextlib import AbstractContextManager
@@ -27,8 +26,8 @@ def print_json(value: object) -> None:
 
 def answer_document(answer: Answer) -> dict[str, Any]:
     """An answer as it stood on the wire in JSON: raw tensors have no place there."""
-    document: dict[str, Any] = to_builtins(dataclasses.replace(answer, tensors=None))
-    del document["tensors"]
+    document: dict[str, Any] = to_builtins(answer)
+    document.pop("tensors", None)
     return document
 
 
