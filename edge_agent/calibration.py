@@ -81,9 +81,9 @@ def calibrate(runtime: str) -> Calibration:
             for stage, _ in stages.values():
                 stage.unload()
     return Calibration(
-        seconds={name: statistics.median(times) for name, times in samples.items()},
+        seconds={name: round(statistics.median(times), 9) for name, times in samples.items()},
         runtime_bytes=psutil.Process().memory_info().rss,
-        measured_in_s=time.process_time() - began_s,
+        measured_in_s=round(time.process_time() - began_s, 3),
     )
 
 

@@ -505,16 +505,16 @@ class Agent:
         return Telemetry(
             node=self._options.node,
             incarnation=self.incarnation,
-            uptime_s=time.monotonic() - self._began,
-            cpu_percent=usage.cpu_percent,
+            uptime_s=round(time.monotonic() - self._began, 1),
+            cpu_percent=round(usage.cpu_percent, 1),
             memory_used_bytes=usage.memory_used_bytes,
             memory_limit_bytes=usage.memory_limit_bytes,
             # The agent's own payloads, not the machine's interfaces: several agents may share those.
             network_received_bytes=traffic.bytes_received + moved.bytes_received,
             network_sent_bytes=traffic.bytes_sent + moved.bytes_sent,
-            round_trip_s=round_trip_s,
+            round_trip_s=None if round_trip_s is None else round(round_trip_s, 6),
             queue=traffic.queue,
-            stability=usage.stability,
+            stability=round(usage.stability, 4),
             stages=self._stage_thread.take_telemetry(),
         )
 

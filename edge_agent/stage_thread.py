@@ -183,9 +183,9 @@ class StageThread:
                         stage=stage.index,
                         items=held.items,
                         queue=held.queued,
-                        compute_s=held.compute_s / count,
-                        cpu_s=held.cpu_s / count,
-                        queue_s=held.queue_s / count,
+                        compute_s=round(held.compute_s / count, 6),
+                        cpu_s=round(held.cpu_s / count, 6),
+                        queue_s=round(held.queue_s / count, 6),
                     )
                 )
                 held.items, held.queue_s, held.compute_s, held.cpu_s = 0, 0.0, 0.0, 0.0
