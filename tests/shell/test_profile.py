@@ -1,0 +1,189 @@
+"""Timing a model's blocks, and the models kept on disk."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from deploy.flags import ServeFlags
+from deploy.library import ModelLibrary, read_labels, read_transform
+from deploy.photo import PHOTO, photo_to_type
+from deploy.profile import (
+    BlockTimes,
+    class_shares,
+    time_blocks,
+    time_input,
+    without_entry_cost,
+)  # fmt: skip
+from edge_agent.runtimes import open_runtime
+from orchestrator.models.importer import ImportedModel, import_module
+from shared.codec import encode_json
+from shared.errors import ConfigurationError, ModelError
+from shared.package import read_package
+from shared.transform import IMAGENET
+
+
+@pytest.fixture(scope="module")
+def imported() -> ImportedModel:
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 64, 3, padding=1),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 64, 3, padding=1, groups=64),
+        torch.nn.ReLU(),
+        torch.nn.Conv2d(64, 8, 1),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    )
+    return import_module(module, torch.zeros(1, 3, 96, 96), "tiny")
+
+
+def test_blocks_are_timed(imported: ImportedModel) -> None:
+    times = time_blocks(imported.manifest, imported.blobs, open_runtime("torch"))
+    assert len(times.blocks) == len(imported.manifest.blocks) > 2
+    assert all(seconds > 0 for seconds in times.blocks)
+    seconds = without_entry_cost(times)
+    assert sum(seconds) == pytest.approx(times.whole)
+    # 64 times the multiply-adds of the last block: no noise turns that round.
+    assert seconds[0] > seconds[-1]
+
+
+@pytest.mark.parametrize(
+    ("blocks", "whole", "expected"),
+    [
+        ((1.0, 2.0), 3.0, (1.0, 2.0)),
+        ((1.5, 2.5), 3.0, (1.0, 2.0)),
+        ((0.2, 3.0), 2.0, (2.0 * 0.01 / 2.41, 2.0 * 2.4 / 2.41)),  # the least share is kept
+        ((1.0, 1.0), 4.0, (2.0, 2.0)),  # the whole was slower: caches, or a busy neighbour
+    ],
+)
+def test_entry_cost(blocks: tuple[float, ...], whole: float, expected: tuple[float, ...]) -> None:
+    assert without_entry_cost(BlockTimes(blocks, whole)) == pytest.approx(expected)
+
+
+def test_class_shares_are_fitted(imported: ImportedModel) -> None:
+    manifest = imported.manifest
+    shares = class_shares(manifest, [0.01] * len(manifest.blocks))
+    assert sum(shares.values()) == pytest.approx(1.0)
+    assert set(shares) <= {"conv_dense", "conv_depthwise", "matmul", "memory", "overhead"}
+    # Times in proportion to multiply-adds of dense convolutions are due to those.
+    dense = [0.0] * len(manifest.blocks)
+    dense[0] = 0.02
+    shares = class_shares(manifest, dense)
+    assert max(shares, key=lambda name: shares[name]) in ("conv_dense", "memory")
+
+
+def test_input_is_timed() -> None:
+    assert 0 < time_input(IMAGENET) < 1.0
+
+
+def test_photograph_is_ours() -> None:
+    assert PHOTO.read_bytes()[:3] == b"\xff\xd8\xff"
+    assert "Stefan van der Walt" in (PHOTO.parent / "LICENCE.txt").read_text()
+    assert Path(photo_to_type()).resolve() == PHOTO.resolve()
+
+
+FLAGS = ServeFlags(weights="none", preprocess="imagenet")
+MODEL = "squeezenet1_1"
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("models")
+
+
+def prepare(directory: Path, flags: ServeFlags) -> tuple[list[str], str]:
+    """The steps, and the package's digest."""
+    steps: list[str] = []
+    library = ModelLibrary(directory)
+    try:
+        return steps, library.prepare(MODEL, flags, steps.append).manifest.digest
+    finally:
+        library.close()
+
+
+def test_second_time_is_read_from_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, digest = prepare(directory, FLAGS)
+    assert [step.split()[0] for step in steps] == ["timing", "importing", "timing"]
+    monkeypatch.setitem(sys.modules, "orchestrator.models.importer", None)
+    assert prepare(directory, FLAGS) == ([f"{MODEL} was imported and timed here before"], digest)
+
+
+def test_package_holds_all_that_is_needed(directory: Path) -> None:
+    library = ModelLibrary(directory)
+    prepared = library.prepare(MODEL, replace(FLAGS, name="mine"), lambda _: None)
+    path = library.store.path(prepared.manifest.digest)
+    assert path is not None
+    package = read_package(path.read_bytes())
+    assert package.manifest.model == "mine"
+    assert package.manifest.preprocess == IMAGENET
+    measured = package.measured["torch"]
+    assert len(measured.block_seconds) == len(package.manifest.blocks)
+    assert measured.input_seconds > 0
+    assert measured.runtime_bytes > 50e6
+    assert set(measured.reference) >= {"conv_dense", "matmul", "memory"}
+    assert package.profile("torch").work_s > 0
+    library.close()
+
+
+def test_labels_and_transform_from_files(directory: Path, tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    labels.write_text("cat\n\n dog \n")
+    assert read_labels(labels) == ("cat", "dog")
+    labels.write_text('["cat", "a\\nb"]')
+    assert read_labels(labels) == ("cat", "a\nb")
+    transform = tmp_path / "transform.json"
+    transform.write_bytes(encode_json(replace(IMAGENET, crop=64)))
+    assert read_transform(str(transform)).crop == 64
+    flags = replace(FLAGS, labels=labels, preprocess=str(transform))
+    library = ModelLibrary(directory)
+    manifest = library.prepare(MODEL, flags, lambda _: None).package.manifest
+    assert manifest.labels == ("cat", "a\nb")
+    assert manifest.preprocess is not None
+    assert manifest.preprocess.crop == 64
+    library.close()
+
+
+@pytest.mark.parametrize("content", [b"", b"  \n", b"[1, 2]", b"\xff\xfe"])
+def test_labels_that_are_none(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "labels"
+    path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="--labels"):
+        read_labels(path)
+
+
+@pytest.mark.parametrize("content", [None, b"{}", b"resize: 3"])
+def test_transform_that_is_none(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "transform"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match="--preprocess"):
+        read_transform(str(path))
+
+
+def test_damaged_cache_is_made_anew(directory: Path) -> None:
+    _, digest = prepare(directory, FLAGS)
+    largest = max((directory / "blobs").glob("??/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(b"damaged")
+    steps, again = prepare(directory, FLAGS)
+    assert any(step.startswith("importing") for step in steps)
+    # The weights come from the same seed; times differ, and with them the package's digest.
+    assert largest.stat().st_size > 7
+    assert len(again) == len(digest)
+
+
+def test_unknown_model_and_weights(directory: Path, tmp_path: Path) -> None:
+    library = ModelLibrary(directory)
+    with pytest.raises(ModelError, match="squeezenet1_1"):
+        library.prepare("squeezenet1_2", FLAGS, lambda _: None)
+    missing = replace(FLAGS, weights=str(tmp_path / "nothing"))
+    with pytest.raises(ModelError, match="cannot be read"):
+        library.prepare(MODEL, missing, lambda _: None)
+    with pytest.raises(ConfigurationError, match="not installed"):
+        library.prepare(MODEL, replace(FLAGS, runtime="steam"), lambda _: None)
+    library.close()
