@@ -1,0 +1,65 @@
+"""Clusters to measure: started, calibrated, and serving."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+from deploy.flags import ServeFlags
+from deploy.local import LocalCluster
+from shared.client import ClusterStatus
+from tests.benchmarks.context import Context
+
+MODEL = "mobilenet_v2"
+SHARES = (0.5, 0.3, 0.2)
+THREE_STAGES = ServeFlags(weights="none", min_stages=3, max_stages=3, timeout_s=300.0)
+CHOSEN_FREELY = ServeFlags(weights="none", timeout_s=300.0)
+_CALIBRATION_S = 180.0
+"""At 0.2 CPU importing torch alone takes 10 s, and three agents do it at once."""
+
+
+@asynccontextmanager
+async def calibrated(
+    context: Context,
+    name: str,
+    *,
+    cpus: Sequence[float] | None = SHARES,
+    agents: int = len(SHARES),
+) -> AsyncIterator[LocalCluster]:
+    """A cluster whose agents have measured themselves, so that nothing does so during a measurement.
+
+    What one cluster's agents measured, the next one's find in their caches: it is kept by CPU share.
+
+    Args:
+        context: of the run.
+        name: of its directory.
+        cpus: each agent's share; None for equal parts of the machine.
+        agents: how many.
+    """
+    directory = context.directory / name
+    known = context.directory / "calibration"
+    known.mkdir(exist_ok=True)
+    cluster = LocalCluster(directory, agents=agents, cpus=cpus)
+    for index in range(1, agents + 1):
+        shutil.copytree(known, directory / f"agent-{index}" / "calibration")
+    context.say(f"{name}: starting broker, orchestrator and {agents} agents")
+    async with cluster:
+        await cluster.wait_for_nodes()
+        await cluster.wait_for("calibrations", _all_calibrated, _CALIBRATION_S)
+        for agent in cluster.agents:
+            shutil.copytree(directory / agent / "calibration", known, dirs_exist_ok=True)
+        yield cluster
+
+
+def _all_calibrated(status: ClusterStatus) -> bool:
+    return all(node.state.calibration for node in status.online)
+
+
+async def serve(context: Context, cluster: LocalCluster, flags: ServeFlags) -> None:
+    """Have MobileNetV2 served.
+
+    Raises:
+        ChildEndedError: it was not; says why.
+    """
+    await cluster.serve(MODEL, flags, on_line=lambda line: context.say(f"  {line}"))

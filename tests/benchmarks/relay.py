@@ -1,0 +1,113 @@
+"""The process that the messaging benchmark measures: a `stage` as an agent runs it, or a `bare` bus."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from functools import partial
+
+from edge_agent.core.pacer import Pacer
+from edge_agent.stage import Stage
+from edge_agent.stage_input import StageInputs
+from edge_agent.stage_thread import Attached, Notice, StageThread
+from shared.bus import BrokerUrl, MqttDataBus
+from shared.graph import TensorSpec, Value
+from shared.tensor import Array
+from shared.topics import Topics
+from tests.benchmarks.payloads import CUTS, NAME, activation_array, encode_activation
+from tests.benchmarks.peers import be_ready, wait_for_end
+
+INPUT, OUTPUT = "50 KB", "31 KB"
+_topics = Topics("bench")
+_TOPIC = partial(_topics.topic, "activation", pipeline="relay", generation=1)
+FROM = {"stage": _TOPIC(stage=1), "bare": "bench/bare/in"}
+TO = {"stage": _TOPIC(stage=2), "bare": "bench/bare/out"}
+
+
+class NothingToRun:
+    """A runtime's loaded stage that has its outputs ready."""
+
+    def __init__(self, outputs: dict[str, Array]) -> None:
+        self._outputs = outputs
+
+    def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+        """The outputs, whatever the inputs."""
+        del inputs
+        return self._outputs
+
+    def unload(self) -> None:
+        """Nothing is held."""
+
+
+def _stage() -> Stage:
+    return Stage(
+        life=1,
+        node="relay",
+        model="relay",
+        pipeline="relay",
+        generation=1,
+        index=1,
+        num_stages=3,
+        topic=FROM["stage"],
+        next_topic=TO["stage"],
+        result_topic=_topics.topic("stage_result", pipeline="relay", generation=1),
+        runner=NothingToRun({NAME: activation_array(OUTPUT)}),
+        inputs=StageInputs((Value(NAME, TensorSpec("float32", CUTS[INPUT])),), None, first=False),
+    )
+
+
+def _run_stage(url: BrokerUrl) -> None:
+    attached = threading.Event()
+
+    def notify(notice: Notice) -> None:
+        if isinstance(notice, Attached):
+            attached.set()
+
+    # A quota that never runs out: the pacer's own work is part of what an item costs.
+    thread = StageThread(
+        partial(MqttDataBus, url, "relay-stage"), Pacer(1000.0), notify, name="stage"
+    )
+    thread.start()
+    thread.attach(_stage())
+    assert attached.wait(10.0), "not attached"
+    be_ready()
+    wait_for_end()
+    thread.stop(0.0)
+    thread.join(5.0)
+
+
+def _run_bare(url: BrokerUrl) -> None:
+    bus = MqttDataBus(url, "relay-bare")
+    assert bus.connect(10.0), "no broker"
+    bus.subscribe(FROM["bare"])
+    # The broker answers in order: when this is acknowledged, the subscription stands.
+    bus.publish("bench/settled", b"")
+    bus.flush(10.0)
+    payload = bytes(encode_activation(activation_array(OUTPUT)))
+    ended = threading.Event()
+
+    def wait() -> None:
+        wait_for_end()
+        ended.set()
+        bus.wake()
+
+    be_ready()
+    threading.Thread(target=wait, daemon=True).start()
+    while not ended.is_set():
+        bus.poll(1.0)
+        while bus.receive() is not None:
+            bus.publish(TO["bare"], payload)
+    bus.close()
+
+
+def main() -> None:
+    """`python -m tests.benchmarks.relay stage|bare BROKER-URL`."""
+    kind, url = sys.argv[1], BrokerUrl.parse(sys.argv[2])
+    if kind == "stage":
+        _run_stage(url)
+    else:
+        _run_bare(url)
+
+
+if __name__ == "__main__":
+    main()

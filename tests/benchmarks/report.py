@@ -1,0 +1,252 @@
+"""What a benchmark says: rows of figures, under the machine they were measured on.
+
+Nothing here fails when a bar is not reached: a time depends on the machine, and the reader decides.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Literal
+
+from broker.launcher import find_mosquitto
+from edge_agent.probe import Probe
+from shared.errors import BrokerError
+from tests.benchmarks.stats import Summary, summarise
+
+_PACKAGES = ("torch", "torchvision", "numpy", "aiomqtt", "paho-mqtt", "msgspec", "pillow")
+_TOP = Path(__file__).resolve().parents[2]
+_LEAST_WIDTH = 170
+"""Columns of the table where nobody reads it on a terminal."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What was aimed at: `of` (median, high end or largest) at most or at least `limit`."""
+
+    limit: float
+    of: Literal["median", "high", "largest"] = "median"
+    sense: Literal["at most", "at least"] = "at most"
+
+    def reached(self, values: Summary) -> bool:
+        """Whether `values` are on the right side of the limit."""
+        value = {"median": values.median, "high": values.high, "largest": values.largest}[self.of]
+        return value <= self.limit if self.sense == "at most" else value >= self.limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One figure. `against` is what it is compared with, measured in the same run."""
+
+    benchmark: str
+    figure: str
+    unit: str
+    method: str
+    values: Summary
+    against: str = ""
+    bar: Bar | None = None
+    bar_reached: bool | None = None
+
+    @classmethod
+    def of(
+        cls,
+        benchmark: str,
+        figure: str,
+        unit: str,
+        values: Sequence[float],
+        *,
+        method: str,
+        against: str = "",
+        bar: Bar | None = None,
+    ) -> Row:
+        """A row made of raw values.
+
+        Raises:
+            ConfigurationError: there are no values.
+        """
+        summary = summarise(values)
+        return cls(
+            benchmark=benchmark,
+            figure=figure,
+            unit=unit,
+            method=method,
+            values=summary,
+            against=against,
+            bar=bar,
+            bar_reached=None if bar is None else bar.reached(summary),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where and with what the figures were measured."""
+
+    at: str
+    cpu_model: str
+    cores: int
+    memory_bytes: int
+    system: str
+    load_average: float
+    """Of the minute before the start: what else ran."""
+    commit: str
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """One run of the command."""
+
+    machine: Machine
+    command: str
+    quick: bool
+    rows: list[Row] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+    """Benchmarks that ended in an error, with the error."""
+    seconds: dict[str, float] = field(default_factory=dict)
+    """How long each benchmark took."""
+
+
+def this_machine() -> Machine:
+    """The machine as it is now."""
+    hardware = Probe().hardware()
+    return Machine(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        cpu_model=hardware.cpu_model,
+        cores=hardware.cores,
+        memory_bytes=hardware.memory_bytes,
+        system=hardware.system,
+        load_average=round(os.getloadavg()[0], 2),
+        commit=_commit(),
+        versions={
+            "python": platform.python_version(),
+            "mosquitto": _mosquitto(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+    )
+
+
+def print_report(report: Report) -> None:
+    """The report for people: with rich where it is installed, else as plain lines."""
+    machine = report.machine
+    versions = ", ".join(f"{name} {number}" for name, number in machine.versions.items())
+    print(f"{machine.at}  {report.command}  commit {machine.commit}")
+    print(
+        f"{machine.cpu_model}, {machine.cores} cores, {machine.memory_bytes / 1e9:.1f} GB, "
+        f"{machine.system}, load average {machine.load_average}"
+    )
+    print(versions)
+    try:
+        _print_rich(report)
+    except ImportError:  # an extra; columns of text serve as well
+        _print_plain(report)
+    for method in dict.fromkeys(f"{row.benchmark}: {row.method}" for row in report.rows):
+        print(method)
+    for name, why in report.failed.items():
+        print(f"{name} FAILED: {why}")
+
+
+_HEAD = ("benchmark", "figure", "median", "spread", "n", "compared with", "bar")
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    values = row.values
+    return (
+        row.benchmark,
+        row.figure,
+        f"{_number(values.median)} {row.unit}",
+        f"{_number(values.low)}..{_number(values.high)} ({values.spread})" if values.n > 1 else "",
+        str(values.n),
+        row.against,
+        _bar(row),
+    )
+
+
+def _bar(row: Row) -> str:
+    bar = row.bar
+    if bar is None:
+        return ""
+    of = {"median": "median", "high": row.values.spread.rpartition("..")[2], "largest": "max"}
+    verdict = "reached" if row.bar_reached else "not reached"
+    return f"{of[bar.of]} {bar.sense} {_number(bar.limit)} {row.unit}: {verdict}"
+
+
+def _number(value: float) -> str:
+    if value == 0 or abs(value) >= 1000:
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
+
+
+def _print_rich(report: Report) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(width=max(Console().width, _LEAST_WIDTH))
+    table = Table()
+    for name in _HEAD:
+        table.add_column(name, justify="right" if name in ("median", "n") else "left")
+    before = ""
+    for row in report.rows:
+        if before and row.benchmark != before:
+            table.add_section()
+        before = row.benchmark
+        table.add_row(*_cells(row))
+    console.print(table)
+
+
+def _print_plain(report: Report) -> None:
+    lines = [_HEAD, *(_cells(row) for row in report.rows)]
+    widths = [max(len(line[index]) for line in lines) for index in range(len(_HEAD))]
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print("  ".join(cells).rstrip())
+
+
+def say(text: str) -> None:
+    """A line of progress, on standard error: standard output is the report's."""
+    sys.stderr.write(f"[{datetime.now(UTC):%H:%M:%S}] {text}\n")
+    sys.stderr.flush()
+
+
+def as_document(report: Report) -> Mapping[str, Any]:
+    """The report for programs."""
+    from shared.codec import to_builtins
+
+    document: Mapping[str, Any] = to_builtins(report)
+    return document
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(_TOP), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):  # not a checkout
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _mosquitto() -> str:
+    try:
+        program = find_mosquitto()
+    except BrokerError:
+        return "none"
+    # `-h` prints the version and ends with status 3.
+    found = subprocess.run([str(program), "-h"], capture_output=True, text=True, check=False)
+    return found.stdout.partition("\n")[0].rpartition(" ")[2]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
