@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from orchestrator.core.dispatch_events import EndedItem, Failure
 from orchestrator.core.trace import complete_trace
 from shared.codec import encode_json, encode_msgpack
 from shared.messages.job import (
+    NO_TENSORS,
     Answer,
     BatchAnswer,
     ErrorAnswer,
@@ -21,7 +22,7 @@ from shared.messages.job import (
     TraceEntry,
 )
 from shared.tensor import Array, WireTensor, from_wire
-from shared.trace import StageTiming
+from shared.trace import StageTiming, StageTrace
 
 MSGPACK = "application/msgpack"
 TOP = 5
@@ -37,10 +38,18 @@ class ItemResult:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What answers of a model say besides the output: its labels, and whether weights are random."""
+    """What answers say besides the output: labels, whether weights are random, where the time went.
+
+    `hops_s` are the predicted seconds of a pipeline's num_stages + 1 hops; empty where it is not known.
+    """
 
     labels: tuple[str, ...] | None
     weights: str
+    hops_s: tuple[float, ...] = ()
+
+
+ShownOf = Callable[[EndedItem], Shown]
+"""What is shown of the pipeline that brought an item's outcome: a batch may have gone through several."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,11 +88,9 @@ def classify(output: Array, labels: Sequence[str] | None, top: int = TOP) -> lis
     ]
 
 
-def write_answer(
-    ended: Ended, context: Context, shown: Shown, hops: dict[int, list[float]]
-) -> bytes:
-    """The payload that answers a request. `hops` are predicted seconds per hop, by number of stages."""
-    results = [_item(ended, context, shown, item, hops) for item in ended.items]
+def write_answer(ended: Ended, context: Context, shown_of: ShownOf) -> bytes:
+    """The payload that answers a request."""
+    results = [_item(ended, context, item, shown_of) for item in ended.items]
     if not context.batch:
         return _encode(results[0], context)
     latency_ms = round(ended.latency_s * 1000, 3)
@@ -99,18 +106,15 @@ def write_error(model: str, context: Context, failure: Failure) -> bytes:
 
 
 def _item(
-    ended: Ended, context: Context, shown: Shown, item: EndedItem, hops: dict[int, list[float]]
+    ended: Ended, context: Context, item: EndedItem, shown_of: ShownOf
 ) -> Answer | ErrorAnswer:
     outcome = item.outcome
     if isinstance(outcome, Failure):
         return _error(ended.model, context, outcome)
     result = outcome.value
     assert isinstance(result, ItemResult)
-    timings = [StageTiming(t.stage, t.node, t.queue_s, t.compute_s) for t in result.trace]
-    hop_seconds = hops.get(len(timings)) or [0.0] * (len(timings) + 1)
-    trace = complete_trace(
-        item.latency_s, timings, hop_seconds, max(item.latency_s - item.flight_s, 0.0)
-    )
+    shown = shown_of(item)
+    trace = _trace(item, result, shown.hops_s)
     first = next(iter(result.tensors.values()), None)
     top = None if first is None or len(result.tensors) != 1 else from_wire(first)
     return Answer(
@@ -132,8 +136,19 @@ def _item(
             for stage in trace
         ],
         weights=shown.weights,
-        tensors=result.tensors if context.msgpack else None,
+        tensors=result.tensors if context.msgpack else NO_TENSORS,
     )
+
+
+def _trace(
+    item: EndedItem, result: ItemResult, hops_s: tuple[float, ...]
+) -> tuple[StageTrace, ...]:
+    timings = [StageTiming(t.stage, t.node, t.queue_s, t.compute_s) for t in result.trace]
+    if not timings:
+        return ()  # the stages said nothing about their times
+    hops = hops_s if len(hops_s) == len(timings) + 1 else (0.0,) * (len(timings) + 1)
+    waited_s = max(item.latency_s - item.flight_s, 0.0)
+    return complete_trace(item.latency_s, timings, hops, waited_s)
 
 
 def _error(model: str, context: Context, failure: Failure) -> ErrorAnswer:
@@ -145,9 +160,13 @@ def _error(model: str, context: Context, failure: Failure) -> ErrorAnswer:
             message=failure.message,
             expected=failure.expected,
             got=failure.got,
-            retry_after_s=failure.retry_after_s,
+            retry_after_s=_rounded(failure.retry_after_s),
         ),
     )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)
 
 
 def _encode(answer: Answer | ErrorAnswer | BatchAnswer, context: Context) -> bytes:

@@ -6,7 +6,9 @@ that has them is sent nothing. No torch: a stage is cut out of the manifest's JS
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from orchestrator.core.cluster_events import ModelEntry, StageRef
@@ -21,48 +23,61 @@ from shared.package import ModelPackage, read_package
 AUTO = "auto"
 
 
+@dataclass(slots=True)
+class _Open:
+    """A package in use: what is kept for it, and what was cut out of it so far, by blocks."""
+
+    package: ModelPackage
+    pinned: list[str]
+    stages: dict[tuple[int, int], tuple[Blob, list[Blob]]] = field(default_factory=dict)
+    transform: Blob | None = None
+
+
 class Library:
-    """Packages by the digest of their JSON, over one store. Not safe for several threads at once."""
+    """Packages by the digest of their JSON, over one store. Safe for several threads."""
 
     def __init__(self, store: ArtifactStore) -> None:
         self._store = store
-        self._packages: dict[str, ModelPackage] = {}
-        self._stages: dict[tuple[str, tuple[int, int]], tuple[Blob, list[Blob]]] = {}
-        self._pinned: dict[str, list[str]] = {}
+        self._lock = threading.Lock()
+        self._open: dict[str, _Open] = {}
 
     def open(self, digest: str) -> ModelPackage:
         """The package, read and checked, its weights all here and kept from eviction.
+
+        The first call reads every byte of the weights; later ones are free.
 
         Raises:
             ArtifactError: it or one of its weights is not in the store.
             ProtocolError, GraphError, ConfigurationError: it makes no sense.
         """
-        known = self._packages.get(digest)
+        return self._opened(digest).package
+
+    def _opened(self, digest: str) -> _Open:
+        known = self._open.get(digest)
         if known is not None:
             return known
-        path = self._pin(digest)
-        pinned = [digest]
+        pinned: list[str] = []
         try:
+            path = self._pin(digest, pinned)
             package = read_package(path.read_bytes())
             for blob in package.weights:
-                self._pin(blob.digest)
-                pinned.append(blob.digest)
+                self._pin(blob.digest, pinned)
         except BaseException:
-            for name in pinned:
-                self._store.unpin(name)
+            self._unpin(pinned)
             raise
-        self._pinned[digest] = pinned
-        self._packages[digest] = package
-        return package
+        mine = _Open(package, pinned)
+        with self._lock:
+            first = self._open.setdefault(digest, mine)
+        if first is not mine:  # another thread was faster
+            self._unpin(pinned)
+        return first
 
-    def close(self, digest: str) -> None:
-        """The model is not served any more: its blobs may be evicted."""
-        if self._packages.pop(digest, None) is None:
-            return
-        for name in self._pinned.pop(digest):
-            self._store.unpin(name)
-        for key in [key for key in self._stages if key[0] == digest]:
-            self._store.unpin(self._stages.pop(key)[0].digest)
+    def keep_only(self, digests: Collection[str]) -> None:
+        """Packages that are not named are not needed any more: their blobs may be evicted."""
+        with self._lock:
+            closed = [self._open.pop(digest) for digest in set(self._open) - set(digests)]
+        for package in closed:
+            self._unpin(package.pinned)
 
     def missing(self, blobs: list[Blob]) -> list[Blob]:
         """Those of `blobs` that the store does not have."""
@@ -71,17 +86,18 @@ class Library:
     def assignment(self, ref: StageRef) -> StageAssignment:
         """What a node needs to know to run a stage; makes the stage's artifacts if need be."""
         entry = ref.entry
-        package = self.open(entry.manifest)
-        key = (entry.manifest, ref.blocks)
-        if key not in self._stages:
-            graph = self._put(encode_json(slice_stage(package.manifest, *ref.blocks)))
+        opened = self._opened(entry.manifest)
+        package = opened.package
+        if ref.blocks not in opened.stages:
+            sliced = self._put(encode_json(slice_stage(package.manifest, *ref.blocks)), opened)
             start, stop = ref.blocks
             wanted = {block.blob for block in package.manifest.blocks[start:stop]}
             weights = [blob for blob in package.weights if blob.digest in wanted]
-            self._stages[key] = (graph, weights)
-        graph, weights = self._stages[key]
+            opened.stages[ref.blocks] = (sliced, weights)
+        graph, weights = opened.stages[ref.blocks]
         transform = package.manifest.preprocess
-        first = ref.stage == 0 and transform is not None
+        if transform is not None and opened.transform is None:
+            opened.transform = self._put(encode_json(transform), opened)
         return StageAssignment(
             model=entry.name,
             pipeline=ref.pipeline,
@@ -91,19 +107,19 @@ class Library:
             runtime=entry.runtime,
             graph=graph,
             weights=weights,
-            preprocess=self._put(encode_json(transform)) if first else None,
+            preprocess=opened.transform if ref.stage == 0 else None,
         )
 
     def prefetch(self, entry: ModelEntry) -> list[Blob]:
         """Every weight of a model: what a node may need after the next re-plan."""
         return list(self.open(entry.manifest).weights)
 
-    def _put(self, data: bytes) -> Blob:
+    def _put(self, data: bytes, opened: _Open) -> Blob:
         digest = self._store.put(data)
-        self._pin(digest)
+        self._pin(digest, opened.pinned)
         return Blob(digest=digest, size=len(data))
 
-    def _pin(self, digest: str) -> Path:
+    def _pin(self, digest: str, pinned: list[str]) -> Path:
         path = self._store.pin(digest)
         if path is None:
             raise ArtifactError(
@@ -111,7 +127,12 @@ class Library:
                 expected=digest,
                 got="nothing",
             )
+        pinned.append(digest)
         return path
+
+    def _unpin(self, pinned: list[str]) -> None:
+        for digest in pinned:
+            self._store.unpin(digest)
 
 
 def choose_runtime(package: ModelPackage, wanted: str, offered: Callable[[], set[str]]) -> str:

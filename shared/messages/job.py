@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
-from msgspec import Meta
+from msgspec import UNSET, Meta, UnsetType
 
 from shared.errors import ErrorCode
 from shared.messages import Count, Seconds, Version
 from shared.tensor import WireTensor
+
+NO_TENSORS: Final = UNSET
+"""Of an answer that was not asked for its tensors: the field is left out."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,7 +142,7 @@ class Answer:
     """A job's answer.
 
     `weights` is `none` where the model's weights are random (then the labels mean nothing).
-    `tensors` are the raw outputs, only where msgpack was asked for.
+    `tensors` are the raw outputs; the field is there only where msgpack was asked for.
     """
 
     job: str
@@ -153,7 +156,7 @@ class Answer:
     weights: str
     exact: bool = True
     cached: bool = False
-    tensors: dict[str, WireTensor] | None = None
+    tensors: dict[str, WireTensor] | UnsetType = UNSET
     status: Literal["ok"] = "ok"
 
 

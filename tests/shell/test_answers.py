@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import msgpack
 import numpy as np
@@ -66,8 +67,9 @@ def test_what_is_no_classification_gets_no_labels(array: np.ndarray) -> None:
 
 
 def test_an_answer_says_all_that_was_promised() -> None:
-    hops = {2: [0.001, 0.002, 0.001]}
-    said = json.loads(write_answer(ended(output()), JSON_CONTEXT, Shown(LABELS, "none"), hops))
+    shown = Shown(LABELS, "none", (0.001, 0.002, 0.001))
+    said = json.loads(write_answer(ended(output()), JSON_CONTEXT, lambda _: shown))
+    assert "tensors" not in said
     assert said["status"] == "ok"
     assert said["job"] == "j"
     assert said["model"] == "m"
@@ -88,7 +90,7 @@ def test_an_answer_says_all_that_was_promised() -> None:
 
 def test_msgpack_has_the_raw_output() -> None:
     context = Context(job="j", correlation=None, msgpack=True, batch=False, version_5=True)
-    said = msgpack.unpackb(write_answer(ended(output()), context, Shown(None, "default"), {}))
+    said = msgpack.unpackb(write_answer(ended(output()), context, lambda _: Shown(None, "default")))
     tensor = said["tensors"]["logits"]
     assert np.frombuffer(tensor["data"], tensor["dtype"]).tolist() == LOGITS[0].tolist()
     assert said["top"][0]["label"] == "1"
@@ -97,7 +99,7 @@ def test_msgpack_has_the_raw_output() -> None:
 def test_a_batch_is_answered_in_order_with_its_errors_in_place() -> None:
     context = Context(job="j", correlation=None, msgpack=False, batch=True, version_5=True)
     bad = Failure(code=ErrorCode.BAD_INPUT, message="no image", expected="a JPEG", got="text")
-    said = json.loads(write_answer(ended(output(), bad), context, Shown(LABELS, "file"), {}))
+    said = json.loads(write_answer(ended(output(), bad), context, lambda _: Shown(LABELS, "file")))
     assert [item["status"] for item in said["results"]] == ["ok", "error"]
     assert said["results"][1]["error"] == {
         "code": "bad_input", "message": "no image", "expected": "a JPEG", "got": "text",
@@ -105,9 +107,28 @@ def test_a_batch_is_answered_in_order_with_its_errors_in_place() -> None:
     }  # fmt: skip
 
 
+def test_an_item_is_shown_as_the_pipeline_that_ran_it_shows_it() -> None:
+    context = Context(job="j", correlation=None, msgpack=False, batch=True, version_5=True)
+    answer = ended(output(), output())
+    later = replace(answer.items[1], generation=5)
+    answer = replace(answer, items=(answer.items[0], later))
+    shown = {4: Shown(LABELS, "none"), 5: Shown(("x", "y", "z"), "default")}
+    said = json.loads(write_answer(answer, context, lambda item: shown[item.generation or 0]))
+    assert [item["top"][0]["label"] for item in said["results"]] == ["dog", "y"]
+    assert [item["weights"] for item in said["results"]] == ["none", "default"]
+
+
+def test_stages_that_say_nothing_of_their_times_leave_no_trace() -> None:
+    silent = Output(ItemResult({"logits": to_wire(LOGITS)}, ()), 12)
+    said = json.loads(write_answer(ended(silent), JSON_CONTEXT, lambda _: Shown(None, "")))
+    assert said["trace"] == []
+    assert said["nodes"] == []
+    assert said["top"][0]["index"] == 1
+
+
 def test_a_refusal() -> None:
-    failure = Failure(code=ErrorCode.OVERLOADED, message="full", retry_after_s=0.5)
+    failure = Failure(code=ErrorCode.OVERLOADED, message="full", retry_after_s=0.51239)
     said = json.loads(write_error("m", JSON_CONTEXT, failure))
     assert said["status"] == "error"
     assert said["error"]["code"] == "overloaded"
-    assert said["error"]["retry_after_s"] == 0.5
+    assert said["error"]["retry_after_s"] == 0.512

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from orchestrator.inputs import NPY, Parsed, parse_input, sniff
+from orchestrator.inputs import MAX_JSON_BYTES, NPY, Parsed, parse_input, sniff
 from shared.errors import ErrorCode, JobError
 from shared.tensor import from_wire
 
@@ -129,6 +129,18 @@ def test_what_cannot_be_used_is_refused_in_words(
     payload: bytes, content_type: str | None, words: str
 ) -> None:
     assert words in str(refusal(payload, content_type))
+
+
+def test_an_empty_payload_is_told_how_else_to_send() -> None:
+    assert "mosquitto_rr" in str(refusal(b""))
+    assert "base64 -w0" in str(refusal(b""))
+
+
+def test_a_tensor_in_json_has_a_limit_of_its_own() -> None:
+    payload = b'{"dtype": "float32", "shape": [1], "data": [' + b" " * MAX_JSON_BYTES + b"1]}"
+    with pytest.raises(JobError) as caught:
+        parse(payload)
+    assert caught.value.code is ErrorCode.TOO_LARGE
 
 
 def test_one_tensor_for_a_model_with_two_inputs_is_refused() -> None:

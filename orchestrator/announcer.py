@@ -1,0 +1,58 @@
+"""What the orchestrator says to people and operators: lines on `event`, responses to requests."""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+
+from orchestrator.core.cluster_events import Tell
+from orchestrator.outbox import Outbox
+from shared.errors import Amp4ecError, ErrorCode, JobError
+from shared.messages.job import ErrorBody
+from shared.messages.operation import Happening, Response
+
+log = logging.getLogger(__name__)
+
+
+class Announcer:
+    """Puts words into the outbox, and into the log."""
+
+    def __init__(self, outbox: Outbox) -> None:
+        self._outbox = outbox
+
+    def happened(self, tell: Tell) -> None:
+        """One line on `event`."""
+        log.info("%s: %s", tell.event, tell.text)
+        happening = Happening(
+            event=tell.event,
+            text=tell.text,
+            at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            node=tell.node,
+            model=tell.model,
+            generation=tell.generation,
+            reason=tell.reason,
+        )
+        self._outbox.publish("event", happening)
+
+    def progress(self, verb: str, transaction: str, text: str) -> None:
+        """A line for whoever waits for a transaction."""
+        response = Response(transaction=transaction, status="progress", data={"text": text})
+        self._outbox.publish("response", response, verb=verb)
+
+    def done(self, verb: str, transaction: str, data: dict[str, object]) -> None:
+        """A transaction ended well."""
+        response = Response(transaction=transaction, status="ok", data=data)
+        self._outbox.publish("response", response, verb=verb)
+
+    def failed(self, verb: str, transaction: str, error: ErrorBody) -> None:
+        """A transaction ended otherwise."""
+        response = Response(transaction=transaction, status="error", error=error)
+        self._outbox.publish("response", response, verb=verb)
+
+
+def error_body(error: Exception) -> ErrorBody:
+    """What an operator is told of an error: of theirs what was wrong, of ours that it was ours."""
+    if isinstance(error, Amp4ecError):
+        code = error.code if isinstance(error, JobError) else ErrorCode.BAD_INPUT
+        return ErrorBody(code=code, message=error.message, expected=error.expected, got=error.got)
+    return ErrorBody(code=ErrorCode.INTERNAL, message=f"the orchestrator failed: {error!r}")

@@ -1,0 +1,119 @@
+"""What the cluster's core decided about stages and pipelines, told to nodes and to the dispatcher."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Collection
+
+from orchestrator.answers import Shown
+from orchestrator.core import cluster_events as events
+from orchestrator.core import dispatch_events as dispatch
+from orchestrator.dispatch_notes import Command, ModelSpec, PipelineSpec
+from orchestrator.dispatcher import DispatchThread
+from orchestrator.library import Library
+from orchestrator.outbox import Outbox
+from shared.messages.stage import Assignment
+
+PipelineAction = (
+    events.ModelKnown
+    | events.ModelForgotten
+    | events.ActivatePipeline
+    | events.DrainPipeline
+    | events.LosePipeline
+)
+
+
+class Deployer:
+    """Turns stages into digests, and plans into what the dispatcher goes by."""
+
+    def __init__(
+        self, library: Library, outbox: Outbox, dispatcher: DispatchThread, *, prefetch: bool
+    ) -> None:
+        self._library = library
+        self._outbox = outbox
+        self._dispatcher = dispatcher
+        self._prefetch = prefetch
+        self._assigned: dict[str, set[str]] = {}
+
+    @property
+    def in_use(self) -> Collection[str]:
+        """Digests of the packages that nodes hold stages of."""
+        return set().union(*self._assigned.values())
+
+    def assign(self, action: events.PushAssignment) -> None:
+        """Publish what a node shall hold.
+
+        Raises:
+            Amp4ecError: a stage of it cannot be made.
+        """
+        self._assigned[action.node] = {ref.entry.manifest for ref in action.stages}
+        stages = [self._library.assignment(ref) for ref in action.stages]
+        needed = {blob.digest for stage in stages for blob in stage.weights}
+        prefetch = {
+            blob.digest: blob
+            for ref in action.stages
+            if self._prefetch
+            for blob in self._library.prefetch(ref.entry)
+            if blob.digest not in needed
+        }
+        assignment = Assignment(
+            node=action.node,
+            revision=action.revision,
+            stages=stages,
+            prefetch=list(prefetch.values()),
+        )
+        self._outbox.publish("assignment", assignment, retain=True, node=action.node)
+
+    def tell(self, action: PipelineAction) -> None:
+        """Tell the dispatcher.
+
+        Raises:
+            Amp4ecError: the model's package cannot be read.
+        """
+        self._dispatcher.tell(self._command(action))
+
+    def _command(self, action: PipelineAction) -> Command:
+        now = time.monotonic()
+        match action:
+            case events.ModelKnown():
+                manifest = self._library.open(action.entry.manifest).manifest
+                names = tuple(value.name for value in manifest.graph.inputs)
+                return ModelSpec(action.entry.name, names, self._shown(action.entry))
+            case events.ModelForgotten():
+                return dispatch.ModelStopped(now, action.model)
+            case events.ActivatePipeline():
+                return self._pipeline(action)
+            case events.DrainPipeline(model, pipeline, generation):
+                return dispatch.PipelineDraining(now, model, pipeline, generation)
+            case events.LosePipeline(model, pipeline, generation):
+                return dispatch.PipelineLost(now, model, pipeline, generation)
+
+    def _shown(self, entry: events.ModelEntry, hops_s: tuple[float, ...] = ()) -> Shown:
+        return Shown(self._library.open(entry.manifest).manifest.labels, entry.weights, hops_s)
+
+    def _pipeline(self, action: events.ActivatePipeline) -> PipelineSpec:
+        stages = action.plan.stages
+        hops_s = (*(stage.receive_s for stage in stages), stages[-1].send_s)
+        latency_s, rate = usable_figures(action.latency_s, action.throughput_per_s)
+        return PipelineSpec(
+            model=action.entry.name,
+            pipeline=action.pipeline,
+            generation=action.generation,
+            num_stages=len(stages),
+            throughput_per_s=rate,
+            latency_s=latency_s,
+            shown=self._shown(action.entry, hops_s),
+        )
+
+
+def usable_figures(latency_s: float, throughput_per_s: float) -> tuple[float, float]:
+    """A prediction that the dispatcher can divide by, whatever came out of a plan (or a retained state).
+
+    It is only where the dispatcher starts from: it goes by what it measures.
+    """
+    if not (math.isfinite(latency_s) and latency_s >= 0.0):
+        latency_s = 1.0
+    if not (math.isfinite(throughput_per_s) and throughput_per_s > 0.0):
+        throughput_per_s = 1.0 / max(latency_s, 1e-3)
+    return latency_s, throughput_per_s

@@ -1,0 +1,202 @@
+"""What the dispatcher's core wants done: items sent to the first stages, answers to clients.
+
+An action that fails by our own fault is logged and counted, and whoever waits for its answer is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from functools import partial
+from typing import assert_never
+
+from orchestrator.answers import Context, Shown, write_answer, write_error
+from orchestrator.core import dispatch_events as core
+from orchestrator.core.dispatch import Dispatcher
+from orchestrator.dispatch_notes import ModelSpec, Note, PipelineSpec, Tally
+from orchestrator.inputs import Input
+from orchestrator.job_requests import Envelope
+from orchestrator.replies import Replies
+from shared.bus import DataBus, Message
+from shared.codec import encode_msgpack
+from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
+from shared.messages.job import Activation
+from shared.topics import Topics
+
+log = logging.getLogger(__name__)
+
+_MOST_PIPELINES = 1024
+
+
+class Known:
+    """The models that are served, and the pipelines that ran or run them.
+
+    A pipeline stays known when it is drained: an item may end with the result of an earlier attempt, and a
+    repeated job gets its first answer again. The oldest go.
+    """
+
+    def __init__(self) -> None:
+        self.models: dict[str, ModelSpec] = {}
+        self.pipelines: OrderedDict[tuple[str, int], PipelineSpec] = OrderedDict()
+
+    def add(self, spec: PipelineSpec) -> None:
+        """A pipeline became active."""
+        key = (spec.pipeline, spec.generation)
+        self.pipelines[key] = spec
+        self.pipelines.move_to_end(key)
+        while len(self.pipelines) > _MOST_PIPELINES:
+            self.pipelines.popitem(last=False)
+
+    def shown(self, model: str, item: core.EndedItem) -> Shown:
+        """What an item's answer shows: of the pipeline that ran it, since the model may be another now."""
+        ran = self.pipelines.get((item.pipeline or "", item.generation or 0))
+        if ran is not None:
+            return ran.shown
+        spec = self.models.get(model)
+        return Shown(None, "") if spec is None else spec.shown
+
+
+class Performer:
+    """Performs actions in the dispatcher's thread."""
+
+    def __init__(
+        self,
+        *,
+        machine: Dispatcher,
+        bus: DataBus,
+        topics: Topics,
+        replies: Replies,
+        known: Known,
+        tally: Tally,
+        notify: Callable[[Note], None],
+    ) -> None:
+        self._core = machine
+        self._bus = bus
+        self._topics = topics
+        self._replies = replies
+        self._known = known
+        self._tally = tally
+        self._notify = notify
+
+    def perform(self, actions: list[core.Action]) -> None:
+        """Perform actions in order, and what follows from them."""
+        todo = deque(actions)
+        while todo:
+            action = todo.popleft()
+            try:
+                todo.extend(self._do(action))
+            except Exception as error:
+                self._tally.dropped["internal_error"] += 1
+                log.exception("an action failed: %s", type(action).__name__)
+                self._make_up_for(action, error)
+
+    def _do(self, action: core.Action) -> list[core.Action]:
+        """Perform one action; what follows from it at once."""
+        match action:
+            case core.Dispatch():
+                return self._dispatch(action)
+            case core.Answer():
+                self._answer(action, action.context, action.handles)
+                self._tally.answer(action)
+            case core.AnswerAgain():
+                self._answer(action.first, action.context, (action.handle,))
+            case core.Reject():
+                context = action.context
+                assert isinstance(context, Context)
+                payload = write_error(action.model, context, action.failure)
+                self._replies.send(action.reply_to, payload, context, (action.handle,))
+            case core.Acknowledge():
+                self._replies.acknowledge(action.handle)
+            case core.PipelineDrained():
+                self._notify(action)
+            case _:
+                assert_never(action)
+        return []
+
+    def _make_up_for(self, action: core.Action, error: Exception) -> None:
+        """An action failed by our own fault: whoever waits for an answer still gets one."""
+        match action:
+            case core.Answer(model=model, reply_to=reply, context=context, handles=handles):
+                pass
+            case core.AnswerAgain(first=first, context=context, handle=handle):
+                model, reply, handles = first.model, first.reply_to, (handle,)
+            case _:
+                return  # an item that was not sent is overdue soon
+        assert isinstance(context, Context)
+        try:
+            payload = write_error(model, context, internal(error))
+            self._replies.send(reply, payload, context, handles)
+        except Exception:
+            self._tally.dropped["internal_error"] += 1
+            log.exception("the answer that says so failed as well, on %s", reply)
+            self._replies.acknowledge(*handles)
+
+    def _dispatch(self, action: core.Dispatch) -> list[core.Action]:
+        item = action.payload
+        assert isinstance(item, Input)
+        activation = Activation(
+            job=action.request_id,
+            item=action.item_index,
+            attempt=action.attempt,
+            tensors=item.tensors or {},
+            body=item.body,
+            content_type=item.content_type,
+        )
+        topic = self._topics.topic(
+            "activation", pipeline=action.pipeline, generation=action.generation, stage=0
+        )
+        try:
+            self._bus.publish(topic, encode_msgpack(activation, action.size_bytes + 512), 1)
+        except BrokerUnreachableError as error:
+            # Sent again when it is overdue.
+            if self._tally.drop("send_queue_full", f"an item for {topic}"):
+                log.warning("could not send on %s: %s", topic, error)
+        except BrokerError as error:
+            # The broker takes none of this size, however often it is tried.
+            failure = core.Failure(
+                code=ErrorCode.TOO_LARGE,
+                message=error.message,
+                expected=error.expected,
+                got=error.got,
+            )
+            return self._core.step(
+                core.ResultArrived(
+                    now=time.monotonic(),
+                    request_id=action.request_id,
+                    item_index=action.item_index,
+                    attempt=action.attempt,
+                    pipeline=action.pipeline,
+                    generation=action.generation,
+                    outcome=failure,
+                )
+            )
+        return []
+
+    def _answer(self, answer: core.Answer, context: object, handles: tuple[object, ...]) -> None:
+        assert isinstance(context, Context)
+        try:
+            payload = write_answer(answer, context, partial(self._known.shown, answer.model))
+            self._replies.send(answer.reply_to, payload, context, handles)
+        except BrokerError as error:
+            failure = core.Failure(
+                code=ErrorCode.TOO_LARGE,
+                message=f"the answer cannot be sent: {error.message}",
+                expected=error.expected,
+                got=error.got,
+            )
+            payload = write_error(answer.model, context, failure)
+            self._replies.send(answer.reply_to, payload, context, handles)
+
+    def refuse(self, envelope: Envelope, failure: core.Failure, message: Message) -> None:
+        """Answer a request that the core never saw, and acknowledge it."""
+        payload = write_error(envelope.model, envelope.context, failure)
+        self._replies.send(envelope.reply_to, payload, envelope.context, (message,))
+
+
+def internal(error: Exception) -> core.Failure:
+    """The failure that a client is told when the fault is ours."""
+    return core.Failure(
+        code=ErrorCode.INTERNAL, message=f"the orchestrator failed at this job: {error!r}"
+    )

@@ -1,0 +1,124 @@
+"""What comes in on the control connection, checked and turned into events.
+
+What goes wrong with one message stays with it: a malformed one is logged and counted, one that fails by our
+own fault as well, with its traceback.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable
+
+from orchestrator.core import cluster_events as events
+from orchestrator.operators import Operators
+from orchestrator.outbox import Outbox
+from orchestrator.restore import Restore
+from shared.bus import Message
+from shared.codec import decode_json
+from shared.errors import ProtocolError
+from shared.messages.model import ModelState
+from shared.messages.node import NodeState, Telemetry
+from shared.messages.operation import OrchestratorState
+from shared.messages.stage import Assignment
+from shared.messages.stage import Report as StageReports
+from shared.topics import Topics
+from shared.transfer import Transfers
+
+log = logging.getLogger(__name__)
+
+SUBSCRIPTIONS = ("node_state", "telemetry", "report", "model_state", "assignment", "request")
+
+
+class Intake:
+    """Takes messages.
+
+    `step` gives the cluster's core an event, `succeeded` is called when another orchestrator took over.
+    """
+
+    def __init__(
+        self,
+        topics: Topics,
+        *,
+        incarnation: int,
+        outbox: Outbox,
+        restore: Restore,
+        operators: Operators,
+        transfers: Transfers,
+        counters: Counter[str],
+        step: Callable[[events.Event], None],
+        succeeded: Callable[[OrchestratorState], None],
+    ) -> None:
+        self._topics = topics
+        self._incarnation = incarnation
+        self._outbox = outbox
+        self._restore = restore
+        self._operators = operators
+        self._transfers = transfers
+        self._counters = counters
+        self._step = step
+        self._succeeded = succeeded
+
+    def take(self, message: Message) -> None:
+        """Deal with one message; raises nothing."""
+        try:
+            name, levels = self._topics.parse(message.topic)
+            self._message(name, levels, message)
+        except ProtocolError as error:
+            self._counters["bad_messages"] += 1
+            if self._counters["bad_messages"].bit_count() == 1:  # a flood must not flood the log
+                log.warning("dropped a message on %s: %s", message.topic, error)
+        except Exception:
+            self._counters["internal_errors"] += 1
+            log.exception("a message on %s failed", message.topic)
+
+    def _message(self, name: str, levels: dict[str, str], message: Message) -> None:
+        now, payload = time.monotonic(), message.payload
+        match name:
+            case "node_state" if payload:
+                state = decode_json(payload, NodeState)
+                _same_node(levels, state.node)
+                online = state.state == "online"
+                self._step(events.NodeBorn(now, state) if online else events.NodeDied(now, state))
+            case "telemetry":
+                telemetry = decode_json(payload, Telemetry)
+                _same_node(levels, telemetry.node)
+                self._step(events.NodeHeard(now, telemetry))
+            case "report":
+                report = decode_json(payload, StageReports)
+                _same_node(levels, report.node)
+                self._step(events.NodeReported(now, report))
+            case "assignment" if message.retain and payload:
+                self._outbox.kept(message.topic, payload)
+                assignment = decode_json(payload, Assignment)
+                numbers = tuple((stage.model, stage.generation) for stage in assignment.stages)
+                self._step(events.AssignmentSeen(now, levels["node"], assignment.revision, numbers))
+            case "model_state" if message.retain and payload:
+                self._outbox.kept(message.topic, payload)
+                self._restore.found(levels["model"], decode_json(payload, ModelState))
+            case "orchestrator_state" if payload:
+                self._orchestrator_seen(decode_json(payload, OrchestratorState), message)
+            case "request":
+                self._operators.take(levels["verb"], payload)
+            case "artifact_want" | "artifact_piece":
+                self._transfers.handle(name, levels, message)
+            case _:
+                pass  # our own words, or a topic that was cleared
+
+    def _orchestrator_seen(self, seen: OrchestratorState, message: Message) -> None:
+        if seen.incarnation == self._incarnation:
+            if seen.state == "online":
+                self._outbox.kept(message.topic, message.payload)
+                if self._restore.marked:
+                    self._outbox.repeat_lost()
+                self._restore.mark()
+        elif seen.incarnation > self._incarnation and self._restore.marked:
+            self._succeeded(seen)
+
+
+def _same_node(levels: dict[str, str], node: str) -> None:
+    if node != levels["node"]:
+        raise ProtocolError(
+            "one node's message on another's topic", expected=levels["node"], got=node
+        )

@@ -1,0 +1,46 @@
+"""The retained state of each model: at once when something is decided, seldom for mere measurements."""
+
+from __future__ import annotations
+
+from orchestrator.core.cluster import Cluster
+from orchestrator.dispatch_notes import Report
+from orchestrator.figures import Measured
+from orchestrator.outbox import Outbox
+from shared.messages.model import ModelState
+
+REFRESH_S = 5.0
+"""Who watches `model/+/state` wants to read it like a log."""
+
+
+class ModelStates:
+    """Publishes what `Cluster.model_state` says, with what was measured."""
+
+    def __init__(self, cluster: Cluster, outbox: Outbox) -> None:
+        self._cluster = cluster
+        self._outbox = outbox
+        self._measured = Measured()
+        self._published: dict[str, tuple[float, ModelState]] = {}
+
+    def state(self, model: str, now: float) -> ModelState | None:
+        """A model's state now; None when it is not served."""
+        return self._cluster.model_state(model, self._measured.figures(model, now))
+
+    def publish(self, model: str, now: float) -> None:
+        """Something was decided: publish the state, or clear it when the model is not served any more."""
+        state = self.state(model, now)
+        if state is None:
+            self._published.pop(model, None)
+            self._measured.forget(model)
+            self._outbox.publish("model_state", None, retain=True, model=model)
+            return
+        known = self._published.get(model)
+        if known is None or known[1] != state:
+            self._published[model] = (now, state)
+            self._outbox.publish("model_state", state, retain=True, model=model)
+
+    def measured(self, report: Report, now: float) -> None:
+        """Take a second's measurements, and publish those states that are `REFRESH_S` old."""
+        self._measured.add(now, report)
+        for model, (at, _) in list(self._published.items()):
+            if now - at >= REFRESH_S:
+                self.publish(model, now)

@@ -1,0 +1,208 @@
+"""Requests of operators: `serve`, `stop`, `replan`.
+
+A model is prepared before the cluster hears of it: its artifacts are fetched from whoever asked, read and
+checked. Of two requests under one name the later counts, also while the earlier is being prepared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from orchestrator.announcer import Announcer, error_body
+from orchestrator.core import cluster_events as events
+from orchestrator.core.cluster import Cluster
+from orchestrator.library import Library, choose_runtime, entry_of
+from shared.codec import decode_json
+from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
+from shared.messages.operation import ReplanRequest, ServeRequest, StopRequest
+from shared.messages.stage import Blob
+from shared.package import ModelPackage
+from shared.transfer import Transfers
+
+log = logging.getLogger(__name__)
+
+_ATTEMPTS = 2
+"""A blob on disk may turn out damaged when it is read: then it is gone, and fetched once more."""
+
+
+@dataclass(slots=True)
+class _Preparation:
+    """A model on its way in."""
+
+    request: ServeRequest
+    task: asyncio.Task[None]
+
+
+class Operators:
+    """Takes requests; `step` gives the cluster's core an event.
+
+    Requests that come before `open` wait: what an earlier orchestrator served is not known before.
+    """
+
+    def __init__(
+        self,
+        *,
+        library: Library,
+        transfers: Transfers,
+        cluster: Cluster,
+        announcer: Announcer,
+        step: Callable[[events.Event], None],
+    ) -> None:
+        self._library = library
+        self._transfers = transfers
+        self._cluster = cluster
+        self._announcer = announcer
+        self._step = step
+        self._early: list[tuple[str, bytes]] | None = []
+        self._preparing: dict[str, _Preparation] = {}
+
+    @property
+    def in_use(self) -> Collection[str]:
+        """Digests of the packages that are being read."""
+        return {each.request.manifest.digest for each in self._preparing.values()}
+
+    def open(self) -> None:
+        """Take requests from now on, those that came before first."""
+        early, self._early = self._early or [], None
+        for verb, payload in early:
+            self.take(verb, payload)
+
+    async def close(self) -> None:
+        """End what is being prepared; who asked asks our successor again."""
+        tasks = [each.task for each in self._preparing.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def take(self, verb: str, payload: bytes) -> None:
+        """A message on `request/{verb}`; what is wrong with it is told to its sender where possible."""
+        if self._early is not None:
+            self._early.append((verb, payload))
+            return
+        try:
+            match verb:
+                case "serve":
+                    self._serve(decode_json(payload, ServeRequest))
+                case "stop":
+                    self._stop(decode_json(payload, StopRequest))
+                case "replan":
+                    again = decode_json(payload, ReplanRequest)
+                    self._step(events.ReplanAsked(time.monotonic(), again.transaction, again.model))
+                case _:
+                    raise ProtocolError("unknown verb", expected="serve, stop or replan", got=verb)
+        except Exception as error:
+            if isinstance(error, ProtocolError):
+                log.warning("request/%s refused: %s", verb, error)
+            else:
+                log.exception("request/%s failed", verb)
+            transaction = _transaction(payload)
+            if transaction is not None:
+                self._announcer.failed(verb, transaction, error_body(error))
+
+    def _stop(self, request: StopRequest) -> None:
+        preparing = self._abandon(request.model, "it was stopped")
+        if preparing and request.model not in self._cluster.models:
+            self._announcer.done("stop", request.transaction, {"model": request.model})
+            return
+        self._step(events.StopAsked(time.monotonic(), request.transaction, request.model))
+
+    def _serve(self, request: ServeRequest) -> None:
+        running = self._preparing.get(request.model)
+        if running is not None and running.request.transaction == request.transaction:
+            return  # the request was delivered twice
+        self._abandon(request.model, "something else was asked for under this name")
+        task = asyncio.create_task(self._prepare(request), name=f"serve {request.model}")
+        preparation = self._preparing[request.model] = _Preparation(request, task)
+
+        def ended(_: asyncio.Task[None]) -> None:
+            if self._preparing.get(request.model) is preparation:
+                del self._preparing[request.model]
+
+        task.add_done_callback(ended)
+
+    def _abandon(self, model: str, why: str) -> bool:
+        """End the preparation of a model, if there is one; who asked for it is told why."""
+        running = self._preparing.pop(model, None)
+        if running is None or running.task.done():
+            return False
+        running.task.cancel()
+        error = JobError(ErrorCode.UNAVAILABLE, f"{model} is not served: {why}")
+        self._announcer.failed("serve", running.request.transaction, error_body(error))
+        return True
+
+    async def _prepare(self, request: ServeRequest) -> None:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(request.timeout_s):
+                package = await self._fetch(request)
+            if package.manifest.model != request.model:
+                raise ProtocolError(
+                    "the package is of another model",
+                    expected=request.model,
+                    got=package.manifest.model,
+                )
+            runtime = choose_runtime(package, request.options.runtime, self._runtimes)
+            entry = entry_of(package, request.manifest.digest, request.options, runtime)
+            self._step(
+                events.ServeAsked(
+                    time.monotonic(), request.transaction, entry, began + request.timeout_s
+                )
+            )
+        except Exception as error:
+            told: Exception = error
+            if isinstance(error, TimeoutError):
+                told = JobError(
+                    ErrorCode.UNAVAILABLE,
+                    f"not served in time: the artifacts of {request.model} were not all here",
+                    expected=f"within {request.timeout_s:g} s",
+                    got=f"{len(self._missing(request))} missing",
+                )
+            elif not isinstance(error, Amp4ecError):
+                # Ours, not the sender's: they are told, the traceback is for us.
+                log.exception("serving %s failed", request.model)
+            self._announcer.failed("serve", request.transaction, error_body(told))
+
+    async def _fetch(self, request: ServeRequest) -> ModelPackage:
+        """The package, with all that it names."""
+        for attempt in range(1, _ATTEMPTS + 1):
+            wanted = self._missing(request)
+            if wanted:
+                total = sum(blob.size for blob in wanted)
+                text = f"fetching {len(wanted)} artifacts, {total / 1e6:.1f} MB"
+                self._announcer.progress("serve", request.transaction, text)
+            fetches = [
+                asyncio.ensure_future(self._transfers.fetch(blob, request.provider))
+                for blob in wanted
+            ]
+            try:
+                await asyncio.gather(*fetches)
+            finally:
+                for fetch in fetches:
+                    fetch.cancel()
+                await asyncio.gather(*fetches, return_exceptions=True)
+            try:
+                return await asyncio.to_thread(self._library.open, request.manifest.digest)
+            except ArtifactError:
+                if attempt == _ATTEMPTS or not self._missing(request):
+                    raise
+        raise AssertionError("unreachable")
+
+    def _missing(self, request: ServeRequest) -> list[Blob]:
+        return self._library.missing([request.manifest, *request.blobs])
+
+    def _runtimes(self) -> set[str]:
+        return {name for node in self._cluster.alive() for name in node.state.runtimes}
+
+
+def _transaction(payload: bytes) -> str | None:
+    """The transaction of a request that is otherwise unreadable, so that its sender gets told."""
+    try:
+        given = decode_json(payload, dict)
+    except ProtocolError:
+        return None
+    transaction = given.get("transaction")
+    return transaction if isinstance(transaction, str) and 0 < len(transaction) <= 128 else None

@@ -1,0 +1,24 @@
+"""How to run an orchestrator."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from orchestrator.core.cluster_settings import ClusterSettings
+from orchestrator.core.dispatch_settings import DispatchSettings
+from shared.bus import BrokerUrl
+from shared.topics import DEFAULT_ROOT
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrchestratorOptions:
+    """How to run an orchestrator; `store_bytes` bounds the models kept on disk."""
+
+    broker: BrokerUrl
+    root: str = DEFAULT_ROOT
+    state_dir: Path
+    store_bytes: int = 16 * 1024**3
+    prefetch: bool = True
+    cluster: ClusterSettings = field(default_factory=ClusterSettings)
+    dispatch: DispatchSettings = field(default_factory=DispatchSettings)

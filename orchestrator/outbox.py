@@ -1,0 +1,128 @@
+"""What the control plane publishes: in order, over broken connections, and without growing for ever.
+
+- Of a retained topic only the newest waits: whoever comes later wants nothing else.
+- Of the rest (events, responses) the oldest are dropped beyond a bound, and counted: after an hour without a
+  broker nobody waits for them.
+- A broker that was killed may have forgotten what it had retained. After each connection it shows what
+  it has; what is not the newest is published again (`kept`, `repeat_lost`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+
+from shared.bus import ControlBus, Publication, Qos
+from shared.codec import encode_json
+from shared.errors import BrokerError, BrokerUnreachableError
+from shared.topics import Topics
+
+log = logging.getLogger(__name__)
+
+MOST_WAITING = 2000
+
+
+class Outbox:
+    """One per process, in its event loop; `run` is to be a task of its own."""
+
+    def __init__(self, bus: ControlBus, topics: Topics, most_waiting: int = MOST_WAITING) -> None:
+        self._bus = bus
+        self._topics = topics
+        self._most_waiting = most_waiting
+        self._waiting: OrderedDict[str | int, Publication] = OrderedDict()
+        self._unretained = 0
+        self._serial = 0
+        self._newest: dict[str, bytes] = {}
+        self._seen: dict[str, bytes] = {}
+        self._more = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.dropped = 0
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    def publish(
+        self, name: str, value: object, *, retain: bool = False, qos: Qos = 1, **levels: str
+    ) -> None:
+        """Queue `value` for the topic `name` of the table; None is empty, which clears a retained one."""
+        payload = b"" if value is None else encode_json(value)
+        topic = self._topics.topic(name, **levels)
+        if retain:
+            self._newest[topic] = payload
+        self._put(Publication(topic=topic, payload=payload, qos=qos, retain=retain))
+
+    def _put(self, item: Publication) -> None:
+        if item.retain:
+            # At the end: what was queued after the older one may speak of it, what comes later of this.
+            self._waiting.pop(item.topic, None)
+            self._waiting[item.topic] = item
+        else:
+            self._serial += 1
+            self._waiting[self._serial] = item
+            self._unretained += 1
+            if self._unretained > self._most_waiting:
+                self._drop_oldest()
+        self._more.set()
+        self._idle.clear()
+
+    def _drop_oldest(self) -> None:
+        oldest = next(key for key in self._waiting if isinstance(key, int))
+        del self._waiting[oldest]
+        self._unretained -= 1
+        self.dropped += 1
+        if self.dropped.bit_count() == 1:
+            log.warning("%d messages dropped so far: the broker takes none", self.dropped)
+
+    # --- what the broker remembers
+
+    def connected(self) -> None:
+        """A connection was made: what is retained at the broker comes again."""
+        self._seen.clear()
+
+    def kept(self, topic: str, payload: bytes) -> None:
+        """The broker has this retained."""
+        self._seen[topic] = payload
+
+    def repeat_lost(self) -> None:
+        """All that is retained was seen: publish what the broker has lost."""
+        for topic, payload in self._newest.items():
+            if self._seen.get(topic, b"") != payload and topic not in self._waiting:
+                log.info("published again, since the broker had lost it: %s", topic)
+                self._put(Publication(topic=topic, payload=payload, retain=True))
+        self._seen.clear()
+
+    # --- sending
+
+    async def flushed(self, timeout_s: float) -> bool:
+        """Wait until all is sent; False when time ran out."""
+        try:
+            await asyncio.wait_for(self._idle.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    async def run(self) -> None:
+        """Send what is queued, in order, however often the broker has to come back for it."""
+        while True:
+            while not self._waiting:
+                self._idle.set()
+                self._more.clear()
+                await self._more.wait()
+            key, item = self._waiting.popitem(last=False)
+            self._unretained -= isinstance(key, int)
+            await self._send(item)
+
+    async def _send(self, item: Publication) -> None:
+        while True:
+            try:
+                await self._bus.publish(item.topic, item.payload, item.qos, retain=item.retain)
+            except BrokerUnreachableError as error:
+                if item.retain and item.topic in self._waiting:
+                    return  # a newer one follows
+                log.warning("%s waits for the broker: %s", item.topic, error)
+                continue
+            except BrokerError as error:
+                log.error("the broker refused %s: %s", item.topic, error)
+            return

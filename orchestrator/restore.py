@@ -1,0 +1,93 @@
+"""Starting again: what an earlier orchestrator left retained on the broker is taken over.
+
+Our own birth is the mark: a broker delivers in order, so when it comes back to us all that was retained
+before has come. Until then nothing is decided, and no job is let in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+
+from orchestrator.announcer import Announcer
+from orchestrator.core import cluster_events as events
+from orchestrator.library import Library, entry_of
+from orchestrator.outbox import Outbox
+from shared.bus import ControlBus
+from shared.errors import Amp4ecError, ProtocolError
+from shared.messages.model import ModelState
+
+log = logging.getLogger(__name__)
+
+ECHO_TIMEOUT_S = 5.0
+"""Connected for so long without our own birth: this broker does not let us read it."""
+_POLL_S = 0.1
+
+
+class Restore:
+    """Used once, at the start."""
+
+    def __init__(self, library: Library, outbox: Outbox, announcer: Announcer) -> None:
+        self._library = library
+        self._outbox = outbox
+        self._announcer = announcer
+        self._marked = asyncio.Event()
+        self._found: dict[str, ModelState] = {}
+        self._waited = False
+        self.over = False
+        """Whether all was taken over."""
+
+    @property
+    def marked(self) -> bool:
+        """Whether our own birth has come back."""
+        return self._marked.is_set()
+
+    def mark(self) -> None:
+        """Our own birth has come back."""
+        self._marked.set()
+
+    def found(self, model: str, state: ModelState) -> None:
+        """A model's state was retained."""
+        if not self._waited:
+            self._found[model] = state
+
+    async def run(self, bus: ControlBus, step: Callable[[events.Event], None]) -> None:
+        """Wait for the mark, then take over each model. Without a broker: wait for one."""
+        await self._wait(bus)
+        self._waited = True
+        for name, state in sorted(self._found.items()):
+            if state.manifest is None:
+                continue  # one that never got so far
+            try:
+                package = await asyncio.to_thread(self._library.open, state.manifest)
+                if package.manifest.model != name:
+                    raise ProtocolError(
+                        "the package is of another model", expected=name, got=package.manifest.model
+                    )
+                entry = entry_of(package, state.manifest, state.options, state.runtime)
+                step(events.ModelRestored(time.monotonic(), entry, state))
+            except Exception as error:
+                if isinstance(error, Amp4ecError):
+                    log.error("%s was served, but cannot be taken over: %s", name, error)
+                else:
+                    log.exception("%s was served, but cannot be taken over", name)
+                text = f"{name} was served before the restart and cannot be taken over: {error}"
+                self._announcer.happened(events.Tell("model_lost", text, model=name))
+                self._outbox.publish("model_state", None, retain=True, model=name)
+        self._found.clear()
+        step(events.RestoreEnded(time.monotonic()))
+        self.over = True
+
+    async def _wait(self, bus: ControlBus) -> None:
+        since: float | None = None
+        while not self._marked.is_set():
+            try:
+                await asyncio.wait_for(self._marked.wait(), _POLL_S)
+            except TimeoutError:
+                now = time.monotonic()
+                since = (since or now) if bus.connected else None
+                if since is not None and now - since >= ECHO_TIMEOUT_S:
+                    log.warning("our own birth does not come back: going on without it")
+                    return
