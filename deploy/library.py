@@ -13,8 +13,11 @@ from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import deploy.exactness
 import deploy.profile
+import edge_agent.runtimes
 import orchestrator.models
+from deploy.exactness import exact_model
 from deploy.flags import ServeFlags
 from edge_agent.calibration import CalibrationCache, calibrate
 from edge_agent.probe import Probe
@@ -120,7 +123,11 @@ class ModelLibrary:
         step(f"importing {model}, weights {flags.weights}")
         from orchestrator.models.importer import import_torchvision
 
-        imported = import_torchvision(model, flags.weights, flags.level)
+        imported = exact_model(
+            lambda kernels: import_torchvision(model, flags.weights, flags.level, kernels=kernels),
+            runtimes,
+            step,
+        )
         measured: dict[str, Measured] = {}
         for runtime, calibration in calibrations.items():
             step(f"timing {len(imported.manifest.blocks)} blocks with {runtime}")
@@ -240,9 +247,11 @@ def _file_digest(path: Path) -> str:
 def _code() -> str:
     """A digest of the code that decides what a package holds."""
     digest = hashlib.sha256()
-    folder = Path(orchestrator.models.__file__).parent
-    for path in (*sorted(folder.glob("*.py")), Path(deploy.profile.__file__)):
-        digest.update(path.read_bytes())
+    for package in (orchestrator.models, edge_agent.runtimes):
+        for path in sorted(Path(str(package.__file__)).parent.glob("*.py")):
+            digest.update(path.read_bytes())
+    for module in (deploy.exactness, deploy.profile):
+        digest.update(Path(str(module.__file__)).read_bytes())
     return digest.hexdigest()
 
 

@@ -64,6 +64,7 @@ def measure(
     return Measured(
         block_seconds=seconds,
         input_seconds=0.0 if manifest.preprocess is None else time_input(manifest.preprocess),
+        input_bytes=None if manifest.preprocess is None else PHOTO.stat().st_size,
         runtime_bytes=calibration.runtime_bytes,
         reference=dict(calibration.seconds),
         class_shares=class_shares(manifest, seconds),

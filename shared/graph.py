@@ -50,6 +50,15 @@ class CostClass(StrEnum):
     MEMORY = "memory"
 
 
+class Kernels(StrEnum):
+    """Which kernels a runtime may compute a graph with; chosen when a model is imported, by measuring."""
+
+    FAST = "fast"
+    """Any that round as well: operators fused, weights repacked, layouts changed."""
+    PLAIN = "plain"
+    """The original framework's own, one per operator, in its order and layout: the same bits."""
+
+
 @dataclass(frozen=True, slots=True)
 class OpSpec:
     """The signature of one operator.
@@ -205,6 +214,7 @@ class Graph:
     nodes: tuple[Node, ...]
     outputs: tuple[str, ...]
     weights: dict[str, Weight] = field(default_factory=dict)
+    kernels: Kernels = Kernels.FAST
 
     def specs(self) -> dict[str, TensorSpec]:
         """The form of everything that has a name: inputs, weights, nodes."""

@@ -15,9 +15,12 @@ from shared.graph import Graph, validate
 from shared.profile import BlockProfile, CutProfile, LeafProfile, ModelProfile
 from shared.transform import Transform
 
+TOLERANCE = 1e-5
+"""The promise: the largest difference to the original's output, relative to its largest value."""
+
 
 class Level(StrEnum):
-    """How far the graph was optimised; both promise the original's answers within 1e-5."""
+    """How far the graph was optimised; both promise the original's answers within `TOLERANCE`."""
 
     O0 = "O0"
     """As traced, less what does nothing at inference."""
@@ -58,7 +61,10 @@ class Manifest:
     """One model, ready to be planned for and sliced.
 
     `input_bytes` and `output_bytes` are those of the graph's own dense tensors. `leaves` are the leaf
-    modules of the model before folding, for the paper's rules.
+    modules of the model before folding, for the paper's rules. `max_relative_error` is what was measured
+    when it was imported: the largest difference to the original's outputs, relative to the largest output
+    (null: not measured). `level` is how the graph was optimised, which is less than was asked for where
+    only the plain kernels keep the promise (`graph.kernels`).
     """
 
     model: str
@@ -72,6 +78,7 @@ class Manifest:
     leaves: tuple[LeafProfile, ...] = ()
     preprocess: Transform | None = None
     labels: tuple[str, ...] | None = None
+    max_relative_error: float | None = None
     schema: int = 1
 
     def with_seconds(self, seconds: Sequence[float]) -> Manifest:
@@ -91,8 +98,16 @@ class Manifest:
         )
         return replace(self, blocks=tuple(blocks))
 
-    def profile(self, *, input_seconds: float = 0.0, runtime_bytes: int = 0) -> ModelProfile:
+    def profile(
+        self,
+        *,
+        input_seconds: float = 0.0,
+        runtime_bytes: int = 0,
+        input_bytes: int | None = None,
+    ) -> ModelProfile:
         """What the planner takes.
+
+        `input_bytes` is the size of a job as it travels to stage 0; None: as the dense tensors.
 
         Raises:
             ConfigurationError: no block has a measured time.
@@ -104,7 +119,7 @@ class Manifest:
                 for b in self.blocks
             ),
             cuts=self.cuts,
-            input_bytes=self.input_bytes,
+            input_bytes=self.input_bytes if input_bytes is None else input_bytes,
             output_bytes=self.output_bytes,
             input_seconds=input_seconds,
             runtime_bytes=runtime_bytes,

@@ -20,13 +20,15 @@ class Measured:
     """One runtime's measurements on the machine that profiled the model, at 1.0 CPU.
 
     `block_seconds` are CPU seconds per block, `input_seconds` those of decoding and preprocessing an
-    image, `runtime_bytes` what the process holds with the runtime and no model. `reference` is that
-    machine's own calibration (seconds by class of operator): a node's calibration against it gives
-    the node's speed. `class_shares` say how the model's time divides over those classes.
+    image, `input_bytes` the size of that image's file, which is what travels to stage 0 (null: jobs are
+    the graph's own dense tensors), `runtime_bytes` what the process holds with the runtime and no model.
+    `reference` is that machine's own calibration (seconds by class of operator): a node's calibration
+    against it gives the node's speed. `class_shares` say how the model's time divides over those classes.
     """
 
     block_seconds: tuple[float, ...]
     input_seconds: float = 0.0
+    input_bytes: int | None = None
     runtime_bytes: int = 0
     reference: dict[str, float] = field(default_factory=dict)
     class_shares: dict[str, float] = field(default_factory=dict)
@@ -59,7 +61,9 @@ class ModelPackage:
                 got=runtime,
             )
         return self.manifest.with_seconds(measured.block_seconds).profile(
-            input_seconds=measured.input_seconds, runtime_bytes=measured.runtime_bytes
+            input_seconds=measured.input_seconds,
+            runtime_bytes=measured.runtime_bytes,
+            input_bytes=measured.input_bytes,
         )
 
 

@@ -2,6 +2,9 @@
 
 Torch alone, no torchvision. Weights and activations of convolutional stages are channels-last; results are
 freed after their last use; an operator overwrites its operand where nobody else can see it.
+
+A graph that asks for plain kernels is computed as the original module computes it: torch's own operators, one
+by one, on contiguous tensors. Its results are the original's bit for bit, at the original's speed.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from edge_agent.runtimes.torch_convolution import bind_fusion, find_fusions, is_
 from edge_agent.runtimes.torch_ops import FRESH, Binding, Slots, Step, bind
 from edge_agent.runtimes.torch_weights import StageWeights
 from shared.errors import StageError
-from shared.graph import Node, StageGraph, Value, validate
+from shared.graph import Kernels, Node, StageGraph, Value, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,8 @@ class _Input:
     slot: int
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    channels_last: bool
+    layout: torch.memory_format | None
+    """What the stage computes in; None: as it comes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,9 +155,7 @@ class TorchStage:
                 got=_form(array),
             )
         tensor = torch.from_numpy(_writable(array))
-        if value.channels_last:
-            return tensor.contiguous(memory_format=torch.channels_last)
-        return tensor
+        return tensor if value.layout is None else tensor.contiguous(memory_format=value.layout)
 
 
 def open_runtime() -> TorchRuntime:
@@ -169,8 +171,9 @@ def _compile(graph: StageGraph, weights: StageWeights) -> _Program:
         *(node.name for node in graph.nodes),
     ):
         slots[name] = len(slots)
-    convolutional = any(node.op == "conv2d" for node in graph.nodes)
-    fusions = find_fusions(graph) if is_available() else {}
+    plain = graph.kernels is Kernels.PLAIN
+    convolutional = not plain and any(node.op == "conv2d" for node in graph.nodes)
+    fusions = find_fusions(graph) if is_available() and not plain else {}
     inside = {
         part.name
         for fusion in fusions.values()
@@ -194,11 +197,15 @@ def _compile(graph: StageGraph, weights: StageWeights) -> _Program:
             continue
         for ref in node.refs():
             if ref in graph.weights and template[slots[ref]] is None:
-                template[slots[ref]] = _weight(weights, ref, node)
+                template[slots[ref]] = weights.get(ref) if plain else _weight(weights, ref, node)
         reusable = frozenset(
             ref
             for ref in node.refs()
-            if ref in fresh and uses[ref] == 1 and _same(graph, ref, node)
+            if ref in fresh
+            and uses[ref] == 1
+            and _same(graph, ref, node)
+            # Two operands of unlike layout: taking one's memory would also take its layout.
+            and not (plain and len(node.refs()) > 1)
         )
         step = bind(Binding(node, slots, reusable))
         planned.append((step, node, node.refs()))
@@ -206,7 +213,9 @@ def _compile(graph: StageGraph, weights: StageWeights) -> _Program:
             fresh.add(node.name)
     return _Program(
         template=template,
-        inputs=tuple(_input(value, slots, convolutional) for value in graph.inputs),
+        inputs=tuple(
+            _input(value, slots, convolutional=convolutional, plain=plain) for value in graph.inputs
+        ),
         steps=_with_frees(graph, planned, slots),
         outputs=tuple((name, slots[name]) for name in graph.outputs),
     )
@@ -257,10 +266,14 @@ def _same(graph: StageGraph, ref: str, node: Node) -> bool:
     return graph.specs()[ref] == node.spec
 
 
-def _input(value: Value, slots: dict[str, int], convolutional: bool) -> _Input:
+def _input(value: Value, slots: dict[str, int], *, convolutional: bool, plain: bool) -> _Input:
     shape = value.spec.shape
-    channels_last = convolutional and len(shape) == 4
-    return _Input(value.name, slots[value.name], np.dtype(value.spec.dtype), shape, channels_last)
+    layout = None
+    if plain:
+        layout = torch.contiguous_format
+    elif convolutional and len(shape) == 4:
+        layout = torch.channels_last
+    return _Input(value.name, slots[value.name], np.dtype(value.spec.dtype), shape, layout)
 
 
 class _Interface:

@@ -1,7 +1,8 @@
 """A torch model to what the cluster works with: a manifest, and weights in safetensors blobs.
 
 One blob per block, named by the SHA-256 of its bytes; equal weights give equal bytes. Nothing is pickled,
-neither here nor by whoever reads the result.
+neither here nor by whoever reads the result. The original module's own answers to a few inputs come with it:
+what is served is held against them.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import torch
 
 from orchestrator.models.cuts import find_blocks
 from orchestrator.models.optimise import fold_batch_norm, remove_dead_code
+from orchestrator.models.reference import Reference, references
 from orchestrator.models.trace import Traced, trace
 from orchestrator.models.zoo import build, list_models
 from shared.errors import ModelError
-from shared.graph import Graph, TensorSpec, Weight, validate
+from shared.graph import Graph, Kernels, TensorSpec, Weight, validate
 from shared.manifest import Block, Level, Manifest, WeightsMark
 from shared.profile import LeafProfile
 from shared.transform import Transform
@@ -28,10 +30,11 @@ __all__ = ["ImportedModel", "import_module", "import_torchvision", "list_models"
 
 @dataclass(frozen=True, slots=True)
 class ImportedModel:
-    """A manifest and the blobs it names, by SHA-256 in hex."""
+    """A manifest, the blobs it names by SHA-256 in hex, and what the original answers."""
 
     manifest: Manifest
     blobs: dict[str, bytes]
+    references: tuple[Reference, ...]
 
 
 def import_torchvision(
@@ -39,6 +42,7 @@ def import_torchvision(
     weights: str | Path = "default",
     level: Level | str = Level.O1,
     seed: int = 0,
+    kernels: Kernels = Kernels.FAST,
 ) -> ImportedModel:
     """Import one of torchvision's classification models.
 
@@ -48,6 +52,8 @@ def import_torchvision(
             file: safetensors, or a state dict that `torch.load(weights_only=True)` reads.
         level: "O0" or "O1".
         seed: of the random weights; the same seed gives the same blobs.
+        kernels: what the runtime may compute with. Plain ones are for the graph as traced: nothing is
+            folded then, whatever the level.
 
     Raises:
         ModelError: no such model (with names that are close), weights that cannot be had or do not fit, or
@@ -63,6 +69,7 @@ def import_torchvision(
         weights=built.mark,
         preprocess=built.transform,
         labels=built.labels,
+        kernels=kernels,
     )
 
 
@@ -75,6 +82,7 @@ def import_module(
     weights: WeightsMark = WeightsMark.FILE,
     preprocess: Transform | None = None,
     labels: tuple[str, ...] | None = None,
+    kernels: Kernels = Kernels.FAST,
 ) -> ImportedModel:
     """Import any module; it is put in eval mode.
 
@@ -89,6 +97,8 @@ def import_module(
         raise ModelError(
             "optimisation level", expected=" | ".join(Level), got=repr(str(level))
         ) from None
+    if kernels is Kernels.PLAIN:
+        level = Level.O0
     inputs = example if isinstance(example, tuple) else (example,)
     traced = trace(module.eval(), inputs)
     remove_dead_code(traced)
@@ -98,7 +108,7 @@ def import_module(
         case Level.O1:
             fold_batch_norm(traced)
             remove_dead_code(traced)
-    graph = _graph(traced, name)
+    graph = replace(_graph(traced, name), kernels=kernels)
     blocks, cuts = find_blocks(graph)
     blocks, graph, blobs = _blobs(graph, blocks, traced.weights)
     validate(graph)
@@ -115,7 +125,7 @@ def import_module(
         preprocess=preprocess,
         labels=labels,
     )
-    return ImportedModel(manifest, blobs)
+    return ImportedModel(manifest, blobs, references(module, graph))
 
 
 def _graph(traced: Traced, name: str) -> Graph:

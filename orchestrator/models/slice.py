@@ -45,4 +45,5 @@ def slice_stage(manifest: Manifest, start: int, stop: int) -> StageGraph:
         nodes=graph.nodes[first:last],
         outputs=graph.outputs if stop == count else live.at(last),
         weights=weights,
+        kernels=graph.kernels,
     )

@@ -20,6 +20,7 @@ import torchvision
 from orchestrator.models.weights import (
     apply_state,
     calibrate_batch_norm,
+    draw_batch_norm,
     fill_zero_layers,
     read_state,
 )
@@ -91,6 +92,7 @@ def _random(name: str, edge: int, seed: int) -> torch.nn.Module:
         torch.manual_seed(seed)
         module = torchvision.models.get_model(name, weights=None, **_options(name, edge))
         fill_zero_layers(module)
+        draw_batch_norm(module)
         calibrate_batch_norm(module, (3, edge, edge))
     return module
 

@@ -1,0 +1,84 @@
+"""What the original module answers to a few inputs: the measure of every way to compute the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch.nn import functional
+
+from shared.graph import Graph, TensorSpec
+from shared.tensor import Array
+
+COUNT = 3
+_COARSEST = 7
+"""Cells along an edge of the coarsest pattern that a smooth input is made of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Inputs and the eager module's outputs for them, by the graph's names."""
+
+    inputs: dict[str, Array]
+    outputs: dict[str, Array]
+
+
+def references(module: torch.nn.Module, graph: Graph) -> tuple[Reference, ...]:
+    """`COUNT` inputs of ordinary size, the same every time, with `module`'s outputs.
+
+    Computed as it stands: float32, contiguous, one operator after the other, one thread (with more, a sum
+    may be split up and round otherwise). White noise, and last a smooth pattern with large bright and dark
+    areas: a network can be calm on one and wild on the other.
+    """
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for index in range(COUNT):
+        smooth = index == COUNT - 1
+        tensors = [_example(value.spec, generator, smooth=smooth) for value in graph.inputs]
+        with _one_thread(), torch.inference_mode():
+            # Copies: a module may write to its input.
+            result = module(*(tensor.clone() for tensor in tensors))
+        outputs = result if isinstance(result, list | tuple) else (result,)
+        present = (output for output in outputs if output is not None)
+        found.append(
+            Reference(
+                {v.name: t.numpy() for v, t in zip(graph.inputs, tensors, strict=True)},
+                {name: out.numpy() for name, out in zip(graph.outputs, present, strict=True)},
+            )
+        )
+    return tuple(found)
+
+
+def _example(spec: TensorSpec, generator: torch.Generator, *, smooth: bool) -> torch.Tensor:
+    dtype = getattr(torch, spec.dtype)
+    if not dtype.is_floating_point:
+        # Small numbers are valid as indices and as masks.
+        return torch.randint(0, 2, spec.shape, generator=generator).to(dtype)
+    if smooth and len(spec.shape) == 4 and min(spec.shape[2:]) > _COARSEST:
+        return smooth_images(spec.shape, generator).to(dtype)
+    return torch.randn(spec.shape, generator=generator).to(dtype)
+
+
+def smooth_images(shape: tuple[int, ...], generator: torch.Generator | None) -> torch.Tensor:
+    """Random patterns with as much power at every scale, as photographs have; mean 0, variance 1.
+
+    `shape` is [N, C, H, W]. Without a generator torch's current one is drawn from.
+    """
+    edge, total = _COARSEST, torch.zeros(shape)
+    while edge < min(shape[2:]):
+        cells = torch.randn(*shape[:2], edge, edge, generator=generator)
+        total += functional.interpolate(cells, size=shape[2:], mode="bilinear")
+        edge *= 2
+    return (total - total.mean()) / total.std()
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
