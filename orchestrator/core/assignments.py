@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 
 from orchestrator.core.cluster_events import PushAssignment, StageRef
 
+LARGEST = 2**53
+"""Readers of JSON may not hold larger numbers exactly; a revision like that is nonsense."""
+
 
 @dataclass(slots=True)
 class Assignments:
@@ -18,7 +21,12 @@ class Assignments:
     """What is out there per node; None where it is unknown, so that it has to be replaced."""
 
     def seen(self, node: str, revision: int) -> None:
-        """A retained assignment came in: one of an earlier orchestrator's, or our own again."""
+        """A node was told `revision`: by an earlier orchestrator, or it is ours that comes again.
+
+        A node drops what is older than that, so one ahead of ours has to be overtaken.
+        """
+        if revision >= LARGEST:
+            return
         if node not in self._out or revision > self._revision:
             self._out[node] = None
         self._revision = max(self._revision, revision)

@@ -103,7 +103,7 @@ class Cluster:
             case NodeBorn(now, state):
                 self._changed(now, members.born(now, state))
             case NodeDied(now, state):
-                self._changed(now, members.died(state))
+                self._changed(now, members.died(now, state))
             case NodeHeard(now, telemetry):
                 self._changed(now, members.heard(now, telemetry))
             case NodeReported(now, report):
@@ -111,6 +111,7 @@ class Cluster:
                 node = members.nodes.get(report.node)
                 # The latest of this life, not one that was delivered late or twice.
                 if node is not None and node.alive and node.report is report:
+                    context.assignments.seen(report.node, report.revision)
                     cluster_stages.reported(context, event)
             case AssignmentSeen():
                 context.assignments.seen(event.node, event.revision)

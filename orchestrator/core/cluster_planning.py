@@ -45,9 +45,9 @@ def consider(
     entry = served.entry
     everyone = _profiles(context, served)
     nodes = [node for node in everyone if served.blocked.get(node.name, now) <= now]
-    served.usable = len(nodes)
+    served.usable, served.present = len(nodes), len(context.members.alive())
     wanted = entry.options.min_stages or 1
-    if not served.tried and len(nodes) < wanted:
+    if not served.tried and len(nodes) < wanted > 1:
         waited = now - served.asked
         if waited < context.settings.settle_s:
             served.reason = f"waits for {wanted} nodes, {len(nodes)} are here"
@@ -100,9 +100,7 @@ def make_room(context: Context, now: float, served: Served) -> None:
         consider(context, now, served, "a node was lost before it could load")
         return
     nodes = context.members.nodes
-    if replan.crowded(held, context.draining, nodes):
-        return
-    crowded = replan.crowded(held, [*context.draining, active], nodes) if active else []
+    crowded = [] if active is None else replan.crowded(held, [active], nodes)
     if active is not None and crowded:
         served.active = None
         served.reason = held.cause
@@ -115,6 +113,9 @@ def make_room(context: Context, now: float, served: Served) -> None:
             model=served.name,
             generation=held.number,
         )
+        return
+    beside = context.draining if active is None else [*context.draining, active]
+    if replan.crowded(held, beside, nodes):
         return
     held.began = now
     served.pending, served.held = held, None

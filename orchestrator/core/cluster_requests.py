@@ -104,12 +104,12 @@ def restored(context: Context, event: ModelRestored) -> None:
         consider(context, event.now, served, cause)
         return
     ran = state.state == "serving"
+    served.tried = True  # its nodes are gone, not yet to come
     _take_stock(context, generation, ran=ran)
     if generation.dead() or (generation.lost and not ran):
         served.ran = ran
         consider(context, event.now, served, cause)
         return
-    served.tried = True
     generation.reprice([p for n in context.members.alive() if (p := n.profile(entry)) is not None])
     if generation.unready():
         served.pending, served.reason = generation, generation.cause

@@ -107,10 +107,10 @@ def give_up_replacing(context: Context, now: float, served: Served, why: str) ->
         return
     served.entry, served.before = served.before, None
     served.reason = f"what was to replace it {why}"
-    if served.active is None:
-        served.failed = False
-        served.blocked.clear()
-        consider(context, now, served, served.reason)
+    # Who could not load that is not to be blamed for this.
+    served.failed = False
+    served.blocked.clear()
+    consider(context, now, served, served.reason)
 
 
 def load_timed_out(context: Context, now: float, served: Served) -> None:

@@ -87,10 +87,13 @@ class Members:
         )
         return [*changes, _joined(state, anew=anew)]
 
-    def died(self, state: NodeState) -> list[Change]:
-        """A clean leave or a last will."""
+    def died(self, now: float, state: NodeState) -> list[Change]:
+        """A clean leave or a last will; of a node that nobody knows, the incarnation is remembered."""
         known = self.nodes.get(state.node)
-        if known is None or state.incarnation < known.state.incarnation:
+        if known is None:
+            self.nodes[state.node] = Node(state, heard=now, alive=False)
+            return []
+        if state.incarnation < known.state.incarnation:
             return []  # the late will of an earlier life
         was_alive, known.state, known.alive = known.alive, state, False
         why = "left" if state.state == "offline" else "was lost (last will)"

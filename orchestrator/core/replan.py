@@ -72,13 +72,13 @@ def choose(entry: ModelEntry, nodes: Sequence[NodeProfile]) -> Choice:
 
 
 def free_choice(entry: ModelEntry, nodes: Sequence[NodeProfile]) -> Plan | None:
-    """What would be chosen if no number of stages had been asked for; None when none was."""
+    """What would be chosen if no number of stages had been asked for; None when none was.
+
+    Of nodes for which `choose` found a plan: that one is then free to be chosen too.
+    """
     if entry.options.min_stages is None and entry.options.max_stages is None:
         return None
-    try:
-        return find_plan(_request(entry, nodes, 1, None))
-    except PlanError:
-        return None
+    return find_plan(_request(entry, nodes, 1, None))
 
 
 def worth(

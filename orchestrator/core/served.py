@@ -58,7 +58,8 @@ class Served:
     switched: float = float("-inf")
     considered: float = float("-inf")
     usable: int = 0
-    """Nodes that the last plan could choose from."""
+    """Nodes that the last plan could choose from, of those that were `present`."""
+    present: int = 0
     blocked: dict[str, float] = field(default_factory=dict)
     """Nodes that failed to load it, and until when they are left out."""
     waiting: list[Waiting] = field(default_factory=list)
@@ -118,8 +119,16 @@ class Served:
         fewest, wanted = min(shown.num_stages()), self.entry.options.min_stages or 1
         if fewest >= wanted:
             return ""
-        nodes = f"{self.usable} node is" if self.usable == 1 else f"{self.usable} nodes are"
-        return f"{fewest} of the {wanted} stages asked for: {nodes} here"
+        return f"{fewest} of the {wanted} stages asked for: {self._why_short(wanted)}"
+
+    def _why_short(self, wanted: int) -> str:
+        if self.active is not None and self.loads:
+            return "another plan loads"
+        if self.usable < self.present:
+            return f"{self.usable} of {self.present} nodes can load it"
+        if self.usable < wanted:
+            return f"{self.usable} node{' is' if self.usable == 1 else 's are'} here"
+        return f"no plan of more fits the {self.usable} nodes"
 
 
 def misses_stages(generation: Generation) -> bool:
