@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks [NAME ...] [--json FILE] [--quick]`: measure, and print a table.
 
-Without a NAME all benchmarks of the catalogue run, about 12 minutes on a quiet machine; `exactness`, which
+Without a NAME all benchmarks of the catalogue run, about 10 minutes on a quiet machine; `exactness`, which
 takes an hour, runs only when it is named, and takes flags of its own behind its name. The exit status says
 whether every benchmark could be run, never whether a bar was reached.
 """
@@ -34,13 +34,13 @@ class Entry:
 
 
 CATALOGUE = {
-    "bus": Entry("bus", "hop time of an activation against bare aiomqtt; allocations", (5, 20)),
-    "messaging": Entry("messaging", "CPU of messaging per stage and item", (5, 40)),
-    "orchestrator": Entry("orchestrator_cpu", "CPU of the orchestrator per job", (30, 60)),
-    "idle": Entry("idle", "an agent's CPU and memory with no runtime loaded", (35, 60)),
-    "join": Entry("churn", "birth to first answer; runs together with kill", (120, 300)),
-    "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (120, 300)),
-    "throughput": Entry("throughput", "three agents against the whole model", (100, 240)),
+    "bus": Entry("bus", "hop time of an activation against bare aiomqtt; allocations", (5, 15)),
+    "messaging": Entry("messaging", "CPU of messaging per stage and item", (5, 25)),
+    "orchestrator": Entry("orchestrator_cpu", "CPU of the orchestrator per job", (30, 80)),
+    "idle": Entry("idle", "an agent's CPU and memory with no runtime loaded", (20, 40)),
+    "join": Entry("churn", "birth to first answer; runs together with kill", (45, 160)),
+    "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
+    "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
 }
 
 

@@ -24,7 +24,7 @@ _STAGES = 3
 
 async def run(context: Context) -> list[Row]:
     """See the module."""
-    batches, jobs = context.choose(3, 20), context.choose(40, 150)
+    batches, jobs = context.choose(3, 20), context.choose(40, 100)
     payloads = {"a tensor of 602 KB": tensor_input(), "a JPEG of 47 KB": jpeg_input()}
     used_ms: dict[str, list[float]] = {kind: [] for kind in payloads}
     per_s: dict[str, list[float]] = {kind: [] for kind in payloads}

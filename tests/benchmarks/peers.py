@@ -1,4 +1,4 @@
-"""Child processes of the benchmarks: a module of this folder at the other end of a pipe, a JSON line each way.
+"""Child processes of the benchmarks: a module of this folder at the end of a pipe, a JSON line each way.
 
 The child's side is `serve_peer`: it says `ready` once, and then answers each line until its input ends.
 """

@@ -9,12 +9,12 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from broker.launcher import find_mosquitto
 from edge_agent.probe import Probe
@@ -142,20 +142,24 @@ def print_report(report: Report) -> None:
         f"{machine.system}, load average {machine.load_average}"
     )
     print(versions)
+    methods = {
+        method: n for n, method in enumerate(dict.fromkeys(r.method for r in report.rows), 1)
+    }
+    lines = [_cells(row, methods[row.method]) for row in report.rows]
     try:
-        _print_rich(report)
+        _print_rich(lines)
     except ImportError:  # an extra; columns of text serve as well
-        _print_plain(report)
-    for method in dict.fromkeys(f"{row.benchmark}: {row.method}" for row in report.rows):
-        print(method)
+        _print_plain(lines)
+    for method, number in methods.items():
+        print(f"{number:>3}  {method}")
     for name, why in report.failed.items():
         print(f"{name} FAILED: {why}")
 
 
-_HEAD = ("benchmark", "figure", "median", "spread", "n", "compared with", "bar")
+_HEAD = ("benchmark", "figure", "median", "spread", "n", "compared with", "bar", "method")
 
 
-def _cells(row: Row) -> tuple[str, ...]:
+def _cells(row: Row, method: int) -> tuple[str, ...]:
     values = row.values
     return (
         row.benchmark,
@@ -165,6 +169,7 @@ def _cells(row: Row) -> tuple[str, ...]:
         str(values.n),
         row.against,
         _bar(row),
+        str(method),
     )
 
 
@@ -183,27 +188,26 @@ def _number(value: float) -> str:
     return f"{value:.3g}" if abs(value) < 100 else f"{value:.1f}"
 
 
-def _print_rich(report: Report) -> None:
+def _print_rich(lines: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
 
     console = Console(width=max(Console().width, _LEAST_WIDTH))
     table = Table()
     for name in _HEAD:
-        table.add_column(name, justify="right" if name in ("median", "n") else "left")
+        table.add_column(name, justify="right" if name in ("median", "n", "method") else "left")
     before = ""
-    for row in report.rows:
-        if before and row.benchmark != before:
+    for line in lines:
+        if before and line[0] != before:
             table.add_section()
-        before = row.benchmark
-        table.add_row(*_cells(row))
+        before = line[0]
+        table.add_row(*line)
     console.print(table)
 
 
-def _print_plain(report: Report) -> None:
-    lines = [_HEAD, *(_cells(row) for row in report.rows)]
-    widths = [max(len(line[index]) for line in lines) for index in range(len(_HEAD))]
-    for line in lines:
+def _print_plain(lines: Sequence[tuple[str, ...]]) -> None:
+    widths = [max(len(line[index]) for line in (_HEAD, *lines)) for index in range(len(_HEAD))]
+    for line in (_HEAD, *lines):
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         print("  ".join(cells).rstrip())
 
@@ -212,14 +216,6 @@ def say(text: str) -> None:
     """A line of progress, on standard error: standard output is the report's."""
     sys.stderr.write(f"[{datetime.now(UTC):%H:%M:%S}] {text}\n")
     sys.stderr.flush()
-
-
-def as_document(report: Report) -> Mapping[str, Any]:
-    """The report for programs."""
-    from shared.codec import to_builtins
-
-    document: Mapping[str, Any] = to_builtins(report)
-    return document
 
 
 def _commit() -> str:
