@@ -98,12 +98,12 @@ def test_a_model_that_looks_better_wherever_it_is_not_does_not_wander_for_ever()
     world.join("a", "b")
     world.serve(entry(strategy="single"))
     world.settle()
-    current: list[str] = []
+    visited: list[str] = []
 
     def regretted(node: str) -> float:
-        if not current or current[-1] != node:
-            current.append(node)
-        return 1.5 + 0.5 * len(current)
+        if visited[-1:] != [node]:
+            visited.append(node)
+        return float(1.3 ** len(visited))
 
-    switches = run(world, 900, regretted)
-    assert 1 <= switches <= 5
+    # After 30, 60 and 120 s; a cool-down that stays the same would let it switch six times.
+    assert run(world, 400, regretted) == 3

@@ -14,13 +14,14 @@ from orchestrator.core.cluster_events import (
     DrainPipeline,
     LosePipeline,
     ModelKnown,
+    NodeHeard,
     NodeReported,
     PipelineDrained,
     PushAssignment,
     StageMeasured,
 )
 from orchestrator.core.generation import pipeline_name
-from tests.core.cluster_world import MB, World, entry, stage_report
+from tests.core.cluster_world import MB, World, entry, stage_report, telemetry
 
 
 def loading(*names: str, **options: Any) -> World:
@@ -247,6 +248,19 @@ def test_break_before_make_where_memory_is_short() -> None:
     world.settle()
     assert world.state().state == "serving"
     assert world.finished()[-1].error is None
+
+
+def test_the_time_to_load_begins_when_there_is_room() -> None:
+    world = tight()
+    for _ in range(5):
+        world.now += 25
+        for name in world.agents:
+            world.send(NodeHeard(world.now, telemetry(name)))
+        world.tick()
+    assert world.state().state == "loading"
+    world.drains()
+    assert world.tick() == []
+    assert not world.told("load_failed")
 
 
 def test_what_is_held_back_goes_on_when_what_drains_is_lost() -> None:
