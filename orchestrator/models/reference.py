@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
 
+from orchestrator.models.threads import one_thread
 from shared.graph import Graph, TensorSpec
 from shared.tensor import Array
 
@@ -28,16 +27,16 @@ class Reference:
 def references(module: torch.nn.Module, graph: Graph) -> tuple[Reference, ...]:
     """`COUNT` inputs of ordinary size, the same every time, with `module`'s outputs.
 
-    Computed as it stands: float32, contiguous, one operator after the other, one thread (with more, a sum
-    may be split up and round otherwise). White noise, and last a smooth pattern with large bright and dark
-    areas: a network can be calm on one and wild on the other.
+    Computed as it stands: float32, contiguous, one operator after the other, one thread. White noise, and
+    last a smooth pattern with large bright and dark areas: a network can be calm on one and wild on the
+    other.
     """
     generator = torch.Generator().manual_seed(0)
     found = []
     for index in range(COUNT):
         smooth = index == COUNT - 1
         tensors = [_example(value.spec, generator, smooth=smooth) for value in graph.inputs]
-        with _one_thread(), torch.inference_mode():
+        with one_thread(), torch.inference_mode():
             # Copies: a module may write to its input.
             result = module(*(tensor.clone() for tensor in tensors))
         outputs = result if isinstance(result, list | tuple) else (result,)
@@ -72,13 +71,3 @@ def smooth_images(shape: tuple[int, ...], generator: torch.Generator | None) -> 
         total += functional.interpolate(cells, size=shape[2:], mode="bilinear")
         edge *= 2
     return (total - total.mean()) / total.std()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from orchestrator.models.reference import smooth_images
+from orchestrator.models.threads import one_thread
 from shared.errors import ModelError
 
 _SHOWN = 4
@@ -124,7 +125,7 @@ def calibrate_batch_norm(module: torch.nn.Module, shape: tuple[int, ...]) -> Non
         norm.reset_running_stats()
         norm.momentum = 1.0  # the statistics are this batch's
         norm.train()
-    with torch.no_grad():
+    with one_thread(), torch.no_grad():
         module(images)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
