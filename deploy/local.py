@@ -131,6 +131,7 @@ class LocalCluster:
         """SIGKILL to the orchestrator."""
         if self.orchestrator is not None:
             await self.orchestrator.kill()
+            self.orchestrator = None
 
     async def restart_orchestrator(self) -> Child:
         """End the orchestrator as somebody who installs a new version would, and start it again."""
@@ -228,7 +229,7 @@ class LocalCluster:
             timeout_s: how long to wait.
 
         Raises:
-            ChildEndedError: the time ran out.
+            ChildEndedError: the time ran out, or the orchestrator ended by itself.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
@@ -237,6 +238,12 @@ class LocalCluster:
                 status = await client.status(wait_s=0.0)
                 if holds(status):
                     return status
+                if self.orchestrator is not None and not self.orchestrator.alive:
+                    raise ChildEndedError(
+                        f"the orchestrator ended with status "
+                        f"{self.orchestrator.process.returncode}; the end of its log:\n"
+                        f"{self.orchestrator.log_tail()}"
+                    )
                 if loop.time() > deadline:
                     raise ChildEndedError(
                         f"waited {timeout_s:g} s for {what}", expected=what, got=_brief(status)

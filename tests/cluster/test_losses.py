@@ -1,0 +1,99 @@
+"""kill -9 under load: every job is answered exactly once."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from deploy.local import LocalCluster
+from deploy.watch import watch
+from shared.client import Result
+from tests.cluster.conftest import JPEG, MODEL, ROOT, RawClient
+
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
+JOBS = 40
+EVERY_S = 0.05
+
+
+async def stream(raw: RawClient, cluster: LocalCluster, jobs: int = JOBS) -> list[str]:
+    """Jobs of the raw client and of ours, at a steady rate; returns when ours are answered."""
+    sent: list[str] = []
+    async with cluster.client() as client, asyncio.TaskGroup() as group:
+        ours = []
+        for _ in range(jobs):
+            sent.append(raw.send(JPEG))
+            ours.append(group.create_task(client.infer(MODEL, JPEG, timeout_s=90)))
+            await asyncio.sleep(EVERY_S)
+        for task in ours:
+            result = await task
+            assert isinstance(result, Result)
+    await asyncio.to_thread(raw.wait, lambda: all(raw.answers[job] for job in sent))
+    return sent
+
+
+async def answered_once(raw: RawClient, cluster: LocalCluster, sent: list[str]) -> None:
+    # One more goes through the whole way: what came before it twice would be here by then.
+    await asyncio.to_thread(raw.ask, JPEG)
+    assert {job: len(raw.answers[job]) for job in sent} == dict.fromkeys(sent, 1)
+    assert {raw.answers[job][0]["status"] for job in sent} == {"ok"}
+    tops = {str(raw.answers[job][0]["top"]) for job in sent}
+    assert len(tops) == 1, "the same photograph, the same answer, whatever the cut"
+
+
+async def test_agent_is_killed(cluster: LocalCluster, raw: RawClient) -> None:
+    before = await cluster.wait_for_model(MODEL)
+    victim = before.pipelines[0].stages[-1].node
+    async with watch(cluster.url, ROOT) as events:
+        streaming = asyncio.create_task(stream(raw, cluster))
+        await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 5)
+        await cluster.kill_agent(victim)
+        sent = await streaming
+        await answered_once(raw, cluster, sent)
+        left = await events.wait_for(lambda event: event.event == "node_left")
+        assert left.node == victim
+    after = await cluster.wait_for_model(MODEL, newer_than=before.generation)
+    nodes = {stage.node for pipeline in after.pipelines for stage in pipeline.stages}
+    assert victim not in nodes
+    await cluster.add_agent(victim)
+    await cluster.wait_for_nodes(3)
+
+
+async def test_orchestrator_is_killed(cluster: LocalCluster, raw: RawClient) -> None:
+    streaming = asyncio.create_task(stream(raw, cluster))
+    await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 5)
+    await cluster.kill_orchestrator()
+    await cluster.start_orchestrator()
+    sent = await streaming
+    await answered_once(raw, cluster, sent)
+
+
+async def test_orchestrator_is_restarted_cleanly(cluster: LocalCluster, raw: RawClient) -> None:
+    before = await cluster.wait_for_model(MODEL)
+    streaming = asyncio.create_task(stream(raw, cluster))
+    await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 5)
+    await cluster.restart_orchestrator()
+    sent = await streaming
+    await answered_once(raw, cluster, sent)
+    after = await cluster.wait_for_model(MODEL)
+    assert after.generation == before.generation, "pipelines that run are not stopped"
+
+
+async def test_broker_is_restarted(cluster: LocalCluster, raw: RawClient) -> None:
+    streaming = asyncio.create_task(stream(raw, cluster, jobs=20))
+    await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 3)
+    await cluster.broker.restart()
+    await streaming
+    await cluster.wait_for_nodes(3)
+    answer = await asyncio.to_thread(raw.ask, JPEG)
+    assert answer["status"] == "ok"
+
+
+async def test_agent_leaves_by_itself(cluster: LocalCluster, raw: RawClient) -> None:
+    before = await cluster.wait_for_model(MODEL)
+    leaver = before.pipelines[0].stages[0].node
+    streaming = asyncio.create_task(stream(raw, cluster))
+    await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 5)
+    assert await cluster.stop_agent(leaver) == 0
+    sent = await streaming
+    await answered_once(raw, cluster, sent)
