@@ -39,7 +39,7 @@ class AgentOptions:
     power_w: float = 0.0
     telemetry_interval_s: float = 1.0
     preload: bool = False
-    """Import the runtimes at once instead of with the first assignment: memory for readiness."""
+    """Import the runtimes before the birth instead of with the first assignment: memory for readiness."""
     runtimes: tuple[str, ...] | None = None
     """The runtimes to offer, of those that are installed; all of them when None."""
     calibrate: bool = True

@@ -192,6 +192,9 @@ class Agent:
         for name in ("assignment", "node_state"):
             await self._control.subscribe(self._topics.topic(name, node=node))
         await self._control.subscribe(self._topics.topic("orchestrator_state"))
+        if self._options.preload:
+            # Before the birth: a plan that counts on this node need not wait for the import.
+            await self._preload()
         self._stage_thread.start()
         try:
             async with self._control, self._transfers, asyncio.TaskGroup() as group:
@@ -204,8 +207,6 @@ class Agent:
                     (self._wait_for(stop), "stop"),
                 ):
                     self._spawn(work, name)
-                if self._options.preload:
-                    self._spawn(self._preload(), "preload")
                 log.info(
                     "agent %s (incarnation %s) on %s: %.2f CPUs, runtimes %s",
                     node, self.incarnation, self._options.broker, self._share.cpus,

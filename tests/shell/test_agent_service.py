@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import threading
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -537,3 +538,23 @@ async def test_stage_thread_that_dies_ends_the_agent(
     world.send("j", ONES)
     with pytest.raises(StageError, match="broken"):
         await running
+
+
+async def test_a_preloading_agent_is_born_when_its_runtime_is_there(
+    world: World, runtime: FakeRuntime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    may_open = threading.Event()
+
+    def slowly(_: str) -> FakeRuntime:
+        assert may_open.wait(10)
+        # In the loader's thread, before the agent ever connects.
+        assert not world.births
+        return runtime
+
+    monkeypatch.setattr(edge_agent.loader, "open_runtime", slowly)
+    world.options = replace(world.options, preload=True)
+    asyncio.get_running_loop().call_later(0.05, may_open.set)
+    async with world.agent():
+        assert may_open.is_set()
+        world.assign(world.stage())
+        await world.ready((1, 0))
