@@ -25,7 +25,7 @@ class Level(StrEnum):
     O0 = "O0"
     """As traced, less what does nothing at inference."""
     O1 = "O1"
-    """BatchNorm folded into the convolution or linear layer before it."""
+    """BatchNorm folded into the convolution or linear layer before it, global pools as plain averages."""
 
 
 class WeightsMark(StrEnum):

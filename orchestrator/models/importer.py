@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from orchestrator.models.cuts import find_blocks
-from orchestrator.models.optimise import fold_batch_norm, remove_dead_code
+from orchestrator.models.optimise import fold_batch_norm, remove_dead_code, simplify_global_pools
 from orchestrator.models.reference import Reference, references
 from orchestrator.models.trace import Traced, trace
 from orchestrator.models.zoo import build, list_models
@@ -107,6 +107,7 @@ def import_module(
             pass
         case Level.O1:
             fold_batch_norm(traced)
+            simplify_global_pools(traced)
             remove_dead_code(traced)
     graph = replace(_graph(traced, name), kernels=kernels)
     blocks, cuts = find_blocks(graph)

@@ -163,6 +163,13 @@ def test_batch_norm_after_a_linear_layer_is_folded() -> None:
     assert ops(assert_same(layers.eval())) == ["reshape", "linear"]
 
 
+@pytest.mark.parametrize("level", ["O0", "O1"])
+def test_a_pool_to_one_pixel_is_an_average_of_the_whole_map(level: str) -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.AdaptiveAvgPool2d(3))
+    simple = {"O0": "adaptive_avg_pool2d", "O1": "avg_pool2d"}[level]
+    assert ops(assert_same(layers.eval(), level)) == ["conv2d", simple, "adaptive_avg_pool2d"]
+
+
 def test_in_place_operators_become_functional() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

@@ -87,6 +87,39 @@ class Tangle(nn.Module):
         return self.head(torch.cat([e, a, c], 1).mean((2, 3)))
 
 
+class Pointwise(nn.Module):
+    """Convolutions of one pixel in every surrounding: activations, an addition, groups, a stride."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(8, 8, 1) for _ in range(5))
+        self.bare = nn.Conv2d(8, 8, 1, bias=False)
+        self.groups = nn.Conv2d(8, 8, 1, groups=2)
+        self.stride = nn.Conv2d(8, 8, 1, stride=2)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.relu6(self.convs[0](x))
+        y = self.convs[1](y) + y
+        y = torch.relu(self.convs[2](y) + y)
+        y = nn.functional.hardswish(self.convs[3](y))
+        y = nn.functional.silu(self.bare(y)) + self.groups(y)
+        gate = torch.sigmoid(self.convs[4](y.mean((2, 3), keepdim=True)))
+        return self.stride(y * gate)
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_convolutions_of_one_pixel(batch: int) -> None:
+    torch.manual_seed(0)
+    net = Pointwise().eval()
+    x = torch.randn(batch, 8, 6, 5)
+    model = import_module(net, torch.zeros_like(x), "pointwise")
+    with torch.inference_mode():
+        expected = net(x.clone()).numpy()
+    count = len(model.manifest.blocks)
+    for bounds in ([0, count], list(range(count + 1))):
+        assert error_of(run_plan(model, bounds, {"x": x.numpy()}), expected) < 2e-6
+
+
 @pytest.mark.parametrize("onednn", [True, False])
 def test_every_cut_of_a_tangle(monkeypatch: pytest.MonkeyPatch, onednn: bool) -> None:
     if not onednn:
