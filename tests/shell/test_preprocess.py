@@ -13,9 +13,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+
+# isort: off
+import orchestrator.models.torchvision_shim  # noqa: F401  # its side effect must come before torchvision
 from torchvision import models
 
-import orchestrator.models.torchvision_shim  # noqa: F401
+# isort: on
 from edge_agent import preprocess as module
 from edge_agent.preprocess import check_tensor, decode_npy, preprocess
 from orchestrator.models.zoo import _transform
