@@ -49,7 +49,7 @@ MODELS = (
     "swin_t",
 )
 OTHERS = ("resnet50", "resnext50_32x4d", "inception_v3")
-"""With harsh weights these, and GoogLeNet, are the ones that amplify rounding most."""
+"""Deep ones: with harsh weights the first two amplify rounding beyond the promise."""
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
