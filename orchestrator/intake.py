@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from orchestrator.core import cluster_events as events
+from orchestrator.doubts import Doubts
 from orchestrator.operators import Operators
 from orchestrator.outbox import Outbox
 from orchestrator.restore import Restore
@@ -34,7 +35,8 @@ SUBSCRIPTIONS = ("node_state", "telemetry", "report", "model_state", "assignment
 class Intake:
     """Takes messages.
 
-    `step` gives the cluster's core an event, `succeeded` is called when another orchestrator took over.
+    `step` gives the cluster's core an event, `doubted` is called when a last will is held back, `succeeded`
+    when another orchestrator took over.
     """
 
     def __init__(
@@ -47,7 +49,9 @@ class Intake:
         operators: Operators,
         transfers: Transfers,
         counters: Counter[str],
+        doubts: Doubts,
         step: Callable[[events.Event], None],
+        doubted: Callable[[], None],
         succeeded: Callable[[OrchestratorState], None],
     ) -> None:
         self._topics = topics
@@ -57,7 +61,9 @@ class Intake:
         self._operators = operators
         self._transfers = transfers
         self._counters = counters
+        self._doubts = doubts
         self._step = step
+        self._doubted = doubted
         self._succeeded = succeeded
 
     def take(self, message: Message) -> None:
@@ -79,8 +85,7 @@ class Intake:
             case "node_state" if payload:
                 state = decode_json(payload, NodeState)
                 _same_node(levels, state.node)
-                online = state.state == "online"
-                self._step(events.NodeBorn(now, state) if online else events.NodeDied(now, state))
+                self._node(now, state, message)
             case "telemetry":
                 telemetry = decode_json(payload, Telemetry)
                 _same_node(levels, telemetry.node)
@@ -105,6 +110,17 @@ class Intake:
                 self._transfers.handle(name, levels, message)
             case _:
                 pass  # our own words, or a topic that was cleared
+
+    def _node(self, now: float, state: NodeState, message: Message) -> None:
+        match state.state:
+            case "online":
+                self._doubts.born(state)
+                self._step(events.NodeBorn(now, state))
+            case "offline":
+                self._step(events.NodeDied(now, state))
+            case "lost":
+                self._doubts.lost(now, state, retained=message.retain)
+                self._doubted()
 
     def _orchestrator_seen(self, seen: OrchestratorState, message: Message) -> None:
         if seen.incarnation == self._incarnation:

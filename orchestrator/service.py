@@ -28,6 +28,7 @@ from orchestrator.core.cluster import Cluster
 from orchestrator.deployer import Deployer
 from orchestrator.dispatch_notes import Note, Report
 from orchestrator.dispatcher import DispatchThread
+from orchestrator.doubts import LIVE_S, Doubts
 from orchestrator.figures import metrics
 from orchestrator.intake import SUBSCRIPTIONS, Intake
 from orchestrator.library import Library
@@ -121,6 +122,7 @@ class Orchestrator:
             step=self._step,
         )
         self._restore = Restore(self._library, self._outbox, self._announcer)
+        self._doubts = Doubts()
         self._counters: Counter[str] = Counter()
         self._intake = Intake(
             self._topics,
@@ -130,7 +132,9 @@ class Orchestrator:
             operators=self._operators,
             transfers=self._transfers,
             counters=self._counters,
+            doubts=self._doubts,
             step=self._step,
+            doubted=self._look_again,
             succeeded=self._succeeded,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -217,6 +221,7 @@ class Orchestrator:
     async def _announce(self) -> None:
         """After each connection: our birth, which also undoes a last will that went out meanwhile."""
         self._outbox.connected()
+        self._doubts.connected(time.monotonic())
         self._outbox.publish("orchestrator_state", self._state("online"), retain=True)
 
     async def _begin(self) -> None:
@@ -237,6 +242,17 @@ class Orchestrator:
         self._superseded = self._failed = True
         self._stop.set()
 
+    def _look_again(self) -> None:
+        """A last will is held for a moment."""
+        assert self._loop is not None
+        self._loop.call_later(LIVE_S, self._bury)
+
+    def _bury(self) -> None:
+        """Nodes that are dead beyond doubt."""
+        now = time.monotonic()
+        for state in self._doubts.believed(now, connected=self._bus.connected):
+            self._step(events.NodeDied(now, state))
+
     # --- what is decided
 
     def _step(self, event: events.Event) -> None:
@@ -246,6 +262,8 @@ class Orchestrator:
             except Exception as error:
                 self._counters["internal_errors"] += 1
                 log.exception("%s failed", type(action).__name__)
+                if isinstance(action, events.Finish):
+                    self._announcer.failed(action.verb, action.transaction, error_body(error))
                 model = getattr(action, "model", None)
                 text = f"{type(action).__name__} failed: {error}"
                 self._announcer.happened(events.Tell("internal_error", text, model=model))
@@ -337,7 +355,11 @@ class Orchestrator:
                 self._failed = True
                 self._stop.set()
             try:
-                self._step(events.Tick(time.monotonic()))
+                self._bury()
+                now = time.monotonic()
+                # Not while we cannot hear: the core takes a gap for our own, and blames no node.
+                if self._doubts.settled(now, connected=self._bus.connected):
+                    self._step(events.Tick(now))
                 self._forget_packages()
             except Exception:
                 self._counters["internal_errors"] += 1
