@@ -49,7 +49,7 @@ class Doubts:
             del self._held[state.node]
 
     def believed(self, now: float, *, connected: bool) -> list[NodeState]:
-        """The deaths that are none of the broker's; each is given out once. To be asked several times a second."""
+        """The deaths that are none of the broker's, each once. To be asked several times a second."""
         if not connected:
             self._away_since = now if self._away_since is None else self._away_since
             self._hold_all(math.inf)
