@@ -23,7 +23,6 @@ from typing import Any, Literal, assert_never
 from edge_agent.blobs import Blobs
 from edge_agent.calibration import CalibrationCache, calibrate_in_child
 from edge_agent.core import desired
-from edge_agent.core.pacer import Pacer
 from edge_agent.drops import Drops
 from edge_agent.incarnation import next_incarnation
 from edge_agent.loader import Loader, LoaderThread
@@ -157,7 +156,6 @@ class Agent:
         self._loader_thread = LoaderThread(f"loader {options.node}")
         self._stage_thread = StageThread(
             data,
-            Pacer(self._share.quota, self._share.period_s),
             self._notify,
             name=f"stages {options.node}",
         )

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, assert_never
 
-from edge_agent.core.pacer import Pacer
 from edge_agent.drops import Drops
 from edge_agent.stage import Item, Stage, process
 from shared.bus.faces import DataBus
@@ -117,19 +116,15 @@ class StageThread:
 
     Args:
         connect: makes the data connection; called in the thread.
-        pacer: says how long to pause after an item.
         notify: told what happened, in the thread: hand it on and return.
         name: of the thread.
     """
 
-    def __init__(
-        self, connect: _Connect, pacer: Pacer, notify: Callable[[Notice], None], *, name: str
-    ) -> None:
+    def __init__(self, connect: _Connect, notify: Callable[[Notice], None], *, name: str) -> None:
         self.traffic = Traffic()
         self.drops = Drops()
         self.failures = Drops("failed")
         self._connect = connect
-        self._pacer = pacer
         self._notify = notify
         self._mailbox: deque[_Attach | _Detach | _Stop] = deque()
         self._bus: DataBus | None = None
@@ -137,9 +132,7 @@ class StageThread:
         self._topics: dict[str, _Held] = {}
         self._queue: deque[_Waiting] = deque()
         self._queue_bytes = 0
-        self._not_before = 0.0
         self._sessions = 0
-        self._used_s = time.process_time()
         self._stop_at: float | None = None
         self._lock = threading.Lock()
         # A daemon, so that a runtime stuck in native code cannot keep a process from ending.
@@ -221,17 +214,18 @@ class StageThread:
             self._read(bus)
             while self._mailbox:
                 self._open(bus, self._mailbox.popleft())
-            if self._queue and time.monotonic() >= self._not_before:
+            if self._queue:
                 self._run_next(bus)
             self._look_after(bus)
 
     def _patience(self) -> float:
-        """How long `poll` may wait: until the pause ends, or something happens."""
-        if self._mailbox:
-            return 0.0
-        if self._queue:
-            return max(0.0, self._not_before - time.monotonic())
-        if self._stop_at is not None:
+        """How long `poll` may wait for something to happen.
+
+        There is no pacing below a CPU quota. Pausing after each item keeps the kernel from stopping the
+        stage in the middle of one, but it makes every item start with cold caches; three stages at
+        0.5/0.3/0.2 CPU and 8 in flight gave 66 images/s with pauses and 72 without, at the same p95.
+        """
+        if self._mailbox or self._queue or self._stop_at is not None:
             return 0.0
         proven = all(held.attached or held.leaving for held in self._lives.values())
         return _IDLE_S if proven else _PROBE_AGAIN_S / 10
@@ -349,11 +343,6 @@ class StageThread:
             held.compute_s += outcome.compute_s
             held.cpu_s += outcome.cpu_s
         self.traffic.items += 1
-        # What the rest of the process used counts too: the kernel does not tell threads apart.
-        used_s = time.process_time()
-        now = time.monotonic()
-        self._not_before = now + self._pacer.charge(outcome.began, now, used_s - self._used_s)
-        self._used_s = used_s
 
     def _unload_all(self) -> None:
         with self._lock:

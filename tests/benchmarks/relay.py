@@ -6,7 +6,6 @@ import sys
 import threading
 from functools import partial
 
-from edge_agent.core.pacer import Pacer
 from edge_agent.stage import Stage
 from edge_agent.stage_input import StageInputs
 from edge_agent.stage_thread import Attached, Notice, StageThread
@@ -63,10 +62,7 @@ def _run_stage(url: BrokerUrl) -> None:
         if isinstance(notice, Attached):
             attached.set()
 
-    # A quota that never runs out: the pacer's own work is part of what an item costs.
-    thread = StageThread(
-        partial(MqttDataBus, url, "relay-stage"), Pacer(1000.0), notify, name="stage"
-    )
+    thread = StageThread(partial(MqttDataBus, url, "relay-stage"), notify, name="stage")
     thread.start()
     thread.attach(_stage())
     assert attached.wait(10.0), "not attached"

@@ -17,9 +17,9 @@ import pytest
 
 import edge_agent.loader
 import edge_agent.service
-from edge_agent.core.pacer import Pacer
 from edge_agent.options import AgentOptions
 from edge_agent.service import Agent
+from edge_agent.stage_thread import StageThread
 from shared.bus import BrokerUrl
 from shared.codec import decode_json, decode_msgpack, encode_json, encode_msgpack
 from shared.errors import ConfigurationError, ErrorCode, StageError
@@ -534,7 +534,7 @@ async def test_stage_thread_that_dies_ends_the_agent(
     def broken(*args: float) -> float:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr(Pacer, "charge", broken)
+    monkeypatch.setattr(StageThread, "_run_next", broken)
     world.send("j", ONES)
     with pytest.raises(StageError, match="broken"):
         await running
