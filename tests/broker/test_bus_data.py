@@ -87,6 +87,24 @@ async def test_the_socket_does_not_wait_for_full_packets(url: BrokerUrl) -> None
     bus.close()
 
 
+async def test_acknowledgements_do_not_wake_and_are_not_forgotten(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        bus = data(url, "one")
+        assert bus.connect(10)
+        bus.publish("to/nobody", b"one")
+        deadline = time.monotonic() + 10
+        # Nothing but the acknowledgement comes: it is read although it alone wakes nobody.
+        while bus.unacknowledged and time.monotonic() < deadline:
+            bus.poll(0.2)
+        assert bus.unacknowledged == 0
+        bus.publish("to/nobody", b"two")
+        assert bus.flush(10)
+        assert bus.unacknowledged == 0
+        bus.close()
+
+    await asyncio.to_thread(scenario)
+
+
 async def test_comes_back_after_the_broker_was_killed(broker: Broker, url: BrokerUrl) -> None:
     bus = data(url, "one")
     bus.subscribe("a")
