@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -69,7 +70,7 @@ async def test_both_faces_over_tls(tls_url: BrokerUrl) -> None:
         await running
 
 
-# paho does not close the socket of a failed handshake; the collector does
+# paho does not close the socket of a failed handshake; the collector does, and shall do so here
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_certificate_that_is_not_trusted(tls_url: BrokerUrl) -> None:
     stranger = BrokerUrl(host="localhost", port=tls_url.port, tls=True)
@@ -79,3 +80,4 @@ async def test_a_certificate_that_is_not_trusted(tls_url: BrokerUrl) -> None:
     insecure = BrokerUrl(host="localhost", port=tls_url.port, tls=True, insecure=True)
     async with MqttControlBus(insecure, client_id="one", first_connect_timeout_s=10) as bus:
         assert await bus.round_trip() > 0
+    gc.collect()
