@@ -19,7 +19,7 @@ import edge_agent.runtimes
 import orchestrator.models
 from deploy.exactness import exact_model
 from deploy.flags import ServeFlags
-from edge_agent.calibration import CalibrationCache, calibrate
+from edge_agent.calibration import CalibrationCache, calibrate, default_calibration_dir
 from edge_agent.probe import Probe
 from edge_agent.runtimes import available_runtimes
 from shared.artifact_store import ArtifactStore
@@ -159,7 +159,7 @@ class ModelLibrary:
         return {wanted: available[wanted]}
 
     def _calibration(self, runtime: str, runtime_version: str, step: Step) -> Calibration:
-        cache = CalibrationCache(self.directory / "calibration")
+        cache = CalibrationCache(default_calibration_dir())
         found = cache.get(runtime, runtime_version, self._hardware)
         if found is None:
             step(f"timing this machine with {runtime}")

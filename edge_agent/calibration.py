@@ -1,8 +1,8 @@
 """How fast one core of this device is with one runtime, by class of operator.
 
 Small fixed graphs, one per class, run through the runtime itself; the figure is the median CPU time of a run.
-CPU time rather than wall time, so that a quota (which a burst of 20 ms does not see), a busy neighbour or the
-pacing of another stage do not distort it. One thread: the planner multiplies by the CPU share.
+CPU time rather than wall time, so that a quota (which a burst of 20 ms does not see) or a busy neighbour does
+not distort it. One thread: the planner multiplies by the CPU share.
 
 The agent measures in a child process at low priority (`python -m edge_agent.calibration --runtime torch`), so
 that its own memory stays small and its birth is not delayed; the machine that profiles a model calls
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import hashlib
 import logging
 import os
@@ -22,7 +23,7 @@ import struct
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -38,12 +39,13 @@ from shared.tensor import Array
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 _BUDGET_S = 1.5
 """CPU seconds of all runs; a slow device's last round may go beyond."""
 _RUNS = 4
 _LEAST_ROUNDS = 2
 _MOST_ROUNDS = 60
+_ASK_AGAIN_S = 0.2
 _CHILD_TIMEOUT_S = 600.0
 """Under a quota of 0.2 importing the runtime alone takes 10 s and more."""
 
@@ -200,11 +202,44 @@ def _with_blob(graph: Graph, digest: str) -> Graph:
     return replace(graph, weights=weights)
 
 
+def default_calibration_dir() -> Path:
+    """`amp4ec/calibration` below the user's cache directory (XDG)."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "amp4ec" / "calibration"
+
+
 class CalibrationCache:
-    """Calibrations on disk: one per runtime, its version, device and CPU share."""
+    """Calibrations on disk: one per runtime, its version and device, shared by all processes of a user.
+
+    The CPU share is not in the key: the figures are CPU seconds. So agents on one machine, and the command
+    that profiles a model there, go by the same figures, and it is measured once for all of them.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+
+    @contextlib.asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """One process at a time measures: the others wait here, and then find what it has put.
+
+        Agents that start together would otherwise disturb each other's figures. Without a place for the
+        lock nobody waits.
+        """
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            file = (self._directory / "lock").open("w")
+        except OSError:
+            yield
+            return
+        with file:
+            # Asked again and again rather than waited for: a waiting thread could not be cancelled.
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    await asyncio.sleep(_ASK_AGAIN_S)
+            yield
 
     def get(self, runtime: str, version: str, hardware: Hardware) -> Calibration | None:
         """What was measured before under the same circumstances, marked `cached`."""
@@ -233,7 +268,7 @@ class CalibrationCache:
     def _path(self, runtime: str, version: str, hardware: Hardware) -> Path:
         circumstances = (
             VERSION, runtime, version, hardware.architecture, hardware.cpu_model, hardware.cores,
-            round(hardware.cpu, 3), hardware.python,
+            hardware.python,
         )  # fmt: skip
         name = hashlib.sha256(repr(circumstances).encode()).hexdigest()[:16]
         return self._directory / f"{runtime}-{name}.json"

@@ -32,7 +32,7 @@ class AgentOptions:
     node: str
     root: str = DEFAULT_ROOT
     cache_dir: Path | None = None
-    """Blobs, calibrations and the last incarnation; `default_cache_dir(node)` when None."""
+    """Blobs and the last incarnation; `default_cache_dir(node)` when None."""
     cache_bytes: int = DEFAULT_CACHE_BYTES
     zone: str = "default"
     price_per_hour: float = 0.0

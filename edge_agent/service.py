@@ -21,7 +21,11 @@ from pathlib import Path
 from typing import Any, Literal, assert_never
 
 from edge_agent.blobs import Blobs
-from edge_agent.calibration import CalibrationCache, calibrate_in_child
+from edge_agent.calibration import (
+    CalibrationCache,
+    calibrate_in_child,
+    default_calibration_dir,
+)
 from edge_agent.core import desired
 from edge_agent.drops import Drops
 from edge_agent.incarnation import next_incarnation
@@ -132,7 +136,7 @@ class Agent:
             for name in (options.runtimes if options.runtimes is not None else installed)
             if name in installed
         }
-        self._calibration_cache = CalibrationCache(options.directory / "calibration")
+        self._calibration_cache = CalibrationCache(default_calibration_dir())
         self._calibrations: dict[str, Calibration] = {}
         for name, number in self._runtimes.items():
             cached = self._calibration_cache.get(name, number, self._hardware)
@@ -526,13 +530,16 @@ class Agent:
             if name in self._calibrations:
                 continue
             try:
-                measured = await calibrate_in_child(name)
+                async with self._calibration_cache.turn():
+                    measured = self._calibration_cache.get(name, number, self._hardware)
+                    if measured is None:
+                        measured = await calibrate_in_child(name)
+                        self._calibration_cache.put(name, number, self._hardware, measured)
+                        log.info("%s calibrated in %.1f s of CPU", name, measured.measured_in_s)
             except (Amp4ecError, OSError, TimeoutError) as error:
                 log.warning("%s is not calibrated: %s", name, error)
                 continue
-            self._calibration_cache.put(name, number, self._hardware, measured)
             self._calibrations[name] = measured
-            log.info("%s calibrated in %.1f s of CPU", name, measured.measured_in_s)
             await self._bear_again()
 
 

@@ -116,7 +116,7 @@ def orchestrator_command(
 @click.option(
     "--cache-dir",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Keep weights and calibrations here.  [default: ~/.cache/amp4ec/agent-NAME]",
+    help="Keep weights here.  [default: ~/.cache/amp4ec/agent-NAME]",
 )
 @click.option(
     "--cache-size", type=SIZE, default="2Gi", show_default=True, help="The most the cache may take."

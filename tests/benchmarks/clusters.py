@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
@@ -29,26 +28,17 @@ async def calibrated(
 ) -> AsyncIterator[LocalCluster]:
     """A cluster whose agents have measured themselves, so that nothing does so during a measurement.
 
-    What one cluster's agents measured, the next one's find in their caches: it is kept by CPU share.
-
     Args:
         context: of the run.
         name: of its directory.
         cpus: each agent's share; None for equal parts of the machine.
         agents: how many.
     """
-    directory = context.directory / name
-    known = context.directory / "calibration"
-    known.mkdir(exist_ok=True)
-    cluster = LocalCluster(directory, agents=agents, cpus=cpus)
-    for index in range(1, agents + 1):
-        shutil.copytree(known, directory / f"agent-{index}" / "calibration")
+    cluster = LocalCluster(context.directory / name, agents=agents, cpus=cpus)
     context.say(f"{name}: starting broker, orchestrator and {agents} agents")
     async with cluster:
         await cluster.wait_for_nodes()
         await cluster.wait_for("calibrations", _all_calibrated, _CALIBRATION_S)
-        for agent in cluster.agents:
-            shutil.copytree(directory / agent / "calibration", known, dirs_exist_ok=True)
         yield cluster
 
 

@@ -285,8 +285,9 @@ async def test_second_agent_of_a_name_takes_over_and_the_first_says_so(
 
 
 async def test_calibration_follows_the_birth_and_is_cached(
-    broker: Broker, orchestrator: Orchestrator, tmp_path: Path
+    broker: Broker, orchestrator: Orchestrator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     async with process(broker.url, tmp_path / "a", calibrate=True) as child:
         first = await until_born(orchestrator)
         assert first.calibration == {}
@@ -296,7 +297,8 @@ async def test_calibration_follows_the_birth_and_is_cached(
         child.terminate()
         await asyncio.wait_for(child.wait(), 10)
     births = len(orchestrator.online())
-    async with process(broker.url, tmp_path / "a", calibrate=True):
+    # Another agent of the same user on the same device goes by the same figures.
+    async with process(broker.url, tmp_path / "b", calibrate=True):
         third = await until_born(orchestrator, births + 1)
         assert third.calibration["torch"].cached
         assert third.calibration["torch"].seconds == second.calibration["torch"].seconds
@@ -320,9 +322,11 @@ def test_calibration_in_this_process(tmp_path: Path) -> None:
     assert kept is not None
     assert kept.cached
     assert kept.seconds == result.seconds
-    changed: Any = (("torch", "2", hardware), ("torch", "1", replace(hardware, cpu=0.1)))
+    # CPU seconds do not depend on the share, but on the device.
+    assert cache.get("torch", "1", replace(hardware, cpu=0.1)) == kept
+    changed: Any = (("torch", "2", hardware), ("torch", "1", replace(hardware, cpu_model="other")))
     assert [cache.get(*other) for other in changed] == [None, None]
-    next(tmp_path.iterdir()).write_text("rubbish")
+    next(tmp_path.glob("*.json")).write_text("rubbish")
     assert cache.get("torch", "1", hardware) is None
 
 
