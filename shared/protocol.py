@@ -41,7 +41,11 @@ people to read.
 - A pipeline's `generation` is part of its topic: a stale stage gets nothing.
 - A job is identified by the user property `job`, else by the correlation data, else by an id of ours. A
   repeat of (response topic, job) within 10 minutes gets the first answer again.
-- A request without a response topic, or with one outside `result/`, is dropped and counted.
+- A request without a response topic, or with one outside `result/`, is dropped, counted and put on `event`.
+- A stage's agent proves its subscription with an empty message to its own activation topic; empty messages
+  there mean nothing else.
+- The broker should allow any number of messages in flight per client (Mosquitto: `max_inflight_messages 0`):
+  jobs are acknowledged with their answers, and twenty that wait would lock out the results they wait for.
 - Tensors: `dtype` is one of {dtypes}; `data` is little-endian in C order of `shape`.
 
 ## Sending a job

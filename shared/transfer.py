@@ -305,7 +305,15 @@ class Transfers:
         progress: list[Progress],
     ) -> Path:
         async with self._slots:
-            part = await asyncio.to_thread(store.open_part, blob.digest, blob.size)
+            opening = asyncio.ensure_future(
+                asyncio.to_thread(store.open_part, blob.digest, blob.size)
+            )
+            try:
+                part = await asyncio.shield(opening)
+            except asyncio.CancelledError:
+                # A thread cannot be cancelled: what it opens, and locks, has to be let go.
+                opening.add_done_callback(_let_go)
+                raise
             job = _Job(
                 part=part,
                 machine=Fetch(
@@ -407,6 +415,11 @@ class _Job:
     provider: str
     committed: bool = False
     path: Path | None = field(default=None)
+
+
+def _let_go(opening: asyncio.Future[Part]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().keep()
 
 
 def _refusal(want: Want, reason: str) -> Piece:

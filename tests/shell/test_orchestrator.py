@@ -22,11 +22,6 @@ from shared.topics import Topics
 from tests.fakes.cluster import FakeAgent, FakeOperator, Model, until
 from tests.fakes.wire import FakeBroker
 
-# A fetch that is cancelled while it opens its part leaves the file to the collector (shared/transfer.py).
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:.*\.part:pytest.PytestUnraisableExceptionWarning", r"ignore:.*\.part:ResourceWarning"
-)
-
 TOPICS = Topics("test")
 STATE = TOPICS.topic("orchestrator_state")
 JPEG = b"\xff\xd8\xff and so on"
