@@ -16,9 +16,9 @@ LEASE_GRACE_S = 0.5
 MESSAGE_CPU_S, BYTE_CPU_S = 0.0005, 1.0e-9
 """CPU seconds to receive or send one activation at QoS 1, and more for each byte of it, at speed 1.0.
 
-Measured on one x86 core, codec included, for both ways: 0.25 ms where messages come back to back, 0.5 ms where
-15 ms pass between them, and 1 ms beside a runtime, whose work leaves nothing of Python in the caches. The
-last is what a stage pays."""
+Measured on one x86 core, codec included, for both ways: 0.25 ms where messages come back to back, 0.5 ms
+where 15 ms pass between them, and 1 ms beside a runtime, whose work leaves nothing of Python in the caches.
+The last is what a stage pays."""
 LINK_BYTES_PER_S = 100e6
 """Until links are measured, none is taken to be a bottleneck below a gigabit's worth."""
 LOADING_GRACE_S = 30.0
