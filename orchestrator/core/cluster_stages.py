@@ -12,6 +12,7 @@ from orchestrator.core.cluster_events import (
 )
 from orchestrator.core.cluster_planning import consider
 from orchestrator.core.generation import Generation, describe
+from orchestrator.core.nodes import BYTE_CPU_S, MESSAGE_CPU_S
 from orchestrator.core.served import Served
 from shared.messages.stage import StageReport
 
@@ -160,7 +161,10 @@ def measured(context: Context, event: StageMeasured) -> None:
     seconds = sum(block.seconds for block in entry.profile.blocks[start:stop])
     seconds += entry.profile.input_seconds if start == 0 else 0.0
     speed = node.speed(entry) * node.corrections.get(entry.name, 1.0)
-    node.correct(entry.name, event.cpu_s, seconds / speed, event.items)
+    # Sending is in a stage's time, but no part of how fast the node computes: taken for that, it would make a
+    # node with a small stage look slow, and its next stage smaller still.
+    sending_s = (MESSAGE_CPU_S + BYTE_CPU_S * entry.profile.boundary_bytes()[stop]) / speed
+    node.correct(entry.name, event.cpu_s - sending_s, seconds / speed, event.items)
     hardware = node.state.hardware
     if served is not None and generation is served.active and hardware is not None:
         share = min(hardware.cpu, 1.0)
