@@ -88,7 +88,7 @@ def test_photograph_is_ours() -> None:
     assert Path(photo_to_type()).resolve() == PHOTO.resolve()
 
 
-FLAGS = ServeFlags(weights="none", preprocess="imagenet")
+FLAGS = ServeFlags(weights="none", preprocess="imagenet", runtime="torch")
 MODEL = "squeezenet1_1"
 
 
@@ -128,6 +128,16 @@ def test_package_holds_all_that_is_needed(directory: Path) -> None:
     assert measured.runtime_bytes > 50e6
     assert set(measured.reference) >= {"conv_dense", "matmul", "memory"}
     assert package.profile("torch").work_s > 0
+    library.close()
+
+
+def test_every_runtime_is_timed(directory: Path) -> None:
+    library = ModelLibrary(directory)
+    package = library.prepare(MODEL, replace(FLAGS, runtime="auto"), lambda _: None).package
+    assert set(package.measured) == {"torch", "onnxruntime"}
+    for measured in package.measured.values():
+        assert len(measured.block_seconds) == len(package.manifest.blocks)
+        assert set(measured.reference) >= {"conv_dense", "matmul", "memory"}
     library.close()
 
 
