@@ -55,7 +55,8 @@ def imported() -> ImportedModel:
 def test_blocks_are_timed(imported: ImportedModel) -> None:
     times = time_blocks(imported.manifest, imported.blobs, open_runtime("torch"))
     assert len(times.blocks) == len(imported.manifest.blocks) > 2
-    assert all(seconds > 0 for seconds in times.blocks)
+    assert len(times.pairs) == len(times.blocks) - 1
+    assert all(seconds > 0 for seconds in (*times.blocks, *times.pairs))
     seconds = without_entry_cost(times)
     assert sum(seconds) == pytest.approx(times.whole)
     # 64 times the multiply-adds of the last block: no noise turns that round.
@@ -63,16 +64,20 @@ def test_blocks_are_timed(imported: ImportedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "whole", "expected"),
+    ("blocks", "pairs", "whole", "expected"),
     [
-        ((1.0, 2.0), 3.0, (1.0, 2.0)),
-        ((1.5, 2.5), 3.0, (1.0, 2.0)),
-        ((0.2, 3.0), 2.0, (2.0 * 0.01 / 2.41, 2.0 * 2.4 / 2.41)),  # the least share is kept
-        ((1.0, 1.0), 4.0, (2.0, 2.0)),  # the whole was slower: caches, or a busy neighbour
+        ((1.0,), (), 2.0, (2.0,)),
+        ((1.0, 2.0), (3.0,), 3.0, (1.0, 2.0)),
+        ((1.5, 2.5), (3.0,), 3.0, (1.0, 2.0)),
+        ((0.2, 3.0), (2.0,), 2.0, (2.0 * 0.01 / 2.41, 2.0 * 2.4 / 2.41)),  # the least share is kept
+        ((1.0, 1.0), (4.0,), 4.0, (2.0, 2.0)),  # slower as one: caches, or a busy neighbour
+        ((1.0, 3.0, 2.0), (4.0, 3.0), 4.0, (1.0, 2.0, 1.0)),  # one cut costs, the other nothing
     ],
 )
-def test_entry_cost(blocks: tuple[float, ...], whole: float, expected: tuple[float, ...]) -> None:
-    assert without_entry_cost(BlockTimes(blocks, whole)) == pytest.approx(expected)
+def test_entry_cost(
+    blocks: tuple[float, ...], pairs: tuple[float, ...], whole: float, expected: tuple[float, ...]
+) -> None:
+    assert without_entry_cost(BlockTimes(blocks, pairs, whole)) == pytest.approx(expected)
 
 
 def test_class_shares_are_fitted(imported: ImportedModel) -> None:
