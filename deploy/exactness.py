@@ -3,7 +3,8 @@
 The imported model runs as it will be served, in one piece and block by block (which is every cut at once), on
 the inputs that the original module answered. Where fast kernels stray too far with the weights at hand (a
 network may amplify what float32 rounds, and then no two orders of the same sums agree), the plain ones are
-taken: the original's own, bit for bit, and slower.
+taken: the original's own, bit for bit, and slower. Only the runtime built on the original's framework has
+those; another one that strays is not measured for that model, and so never chosen.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from edge_agent.runtimes import LoadedStage, open_runtime
 from orchestrator.models.slice import slice_stage
-from shared.errors import ModelError
+from shared.errors import ModelError, StageError
 from shared.graph import Kernels
 from shared.manifest import TOLERANCE
 from shared.tensor import Array
@@ -27,6 +28,9 @@ if TYPE_CHECKING:  # it imports torch
 
 MARGIN = TOLERANCE / 2
 """What the few inputs may show, so that what they do not show stays within the promise."""
+
+ORIGINAL = "torch"
+"""The runtime built on the framework that models come from: the one with plain kernels."""
 
 Step = Callable[[str], None]
 Import = Callable[[Kernels], "ImportedModel"]
@@ -40,40 +44,97 @@ class Comparison:
     seconds: float
 
 
-def exact_model(import_model: Import, runtimes: Iterable[str], step: Step) -> ImportedModel:
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """A model whose manifest records its error, and the runtimes that keep the promise with it."""
+
+    imported: ImportedModel
+    runtimes: tuple[str, ...]
+
+
+def exact_model(import_model: Import, runtimes: Iterable[str], step: Step) -> Exact:
     """The model with the fastest kernels that keep the promise; its manifest records the error.
+
+    The original's framework decides about the kernels; another runtime that strays or cannot run the model
+    is left out, and condemns nothing.
 
     Args:
         import_model: imports it for the kernels it is given.
-        runtimes: each of them must keep the promise.
-        step: gets a line when plain kernels are taken.
+        runtimes: those it may be served with.
+        step: gets a line when plain kernels are taken, and one for each runtime left out.
 
     Raises:
-        ModelError: it cannot be imported, or even plain kernels do not give the original's answers.
-        StageError: a runtime cannot load or run it.
+        ModelError: it cannot be imported, or no runtime gives the original's answers, not even with plain
+            kernels.
+        StageError: the original's framework, or the only runtime there is, cannot load or run it.
     """
     names = tuple(runtimes)
     fast = import_model(Kernels.FAST)
-    measured = [compare(fast, name) for name in names]
-    error = max((found.error for found in measured), default=0.0)
-    if error <= MARGIN:
-        return _recorded(fast, error)
-    plain = import_model(Kernels.PLAIN)
-    slower = [compare(plain, name) for name in names]
-    left = max(found.error for found in slower)
+    tried = _compare_all(fast, names, step)
+    kept = _exact(tried)
     model = fast.manifest.model
-    if left > MARGIN:
+    if not names or (kept and (ORIGINAL in kept or ORIGINAL not in names)):
+        _tell_left_out(model, tried, kept, step)
+        return _recorded(fast, kept)
+    error = max((found.error for found in tried.values()), default=float("inf"))
+    if ORIGINAL not in names:  # nothing else has plain kernels
+        raise ModelError(
+            f"{model} does not give the original model's answers with {', '.join(names)}",
+            expected=f"a relative error of at most {MARGIN:.0e}",
+            got=f"{error:.1e}",
+        )
+    before = tried[ORIGINAL]
+    plain = import_model(Kernels.PLAIN)
+    after = compare(plain, ORIGINAL)
+    if after.error > MARGIN:
         raise ModelError(
             f"{model} does not give the original model's answers, not even with plain kernels",
             expected=f"a relative error of at most {MARGIN:.0e}",
-            got=f"{left:.1e}, and {error:.1e} with fast ones",
+            got=f"{after.error:.1e}, and {before.error:.1e} with fast ones",
         )
-    cost = max(b.seconds / a.seconds for a, b in zip(measured, slower, strict=True)) - 1
     step(
-        f"{model}: fast kernels differ from the original by {error:.1e} with these weights, more than"
-        f" {MARGIN:.0e}; served with plain ones, off by {left:.1e}, {max(cost, 0.0):.0%} slower"
+        f"{model}: fast kernels differ from the original by {before.error:.1e} with these weights, more than"
+        f" {MARGIN:.0e}; served with plain ones, off by {after.error:.1e},"
+        f" {max(after.seconds / before.seconds - 1, 0.0):.0%} slower"
     )
-    return _recorded(plain, left)
+    for name in names:
+        if name != ORIGINAL:
+            step(f"{model}: not served with {name}, which has no plain kernels")
+    return _recorded(plain, {ORIGINAL: after})
+
+
+def _compare_all(
+    imported: ImportedModel, names: tuple[str, ...], step: Step
+) -> dict[str, Comparison]:
+    """Each runtime that can run the model, compared; a line for each that cannot.
+
+    Raises:
+        StageError: the original's framework or the only runtime cannot.
+    """
+    found: dict[str, Comparison] = {}
+    for name in names:
+        try:
+            found[name] = compare(imported, name)
+        except StageError as error:
+            if name == ORIGINAL or len(names) == 1:
+                raise
+            step(f"{imported.manifest.model}: not served with {name}: {error}")
+    return found
+
+
+def _exact(tried: dict[str, Comparison]) -> dict[str, Comparison]:
+    return {name: found for name, found in tried.items() if found.error <= MARGIN}
+
+
+def _tell_left_out(
+    model: str, tried: dict[str, Comparison], kept: dict[str, Comparison], step: Step
+) -> None:
+    for name, found in tried.items():
+        if name not in kept:
+            step(
+                f"{model}: not served with {name}, which differs from the original by {found.error:.1e}"
+                f" with these weights, more than {MARGIN:.0e}"
+            )
 
 
 def compare(imported: ImportedModel, runtime: str) -> Comparison:
@@ -126,5 +187,7 @@ def _error(outputs: dict[str, Array], expected: dict[str, Array]) -> float:
     return max(relative_error(outputs[name], array) for name, array in expected.items())
 
 
-def _recorded(imported: ImportedModel, error: float) -> ImportedModel:
-    return replace(imported, manifest=replace(imported.manifest, max_relative_error=error))
+def _recorded(imported: ImportedModel, kept: dict[str, Comparison]) -> Exact:
+    error = max((found.error for found in kept.values()), default=0.0)
+    manifest = replace(imported.manifest, max_relative_error=error)
+    return Exact(replace(imported, manifest=manifest), tuple(kept))

@@ -123,16 +123,17 @@ class ModelLibrary:
         step(f"importing {model}, weights {flags.weights}")
         from orchestrator.models.importer import import_torchvision
 
-        imported = exact_model(
+        exact = exact_model(
             lambda kernels: import_torchvision(model, flags.weights, flags.level, kernels=kernels),
             runtimes,
             step,
         )
+        imported = exact.imported
         measured: dict[str, Measured] = {}
-        for runtime, calibration in calibrations.items():
+        for runtime in exact.runtimes:
             step(f"timing {len(imported.manifest.blocks)} blocks with {runtime}")
             measured[runtime] = deploy.profile.measure(
-                imported.manifest, imported.blobs, runtime, calibration
+                imported.manifest, imported.blobs, runtime, calibrations[runtime]
             )
         weights = tuple(
             Blob(digest=self.store.put(data), size=len(data)) for data in imported.blobs.values()

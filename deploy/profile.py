@@ -2,8 +2,8 @@
 
 Blocks run one after the other on each other's outputs, as in a pipeline, so that weights are as cold and
 activations as ordinary as they will be there. A block run alone pays for entering and leaving the runtime,
-which in a stage is paid once; so the whole model is timed as well, and the blocks are brought down to its
-time.
+which in a stage is paid once; so pairs of blocks and the whole model are timed as well, and the blocks are
+brought down to its time.
 
 CPU time and one thread: a quota, a busy neighbour or more cores must not show in the figures.
 """
@@ -30,7 +30,7 @@ from shared.tensor import Array
 from shared.transform import Transform
 
 _BUDGET_S = 1.2
-"""CPU seconds for the blocks, and as many for the whole model."""
+"""CPU seconds for the blocks, and as many for either half of the pairs and for the whole model."""
 _LEAST_ROUNDS, _MOST_ROUNDS = 3, 15
 _LEAST_SHARE = 0.05
 """No block is brought below this part of its own measured time."""
@@ -38,9 +38,10 @@ _LEAST_SHARE = 0.05
 
 @dataclass(frozen=True, slots=True)
 class BlockTimes:
-    """Median CPU seconds: of each block when run alone, and of the whole model in one piece."""
+    """Median CPU seconds: of each block run alone, of each and the next as one, of the whole model as one."""
 
     blocks: tuple[float, ...]
+    pairs: tuple[float, ...]
     whole: float
 
 
@@ -72,34 +73,50 @@ def measure(
 
 
 def time_blocks(manifest: Manifest, blobs: Mapping[str, bytes], engine: Runtime) -> BlockTimes:
-    """Run the blocks in turn, then the whole, and take medians."""
+    """Run the blocks in turn, then all pairs of neighbours, then the whole, and take medians."""
     count = len(manifest.blocks)
     inputs = _example(manifest.graph)
-    blocks = [engine.load(slice_stage(manifest, i, i + 1), blobs) for i in range(count)]
-    try:
-        rounds = _rounds(blocks, inputs)
-    finally:
-        for block in blocks:
-            block.unload()
-    whole = engine.load(slice_stage(manifest, 0, count), blobs)
-    try:
-        totals = _rounds([whole], inputs)
-    finally:
-        whole.unload()
-    return BlockTimes(
-        tuple(statistics.median(times) for times in zip(*rounds, strict=True)),
-        statistics.median(total[0] for total in totals),
-    )
+
+    def medians(*bounds: int) -> list[float]:
+        """Of the stages between `bounds`, one after the other."""
+        stages: list[LoadedStage] = []
+        try:
+            for start, stop in itertools.pairwise(bounds):
+                stages.append(engine.load(slice_stage(manifest, start, stop), blobs))
+            rounds = _rounds(stages, inputs)
+        finally:
+            for stage in stages:
+                stage.unload()
+        return [statistics.median(times) for times in zip(*rounds, strict=True)]
+
+    blocks = medians(*range(count + 1))
+    pairs = [0.0] * (count - 1)
+    # Two pipelines: pairs from the first block on, and from the second.
+    for bounds in ((*range(0, count, 2), count), (0, *range(1, count, 2), count)):
+        for (start, stop), seconds in zip(
+            itertools.pairwise(bounds), medians(*bounds), strict=True
+        ):
+            if stop - start == 2:
+                pairs[start] = seconds
+    (whole,) = medians(0, count)
+    return BlockTimes(tuple(blocks), tuple(pairs), whole)
 
 
 def without_entry_cost(times: BlockTimes) -> tuple[float, ...]:
-    """Block times that sum to the whole model's: each less what entering the runtime costs.
+    """Block times that sum to the whole model's: each less what entering and leaving it costs.
 
-    That cost is the mean excess of the blocks' sum over the whole. What a block then has below the least
-    share is not taken from it, and the rest is scaled to the sum.
+    What a cut costs is what its two neighbours take more apart than as a pair; each bears half. It differs
+    from cut to cut: a runtime with a layout of its own (ONNX Runtime) turns every tensor that crosses. What
+    a block then has below the least share is not taken from it, and the rest is scaled to the sum.
     """
-    excess = max(0.0, sum(times.blocks) - times.whole) / len(times.blocks)
-    left = [max(_LEAST_SHARE * seconds, seconds - excess) for seconds in times.blocks]
+    cuts = [
+        max(0.0, first + second - pair)
+        for (first, second), pair in zip(itertools.pairwise(times.blocks), times.pairs, strict=True)
+    ]
+    left = [
+        max(_LEAST_SHARE * seconds, seconds - (before + after) / 2)
+        for seconds, before, after in zip(times.blocks, [0.0, *cuts], [*cuts, 0.0], strict=True)
+    ]
     scale = times.whole / sum(left)
     return tuple(seconds * scale for seconds in left)
 

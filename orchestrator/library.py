@@ -141,7 +141,7 @@ def choose_runtime(package: ModelPackage, wanted: str, offered: Callable[[], set
     Args:
         package: what was measured, and so can be planned for.
         wanted: a runtime's name, or `auto`.
-        offered: the runtimes that the nodes of now have.
+        offered: the runtimes that the nodes of now have, as many nodes as can be.
 
     Raises:
         ConfigurationError: the model was not measured with the runtime that is wanted.

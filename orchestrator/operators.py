@@ -195,7 +195,11 @@ class Operators:
         return self._library.missing([request.manifest, *request.blobs])
 
     def _runtimes(self) -> set[str]:
-        return {name for node in self._cluster.alive() for name in node.state.runtimes}
+        """What every node has, so that none is left out; where there is no such runtime, what any has."""
+        offers = [set(node.state.runtimes) for node in self._cluster.alive() if node.state.runtimes]
+        if not offers:
+            return set()
+        return set.intersection(*offers) or set.union(*offers)
 
 
 def _transaction(payload: bytes) -> str | None:

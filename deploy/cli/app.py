@@ -37,6 +37,8 @@ _COMMANDS = {
 _EXTRAS = {
     "torch": "agent,torch",
     "safetensors": "agent,torch",
+    "onnxruntime": "agent,onnx",
+    "onnx": "agent,onnx",
     "torchvision": "orchestrator",
     "PIL": "agent",
     "psutil": "agent",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -75,16 +76,28 @@ class Runtime(Protocol):
         ...
 
 
-_DISTRIBUTIONS = {"torch": ("torch", "safetensors")}
+@dataclass(frozen=True, slots=True)
+class _Installable:
+    """A runtime's module here, what it imports (first what it is built on), and the extra that brings it."""
+
+    module: str
+    needs: tuple[str, ...]
+    extra: str
+
+
+_RUNTIMES = {
+    "torch": _Installable("torch_runtime", ("torch", "safetensors"), "amp4ec[torch]"),
+    "onnxruntime": _Installable("onnx_runtime", ("onnxruntime", "onnx"), "amp4ec[onnx]"),
+}
 
 
 def available_runtimes() -> dict[str, str]:
     """The runtimes that can be opened here, with their versions; imports none of them."""
     found: dict[str, str] = {}
-    for name, distributions in _DISTRIBUTIONS.items():
-        if all(find_spec(module) is not None for module in distributions):
+    for name, runtime in _RUNTIMES.items():
+        if all(find_spec(module) is not None for module in runtime.needs):
             try:
-                found[name] = version(distributions[0])
+                found[name] = version(runtime.needs[0])
             except PackageNotFoundError:
                 found[name] = "unknown"
     return found
@@ -100,10 +113,11 @@ def open_runtime(name: str) -> Runtime:
     if name not in available:
         raise StageError(
             f"runtime {name!r} is not installed",
-            expected=" | ".join(available) or "the extra amp4ec[torch] to be installed",
+            expected=" | ".join(available)
+            or f"an extra: {' or '.join(runtime.extra for runtime in _RUNTIMES.values())}",
             got=repr(name),
         )
-    module = importlib.import_module(f"edge_agent.runtimes.{name}_runtime")
+    module = importlib.import_module(f"edge_agent.runtimes.{_RUNTIMES[name].module}")
     opener: Callable[[], Runtime] = module.open_runtime
     return opener()
 

@@ -88,7 +88,7 @@ def measure(name: str, *, level: str, sample: int, plans: int, seed: int, harsh:
             lambda kernels: import_torchvision(name, weights, level, seed, kernels),
             ["torch"],
             lambda line: print(line, file=sys.stderr, flush=True),
-        )
+        ).imported
     edge = built.input_edge
     x = np.random.default_rng(seed).standard_normal((1, 3, edge, edge), np.float32)
     with torch.inference_mode():

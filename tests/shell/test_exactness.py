@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from deploy.exactness import MARGIN, compare, exact_model, relative_error
+from deploy import exactness
+from deploy.exactness import MARGIN, Comparison, compare, exact_model, relative_error
 from edge_agent.runtimes import open_runtime
 from orchestrator.models.importer import ImportedModel, import_module
 from orchestrator.models.slice import slice_stage
 from shared.codec import decode_json, encode_json
-from shared.errors import ModelError
+from shared.errors import ModelError, StageError
 from shared.graph import Graph, Kernels
 from shared.manifest import Level, Manifest
 
@@ -51,7 +52,7 @@ def importer_of(offset: float) -> Any:
 
 def test_a_calm_model_is_served_with_fast_kernels() -> None:
     lines: list[str] = []
-    model = exact_model(importer_of(0.1), ["torch"], lines.append)
+    model = exact_model(importer_of(0.1), ["torch"], lines.append).imported
     assert lines == []
     assert model.manifest.graph.kernels is Kernels.FAST
     assert model.manifest.level is Level.O1
@@ -61,7 +62,7 @@ def test_a_calm_model_is_served_with_fast_kernels() -> None:
 
 def test_a_model_that_amplifies_rounding_is_served_with_plain_kernels() -> None:
     lines: list[str] = []
-    model = exact_model(importer_of(1000.0), ["torch"], lines.append)
+    model = exact_model(importer_of(1000.0), ["torch"], lines.append).imported
     manifest = model.manifest
     assert manifest.graph.kernels is Kernels.PLAIN
     assert manifest.level is Level.O0
@@ -121,9 +122,52 @@ def test_a_model_that_nothing_computes_as_the_original_is_refused() -> None:
         exact_model(lying, ["torch"], print)
 
 
+def test_another_runtime_that_strays_is_left_out_and_condemns_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = {"torch": 0.0, "other": 2 * MARGIN, "third": MARGIN / 2}
+    monkeypatch.setattr(
+        exactness, "compare", lambda _model, name: Comparison(found[name], seconds=1.0)
+    )
+    lines: list[str] = []
+    exact = exact_model(importer_of(0.1), found, lines.append)
+    assert exact.runtimes == ("torch", "third")
+    assert exact.imported.manifest.graph.kernels is Kernels.FAST
+    assert exact.imported.manifest.max_relative_error == MARGIN / 2
+    (line,) = lines
+    assert line.startswith("net: not served with other, which differs from the original by 1.0e-05")
+    with pytest.raises(ModelError, match=r"answers with other; expected .* got 1\.0e-05"):
+        exact_model(importer_of(0.1), ["other"], print)
+
+
+def test_another_runtime_that_cannot_run_a_model_is_left_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compare_torch(_model: ImportedModel, name: str) -> Comparison:
+        if name == "torch":
+            return Comparison(0.0, seconds=1.0)
+        raise StageError("no such operator")
+
+    monkeypatch.setattr(exactness, "compare", compare_torch)
+    lines: list[str] = []
+    assert exact_model(importer_of(0.1), ["torch", "x"], lines.append).runtimes == ("torch",)
+    assert lines == ["net: not served with x: no such operator"]
+    with pytest.raises(StageError):
+        exact_model(importer_of(0.1), ["x"], print)
+
+
+def test_with_plain_kernels_the_original_s_runtime_remains() -> None:
+    lines: list[str] = []
+    exact = exact_model(importer_of(1000.0), ["torch", "onnxruntime"], lines.append)
+    assert exact.runtimes == ("torch",)
+    assert exact.imported.manifest.graph.kernels is Kernels.PLAIN
+    assert lines[-1] == "net: not served with onnxruntime, which has no plain kernels"
+
+
 def test_blocks_are_compared_as_well_as_the_whole() -> None:
     model = importer_of(0.1)(Kernels.FAST)
-    assert compare(model, "torch").error <= MARGIN
+    for runtime in ("torch", "onnxruntime"):
+        assert compare(model, runtime).error <= MARGIN
     first, *others = model.references
     # The blocks start from the first reference alone.
     shifted = {name: array + 1 for name, array in first.inputs.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +28,14 @@ from shared.package import read_package
 from shared.transform import IMAGENET
 
 
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """This machine counts as not calibrated yet, and nothing is left in the user's cache."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def imported() -> ImportedModel:
     torch.manual_seed(0)
@@ -46,7 +55,8 @@ def imported() -> ImportedModel:
 def test_blocks_are_timed(imported: ImportedModel) -> None:
     times = time_blocks(imported.manifest, imported.blobs, open_runtime("torch"))
     assert len(times.blocks) == len(imported.manifest.blocks) > 2
-    assert all(seconds > 0 for seconds in times.blocks)
+    assert len(times.pairs) == len(times.blocks) - 1
+    assert all(seconds > 0 for seconds in (*times.blocks, *times.pairs))
     seconds = without_entry_cost(times)
     assert sum(seconds) == pytest.approx(times.whole)
     # 64 times the multiply-adds of the last block: no noise turns that round.
@@ -54,16 +64,20 @@ def test_blocks_are_timed(imported: ImportedModel) -> None:
 
 
 @pytest.mark.parametrize(
-    ("blocks", "whole", "expected"),
+    ("blocks", "pairs", "whole", "expected"),
     [
-        ((1.0, 2.0), 3.0, (1.0, 2.0)),
-        ((1.5, 2.5), 3.0, (1.0, 2.0)),
-        ((0.2, 3.0), 2.0, (2.0 * 0.01 / 2.41, 2.0 * 2.4 / 2.41)),  # the least share is kept
-        ((1.0, 1.0), 4.0, (2.0, 2.0)),  # the whole was slower: caches, or a busy neighbour
+        ((1.0,), (), 2.0, (2.0,)),
+        ((1.0, 2.0), (3.0,), 3.0, (1.0, 2.0)),
+        ((1.5, 2.5), (3.0,), 3.0, (1.0, 2.0)),
+        ((0.2, 3.0), (2.0,), 2.0, (2.0 * 0.01 / 2.41, 2.0 * 2.4 / 2.41)),  # the least share is kept
+        ((1.0, 1.0), (4.0,), 4.0, (2.0, 2.0)),  # slower as one: caches, or a busy neighbour
+        ((1.0, 3.0, 2.0), (4.0, 3.0), 4.0, (1.0, 2.0, 1.0)),  # one cut costs, the other nothing
     ],
 )
-def test_entry_cost(blocks: tuple[float, ...], whole: float, expected: tuple[float, ...]) -> None:
-    assert without_entry_cost(BlockTimes(blocks, whole)) == pytest.approx(expected)
+def test_entry_cost(
+    blocks: tuple[float, ...], pairs: tuple[float, ...], whole: float, expected: tuple[float, ...]
+) -> None:
+    assert without_entry_cost(BlockTimes(blocks, pairs, whole)) == pytest.approx(expected)
 
 
 def test_class_shares_are_fitted(imported: ImportedModel) -> None:
@@ -88,7 +102,7 @@ def test_photograph_is_ours() -> None:
     assert Path(photo_to_type()).resolve() == PHOTO.resolve()
 
 
-FLAGS = ServeFlags(weights="none", preprocess="imagenet")
+FLAGS = ServeFlags(weights="none", preprocess="imagenet", runtime="torch")
 MODEL = "squeezenet1_1"
 
 
@@ -128,6 +142,16 @@ def test_package_holds_all_that_is_needed(directory: Path) -> None:
     assert measured.runtime_bytes > 50e6
     assert set(measured.reference) >= {"conv_dense", "matmul", "memory"}
     assert package.profile("torch").work_s > 0
+    library.close()
+
+
+def test_every_runtime_is_timed(directory: Path) -> None:
+    library = ModelLibrary(directory)
+    package = library.prepare(MODEL, replace(FLAGS, runtime="auto"), lambda _: None).package
+    assert set(package.measured) == {"torch", "onnxruntime"}
+    for measured in package.measured.values():
+        assert len(measured.block_seconds) == len(package.manifest.blocks)
+        assert set(measured.reference) >= {"conv_dense", "matmul", "memory"}
     library.close()
 
 

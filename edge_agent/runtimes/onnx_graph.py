@@ -1,0 +1,83 @@
+"""A stage's graph as an ONNX model.
+
+Weights are declared as external data, and given to the session as they lie in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import onnx
+from onnx import TensorProto, helper
+
+from edge_agent.runtimes.onnx_ops import convert_node
+from edge_agent.runtimes.onnx_writer import ONNX_TYPES, Writer
+from shared.graph import StageGraph, TensorSpec
+
+OPSET = 20
+"""The first with Gelu; ONNX Runtime 1.17 and later have it."""
+IR_VERSION = 9
+"""That of the ONNX release which brought the opset; the library's own may be too new for the runtime."""
+
+
+@dataclass(frozen=True, slots=True)
+class Converted:
+    """A stage as ONNX, and what its inputs, weights and outputs are called there, by our names.
+
+    Inputs and weights that no node reads are left out, and outputs that are inputs.
+    """
+
+    model: onnx.ModelProto
+    inputs: dict[str, str]
+    weights: dict[str, str]
+    outputs: dict[str, str]
+
+
+def convert(graph: StageGraph) -> Converted:
+    """`graph`, which must be valid, as an ONNX model without its weights.
+
+    Raises:
+        StageError: an operator has no exact counterpart; names it.
+    """
+    writer = Writer(graph)
+    read = {ref for node in graph.nodes for ref in node.refs()}
+    inputs = {v.name: writer.names[v.name] for v in graph.inputs if v.name in read}
+    weights = {name: writer.names[name] for name in graph.weights if name in read}
+    for node in graph.nodes:
+        writer.begin(node)
+        writer.names[node.name] = convert_node(writer)
+    taken = {value.name for value in graph.inputs}
+    # ONNX wants an output even of a stage that only passes its inputs on.
+    wanted = [name for name in graph.outputs if name not in taken] or [graph.nodes[-1].name]
+    outputs = {name: writer.names[name] for name in wanted}
+    proto = helper.make_graph(
+        writer.nodes,
+        "stage",
+        [_declared(inputs[name], writer.specs[name]) for name in inputs],
+        # Without a shape: the runtime infers it, and what the graph declares is compared with that.
+        [
+            helper.make_tensor_value_info(outputs[name], ONNX_TYPES[writer.specs[name].dtype], None)
+            for name in outputs
+        ],
+        [
+            *writer.constants,
+            *(_external(weights[name], writer.specs[name]) for name in weights),
+        ],
+    )
+    model = helper.make_model(
+        proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+    )
+    return Converted(model, inputs, weights, outputs)
+
+
+def _declared(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], spec.shape)
+
+
+def _external(name: str, spec: TensorSpec) -> TensorProto:
+    """A weight whose bytes are given beside the model; nothing is read from the named file."""
+    proto = TensorProto(name=name, data_type=ONNX_TYPES[spec.dtype], dims=spec.shape)
+    proto.data_location = TensorProto.EXTERNAL
+    for key, value in (("location", name), ("offset", "0"), ("length", str(spec.nbytes))):
+        proto.external_data.add(key=key, value=value)
+    return proto

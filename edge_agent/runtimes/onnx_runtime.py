@@ -1,0 +1,176 @@
+"""The ONNX Runtime runtime: a stage as one session on the CPU. No torch.
+
+The stage's graph is converted to ONNX when it is loaded; what travels and is kept is our own graph and blobs.
+Weights are given to the session as they lie in memory (ONNX Runtime repacks those of convolutions and matrix
+products for itself). Inside, images are in whatever layout it likes; outside, tensors are in C order, so
+that a channels-last input is copied once.
+
+It fuses and reorders as it sees fit, so it has no plain kernels: a graph that asks for them is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+from edge_agent.runtimes import Array, Blobs
+from edge_agent.runtimes.onnx_graph import Converted, convert
+from edge_agent.runtimes.onnx_weights import StageWeights
+from shared.errors import StageError
+from shared.graph import Kernels, StageGraph, Value, validate
+
+_FATAL = 4
+"""Log level: its errors are raised as well, and stand in ours."""
+
+
+class OnnxRuntime:
+    """Runs stages with ONNX Runtime on the CPU."""
+
+    name = "onnxruntime"
+    version = str(onnxruntime.__version__)
+
+    def load(self, graph: StageGraph, blobs: Blobs, *, threads: int = 1) -> OnnxStage:
+        """See `edge_agent.runtimes.Runtime.load`."""
+        validate(graph)
+        if graph.kernels is not Kernels.FAST:
+            raise StageError(
+                f"stage {graph.name}: {self.name} has no plain kernels",
+                expected=Kernels.FAST.value,
+                got=graph.kernels.value,
+            )
+        converted = convert(graph)
+        weights = StageWeights(graph, blobs)
+        # Values hold their arrays, and those their blobs: all of it has to outlive the session.
+        values = {
+            theirs: onnxruntime.OrtValue.ortvalue_from_numpy(weights.get(ours))
+            for ours, theirs in converted.weights.items()
+        }
+        try:
+            session = _session(converted, values, threads)
+        except Exception as error:  # its exceptions have no other base
+            raise StageError(
+                f"stage {graph.name} cannot be loaded: {_first_line(error)}"
+            ) from error
+        stage = OnnxStage(graph, converted, session, values)
+        stage.warm_up()
+        return stage
+
+
+class OnnxStage:
+    """A loaded stage; see `edge_agent.runtimes.LoadedStage`."""
+
+    def __init__(
+        self, graph: StageGraph, converted: Converted, session: Any, values: dict[str, Any]
+    ) -> None:
+        self._graph = graph
+        self._inputs = tuple(
+            (value, np.dtype(value.spec.dtype), converted.inputs.get(value.name))
+            for value in graph.inputs
+        )
+        self._passed = tuple(name for name in graph.outputs if name not in converted.outputs)
+        self._outputs = converted.outputs
+        self._session = session
+        self._values = values
+
+    @property
+    def graph(self) -> StageGraph:
+        """What was loaded."""
+        return self._graph
+
+    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """See `edge_agent.runtimes.LoadedStage.run`."""
+        if self._session is None:
+            raise StageError(f"stage {self._graph.name} was unloaded")
+        feed: dict[str, Array] = {}
+        for value, dtype, name in self._inputs:
+            array = self._checked(value, dtype, inputs)
+            if name is not None:
+                # Dense and aligned, or else a copy that is.
+                feed[name] = np.require(array, requirements=("C", "A"))
+        if len(inputs) != len(self._inputs):
+            raise StageError(
+                f"inputs of stage {self._graph.name}",
+                expected=", ".join(value.name for value, _dtype, _name in self._inputs),
+                got=", ".join(sorted(inputs)),
+            )
+        try:
+            arrays = self._session.run(list(self._outputs.values()), feed)
+        except Exception as error:  # its exceptions have no other base
+            raise StageError(f"stage {self._graph.name}: {_first_line(error)}") from error
+        results = dict(zip(self._outputs, arrays, strict=True))
+        # What only passes through is the caller's own array.
+        results.update((name, inputs[name]) for name in self._passed)
+        return {name: results[name] for name in self._graph.outputs}
+
+    def unload(self) -> None:
+        """See `edge_agent.runtimes.LoadedStage.unload`."""
+        self._session = None
+        self._values = {}
+
+    def warm_up(self) -> None:
+        """Run once on zeros and compare the results with what the graph declares.
+
+        Raises:
+            StageError: an operator fails or gives another dtype or shape.
+        """
+        results = self.run(
+            {v.name: np.zeros(v.spec.shape, v.spec.dtype) for v in self._graph.inputs}
+        )
+        for value in self._graph.output_values():
+            result = results[value.name]
+            if result.dtype != value.spec.dtype or result.shape != value.spec.shape:
+                raise StageError(
+                    f"output {value.name!r} of stage {self._graph.name}",
+                    expected=str(value.spec),
+                    got=_form(result),
+                )
+
+    def _checked(self, value: Value, dtype: np.dtype[Any], inputs: Mapping[str, Array]) -> Array:
+        array = inputs.get(value.name)
+        if array is None:
+            raise StageError(
+                f"inputs of stage {self._graph.name}",
+                expected=f"an array {value.name!r}",
+                got=", ".join(sorted(inputs)) or "none",
+            )
+        if array.dtype != dtype or array.shape != value.spec.shape:
+            raise StageError(
+                f"input {value.name!r} of stage {self._graph.name}",
+                expected=str(value.spec),
+                got=_form(array),
+            )
+        return array
+
+
+def open_runtime() -> OnnxRuntime:
+    """For `edge_agent.runtimes.open_runtime`."""
+    return OnnxRuntime()
+
+
+def _session(converted: Converted, values: dict[str, Any], threads: int) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.enable_mem_pattern = True
+    options.log_severity_level = _FATAL
+    # Threads that wait by spinning would eat the share that they wait for.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    if values:
+        options.add_external_initializers(list(values), list(values.values()))
+    return onnxruntime.InferenceSession(
+        converted.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def _form(array: Array) -> str:
+    return f"{array.dtype}{list(array.shape)}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:300]
