@@ -22,12 +22,10 @@ from shared.messages.node import Hardware
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """The CPUs that the process may use. `quota`: only when a cgroup says so, with its period."""
+    """The CPUs that the process may use, and what limits it to them (empty: nothing)."""
 
     cpus: float
     cores: int
-    quota: float | None
-    period_s: float
     limited_by: str
 
 
@@ -62,8 +60,8 @@ class Probe:
         limited_by = "" if cores >= (os.cpu_count() or 1) else "affinity"
         quota = self._cgroups.cpu_quota()
         if quota is None or quota.cpus >= cores:
-            return Share(float(cores), cores, None, 0.1, limited_by)
-        return Share(quota.cpus, cores, quota.cpus, quota.period_s, quota.source)
+            return Share(float(cores), cores, limited_by)
+        return Share(quota.cpus, cores, quota.source)
 
     def memory(self) -> tuple[int, int]:
         """(used, limit) in bytes: the cgroup's where it limits, else this process's of the machine's."""

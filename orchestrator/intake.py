@@ -109,7 +109,8 @@ class Intake:
             case "artifact_want" | "artifact_piece":
                 self._transfers.handle(name, levels, message)
             case _:
-                pass  # our own words, or a topic that was cleared
+                # Our own words come back to us, and a cleared topic says nothing: neither is an error.
+                return
 
     def _node(self, now: float, state: NodeState, message: Message) -> None:
         match state.state:

@@ -123,16 +123,16 @@ def test_v1_quota_and_memory(tmp_path: Path) -> None:
 def test_nothing_to_read(tmp_path: Path) -> None:
     assert Cgroups(tmp_path).cpu_quota() is None
     share = Probe(tmp_path, affinity=3).share()
-    assert (share.cpus, share.quota) == (3.0, None)
+    assert share.cpus == 3.0
 
 
 def test_share_is_the_tightest_of_quota_and_affinity(tmp_path: Path) -> None:
     root = v2(tmp_path, "/app", {"app/cpu.max": "150000 100000"})
     by_quota = Probe(root, affinity=4).share()
-    assert (by_quota.cpus, by_quota.quota, by_quota.cores) == (1.5, 1.5, 4)
+    assert (by_quota.cpus, by_quota.cores) == (1.5, 4)
     assert by_quota.limited_by.endswith("cpu.max")
     by_affinity = Probe(root, affinity=1).share()
-    assert (by_affinity.cpus, by_affinity.quota) == (1.0, None)
+    assert by_affinity.cpus == 1.0
 
 
 def test_changed_quota_is_seen(tmp_path: Path) -> None:
