@@ -12,8 +12,8 @@ from orchestrator.core.cluster_events import (
 )
 from orchestrator.core.cluster_planning import consider
 from orchestrator.core.generation import Generation, describe
-from orchestrator.core.nodes import BYTE_CPU_S, MESSAGE_CPU_S
 from orchestrator.core.served import Served
+from orchestrator.core.speeds import BYTE_CPU_S, MESSAGE_CPU_S, calibrated_speed
 from shared.messages.stage import StageReport
 
 StageKey = tuple[str, str, int, int]
@@ -160,11 +160,11 @@ def measured(context: Context, event: StageMeasured) -> None:
     start, stop = place.blocks
     seconds = sum(block.seconds for block in entry.profile.blocks[start:stop])
     seconds += entry.profile.input_seconds if start == 0 else 0.0
-    speed = node.speed(entry) * node.corrections.get(entry.name, 1.0)
+    speed = calibrated_speed(node.state, entry)
     # Sending is in a stage's time, but no part of how fast the node computes: taken for that, it would make a
     # node with a small stage look slow, and its next stage smaller still.
     sending_s = (MESSAGE_CPU_S + BYTE_CPU_S * entry.profile.boundary_bytes()[stop]) / speed
-    node.correct(entry.name, event.cpu_s - sending_s, seconds / speed, event.items)
+    node.corrections.take(entry.name, event.cpu_s - sending_s, seconds / speed, event.items)
     hardware = node.state.hardware
     if served is not None and generation is served.active and hardware is not None:
         share = min(hardware.cpu, 1.0)

@@ -21,7 +21,7 @@ from orchestrator.core.cluster_events import (
     StageMeasured,
 )
 from orchestrator.core.generation import pipeline_name
-from orchestrator.core.nodes import BYTE_CPU_S, MESSAGE_CPU_S
+from orchestrator.core.speeds import BYTE_CPU_S, MESSAGE_CPU_S
 from tests.core.cluster_world import MB, World, entry, stage_report, telemetry
 
 
@@ -355,7 +355,7 @@ def test_measured_times_show_and_strange_ones_do_not() -> None:
     world = loading("a", "b", min_stages=2)
     measured = StageMeasured(world.now, "m", "m-0", 1, 1, "b", 10, 0.06, 0.05)
     world.send(measured)
-    assert world.cluster.nodes["b"].corrections == {}, "it does not run yet"
+    assert world.cluster.nodes["b"].corrections.by_model == {}, "it does not run yet"
     world.settle()
     for strange in (
         replace(measured, model="z"),
@@ -366,11 +366,11 @@ def test_measured_times_show_and_strange_ones_do_not() -> None:
         replace(measured, stage=7),
     ):
         assert world.send(strange) == []
-    assert world.cluster.nodes["b"].corrections == {}
+    assert world.cluster.nodes["b"].corrections.by_model == {}
     world.send(measured)
     # 30 ms were predicted. What sending takes is no part of how fast the node computes.
     sending_s = MESSAGE_CPU_S + BYTE_CPU_S * entry("m").profile.output_bytes
-    corrected = world.cluster.nodes["b"].corrections["m"]
+    corrected = world.cluster.nodes["b"].corrections.ratio("m")
     assert corrected == pytest.approx((0.06 - sending_s) / 0.03)
     assert corrected < 2.0
     assert [s.measured_s for s in world.state().pipelines[0].stages] == [None, 0.06]
@@ -378,7 +378,7 @@ def test_measured_times_show_and_strange_ones_do_not() -> None:
     world.send(measured)
     # 30 ms were predicted. What sending takes is no part of how fast the node computes.
     sending_s = MESSAGE_CPU_S + BYTE_CPU_S * entry("m").profile.output_bytes
-    corrected = world.cluster.nodes["b"].corrections["m"]
+    corrected = world.cluster.nodes["b"].corrections.ratio("m")
     assert corrected == pytest.approx((0.06 - sending_s) / 0.03)
     assert corrected < 2.0
 

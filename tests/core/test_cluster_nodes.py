@@ -16,7 +16,7 @@ from orchestrator.core.cluster_events import (
     PushAssignment,
     Tell,
 )
-from orchestrator.core.nodes import SPEED_BOUNDS, Node
+from orchestrator.core.nodes import Node
 from shared.messages.node import Hardware
 from tests.core.cluster_world import MB, World, birth, death, entry, telemetry
 
@@ -282,48 +282,9 @@ def test_another_memory_limit_is_planned_for_at_once() -> None:
     assert world.stages() == [["b"]]
 
 
-@pytest.mark.parametrize(
-    ("speed", "thought"), [(0.5, 0.5), (1e9, SPEED_BOUNDS[1]), (1e-9, SPEED_BOUNDS[0])]
-)
-def test_calibrated_speed(speed: float, thought: float) -> None:
-    assert Node(birth("a", speed=speed), 0.0).speed(entry()) == pytest.approx(thought)
-
-
-def test_speed_of_a_node_or_model_without_a_reference_is_one() -> None:
-    one = entry()
-    node = Node(birth("a", speed=0.5), 0.0)
-    for reference in ({}, {"torch": {"other": 1.0}}, {"torch": {"conv": 0.0}}):
-        one.reference.clear()
-        one.reference.update(reference)
-        assert node.speed(one) == 1.0
-    assert Node(birth("b"), 0.0).speed(entry()) == 1.0
-
-
-def test_class_shares_weigh_the_classes() -> None:
-    one = entry()
-    one.reference["torch"]["matmul"] = 0.1
-    node = Node(birth("a", speed=0.5), 0.0)
-    node.state.calibration["torch"].seconds["matmul"] = 0.1
-    assert node.speed(one) == pytest.approx(1 / 1.5)
-    one.class_shares.update(conv=0.0, matmul=1.0)
-    assert node.speed(one) == pytest.approx(1.0)
-
-
 def test_a_node_that_says_nonsense_is_left_out() -> None:
     hardware = Hardware(cpu=float("inf"), cores=1, memory_bytes=MB, architecture="x")
     assert Node(birth("a", hardware=hardware), 0.0).profile(entry()) is None
-
-
-def test_corrections_are_bounded_smoothed_and_want_enough_items() -> None:
-    node = Node(birth("a"), 0.0)
-    node.correct("m", 0.1, 0.01, items=4)
-    node.correct("m", 0.1, 0.0, items=9)
-    node.correct("m", 0.0, 0.1, items=9)
-    assert node.corrections == {}
-    node.correct("m", 1.0, 0.01, items=5)
-    assert node.corrections == {"m": 5.0}
-    node.correct("m", 0.01, 0.01, items=5)
-    assert node.corrections["m"] == pytest.approx(5.0 - 0.3 * 4.0)
 
 
 def test_reports_of_a_node_that_nobody_knows() -> None:
