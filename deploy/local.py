@@ -58,7 +58,7 @@ class LocalCluster:
             directory: for logs, caches and what the broker and the orchestrator keep; made when missing.
             agents: how many to start.
             cpus: each agent's CPU share, enforced by cgroup. Without it each gets an equal part of this
-                machine, enforced where that may be done.
+                machine, enforced where that may be done and counted on where not.
             port: the broker's, on loopback; 0 for any.
             root: the root topic.
             log_level: of every child.
@@ -158,6 +158,9 @@ class LocalCluster:
             raise ConfigurationError(f"agent {name} runs already", got=f"process {earlier.pid}")
         limit = await asyncio.to_thread(self._limit, name, cpu)
         line = ["agent", "--name", name, "--cache-dir", str(self.directory / name)]
+        if limit is None:
+            # Not enforced, but counted on, or each agent would plan with the whole machine.
+            line += ["--cpus", f"{self._equal_share:g}"]
         try:
             agent = await Child.start(
                 name,

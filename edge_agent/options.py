@@ -37,6 +37,8 @@ class AgentOptions:
     zone: str = "default"
     price_per_hour: float = 0.0
     power_w: float = 0.0
+    cpus: float | None = None
+    """The CPUs to count on where that is less than what may be used; nothing enforces it."""
     telemetry_interval_s: float = 1.0
     preload: bool = False
     """Import the runtimes before the birth instead of with the first assignment: memory for readiness."""
@@ -61,6 +63,10 @@ class AgentOptions:
                 raise ConfigurationError(
                     f"option {name}", expected=f"a finite number >= {least}", got=str(value)
                 )
+        if self.cpus is not None and not 0 < self.cpus < float("inf"):
+            raise ConfigurationError(
+                "option cpus", expected="a finite number > 0", got=str(self.cpus)
+            )
 
     @property
     def directory(self) -> Path:

@@ -19,6 +19,9 @@ from edge_agent.cgroup import Cgroups
 from edge_agent.core.stability import Stability
 from shared.messages.node import Hardware
 
+DECLARED = "declared"
+"""What limits a share that nothing but its own word does."""
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -42,12 +45,22 @@ class Usage:
 class Probe:
     """Reads one process and its limits. `root` stands for `/`, so that tests can bring their own tree.
 
+    `declared_cpus` is what somebody said this process may have, for where the kernel cannot be told: several
+    agents on one machine would each count on all of its cores.
+
     Limits are read again with each sample: a container's may be changed while it runs.
     """
 
-    def __init__(self, root: Path = Path("/"), affinity: int | None = None) -> None:
+    def __init__(
+        self,
+        root: Path = Path("/"),
+        affinity: int | None = None,
+        *,
+        declared_cpus: float | None = None,
+    ) -> None:
         self._root = root
         self._affinity = affinity
+        self._declared_cpus = declared_cpus
         self._cgroups = Cgroups(root)
         self._process = psutil.Process()
         self._stability = Stability()
@@ -55,13 +68,15 @@ class Probe:
         self._at = time.monotonic()
 
     def share(self) -> Share:
-        """The tightest of quota, affinity and cores."""
+        """The tightest of quota, affinity, cores and what was declared."""
         cores = self._affinity or _affinity()
-        limited_by = "" if cores >= (os.cpu_count() or 1) else "affinity"
+        cpus, limited_by = float(cores), "" if cores >= (os.cpu_count() or 1) else "affinity"
         quota = self._cgroups.cpu_quota()
-        if quota is None or quota.cpus >= cores:
-            return Share(float(cores), cores, limited_by)
-        return Share(quota.cpus, cores, quota.source)
+        if quota is not None and quota.cpus < cpus:
+            cpus, limited_by = quota.cpus, quota.source
+        if self._declared_cpus is not None and self._declared_cpus < cpus:
+            cpus, limited_by = self._declared_cpus, DECLARED
+        return Share(cpus, cores, limited_by)
 
     def memory(self) -> tuple[int, int]:
         """(used, limit) in bytes: the cgroup's where it limits, else this process's of the machine's."""

@@ -127,7 +127,7 @@ class Agent:
         self.drops = Drops()
         self._options = options
         self._topics = Topics(options.root)
-        self._probe = probe if probe is not None else Probe()
+        self._probe = probe if probe is not None else Probe(declared_cpus=options.cpus)
         self._share = self._probe.share()
         self._hardware = self._probe.hardware()
         installed = available_runtimes()

@@ -127,6 +127,12 @@ def orchestrator_command(
 )
 @click.option("--power", type=click.FloatRange(min=0), default=0.0, help="Watts under load.")
 @click.option(
+    "--cpus",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Count on so many CPUs; for several agents on a machine that nothing else limits.  "
+    "[default: what quota and affinity leave]",
+)
+@click.option(
     "--telemetry-interval",
     type=DURATION,
     default="1s",
@@ -154,6 +160,7 @@ def agent_command(
     zone: str,
     price_per_hour: float,
     power: float,
+    cpus: float | None,
     telemetry_interval: float,
     runtimes: tuple[str, ...],
     preload: bool,
@@ -176,6 +183,7 @@ def agent_command(
         zone=zone,
         price_per_hour=price_per_hour,
         power_w=power,
+        cpus=cpus,
         telemetry_interval_s=telemetry_interval,
         preload=preload,
         runtimes=runtimes or None,

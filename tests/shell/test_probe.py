@@ -135,6 +135,16 @@ def test_share_is_the_tightest_of_quota_and_affinity(tmp_path: Path) -> None:
     assert by_affinity.cpus == 1.0
 
 
+def test_declared_share_counts_where_it_is_the_tightest(tmp_path: Path) -> None:
+    root = v2(tmp_path, "/app", {"app/cpu.max": "150000 100000"})
+    declared = Probe(root, affinity=4, declared_cpus=0.5)
+    assert (declared.share().cpus, declared.share().limited_by) == (0.5, "declared")
+    assert declared.hardware().cpu == 0.5
+    too_much = Probe(root, affinity=4, declared_cpus=3.0).share()
+    assert too_much.cpus == 1.5
+    assert too_much.limited_by.endswith("cpu.max")
+
+
 def test_changed_quota_is_seen(tmp_path: Path) -> None:
     root = v2(tmp_path, "/app", {"app/cpu.max": "50000 100000"})
     probe = Probe(root, affinity=4)
