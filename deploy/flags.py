@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from shared.ids import check_name, name_from
+from orchestrator.models.source import DEFAULT, InputShape, ModelSource, parse_source
 from shared.messages.model import ServeOptions
 
 Objective = Literal["throughput", "latency"]
@@ -17,7 +17,8 @@ class ServeFlags:
     """The flags of `amp4ec serve`; `up` takes the same after `--serve`."""
 
     name: str | None = None
-    weights: str = "default"
+    weights: str = DEFAULT
+    input_shapes: tuple[InputShape, ...] = ()
     level: str = "O1"
     min_stages: int | None = None
     max_stages: int | None = None
@@ -28,15 +29,13 @@ class ServeFlags:
     labels: Path | None = None
     timeout_s: float = 120.0
 
-    def served_name(self, model: str) -> str:
-        """The name to serve under: `--name`, else the zoo's name or the file's stem.
+    def source(self, model: str) -> ModelSource:
+        """Where `model` comes from, with these weights and shapes, under this name.
 
         Raises:
-            ConfigurationError: no legal name can be made of it.
+            ConfigurationError: see `parse_source`.
         """
-        if self.name is not None:
-            return check_name("model", self.name)
-        return check_name("model", name_from(Path(model).stem, model))
+        return parse_source(model, weights=self.weights, inputs=self.input_shapes, name=self.name)
 
     def options(self) -> ServeOptions:
         """What travels to the orchestrator."""
@@ -63,4 +62,5 @@ class ServeFlags:
             "--labels": self.labels,
             "--timeout": f"{self.timeout_s:g}s",
         }
-        return [f"{flag}={value}" for flag, value in values.items() if value is not None]
+        shapes = [f"--input-shape={shape}" for shape in self.input_shapes]
+        return shapes + [f"{flag}={value}" for flag, value in values.items() if value is not None]

@@ -1,7 +1,8 @@
 """Models imported and timed on this machine, kept on disk: serving one again takes a moment and no torch.
 
-An entry is found by all that it depends on: the model's name, the weights (a file by its content), the level,
-the code that imports and times, the versions of what that stands on, and this machine.
+An entry is found by all that it depends on: the model (the zoo's by name, files by their content, what a
+factory makes by what it became), the weights (a file by its content), the level, the code that imports and
+times, the versions of what that stands on, and this machine.
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import deploy.profile
 import edge_agent.runtimes
 import orchestrator.models
 from deploy.exactness import exact_model
-from deploy.flags import ServeFlags
 from edge_agent.calibration import CalibrationCache, calibrate, default_calibration_dir
 from edge_agent.probe import Probe
 from edge_agent.runtimes import available_runtimes
+from orchestrator.models.source import DEFAULT, NONE, ModelSource, SourceKind
 from shared.artifact_store import ArtifactStore
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, ArtifactError, ConfigurationError, ModelError, ProtocolError
+from shared.graph import Kernels
 from shared.messages import Digest
 from shared.messages.node import Calibration, Hardware
 from shared.messages.stage import Blob
@@ -32,7 +34,7 @@ from shared.package import Measured, ModelPackage, read_package
 from shared.transform import IMAGENET, Transform
 
 CACHE_BYTES = 8 * 1024**3
-_LIBRARIES = ("torch", "torchvision", "safetensors", "pillow", "numpy")
+_LIBRARIES = ("torch", "torchvision", "safetensors", "pillow", "numpy", "onnx")
 
 Step = Callable[[str], None]
 
@@ -72,15 +74,27 @@ class ModelLibrary:
         """Let the cache evict what was prepared."""
         self.store.close()
 
-    def prepare(self, model: str, flags: ServeFlags, step: Step) -> Prepared:
+    def prepare(
+        self,
+        source: ModelSource,
+        step: Step,
+        *,
+        level: str = "O1",
+        runtime: str = "auto",
+        preprocess: str | None = None,
+        labels: Path | None = None,
+    ) -> Prepared:
         """The model as it shall be served; imports and times it unless that was done before.
 
         Takes seconds of CPU the first time: call it off the event loop.
 
         Args:
-            model: the zoo's name.
-            flags: weights, level, runtime, and what to change about it.
+            source: where the model comes from, and what it is called.
             step: gets a line per step.
+            level: how far the graph is optimised, as in `shared.manifest.Level`.
+            runtime: the runtime to time it with, or `auto`: all that are installed here.
+            preprocess: how images become tensors, as in `read_transform`; None: the model's own transform.
+            labels: a file as in `read_labels`; None: the model's own.
 
         Raises:
             ModelError: it cannot be had, traced, or given its weights.
@@ -88,15 +102,14 @@ class ModelLibrary:
             StageError: no runtime is installed here to time it with.
             ArtifactError: the cache cannot be written.
         """
-        name = flags.served_name(model)
-        transform = None if flags.preprocess is None else read_transform(flags.preprocess)
-        labels = None if flags.labels is None else read_labels(flags.labels)
-        package = self._imported(model, flags, step)
-        manifest = replace(package.manifest, model=name)
+        transform = None if preprocess is None else read_transform(preprocess)
+        names = None if labels is None else read_labels(labels)
+        package = self._imported(source, level, runtime, step)
+        manifest = replace(package.manifest, model=source.name)
         if transform is not None:
             manifest = replace(manifest, preprocess=transform)
-        if labels is not None:
-            manifest = replace(manifest, labels=labels)
+        if names is not None:
+            manifest = replace(manifest, labels=names)
         package = replace(package, manifest=manifest)
         data = package.to_bytes()
         blob = Blob(digest=self.store.put(data), size=len(data))
@@ -109,37 +122,43 @@ class ModelLibrary:
                 )
         return Prepared(package, blob, self.store)
 
-    def _imported(self, model: str, flags: ServeFlags, step: Step) -> ModelPackage:
-        runtimes = self._runtimes(flags.runtime)
-        index = self.directory / "index" / self._key(model, flags, runtimes)
-        found = self._find(index)
-        if found is not None:
-            step(f"{model} was imported and timed here before")
-            return found
+    def _imported(self, source: ModelSource, level: str, runtime: str, step: Step) -> ModelPackage:
+        runtimes = self._runtimes(runtime)
+        content = _content(source)
+        if content is not None:
+            found = self._find(self._index(content, level, runtimes))
+            if found is not None:
+                step(f"{source.reference} was imported and timed here before")
+                return found
         # Before the model, so that what the runtime takes in memory is measured without it.
-        calibrations = {}
-        for runtime in runtimes:
-            calibrations[runtime] = self._calibration(runtime, runtimes[runtime], step)
-        step(f"importing {model}, weights {flags.weights}")
-        from orchestrator.models.importer import import_torchvision
+        calibrations = {
+            name: self._calibration(name, version, step) for name, version in runtimes.items()
+        }
+        step(f"importing {source.reference}, weights {source.weights}")
+        from orchestrator.models.resolve import open_source
 
-        exact = exact_model(
-            lambda kernels: import_torchvision(model, flags.weights, flags.level, kernels=kernels),
-            runtimes,
-            step,
-        )
+        import_model = open_source(source, level)
+        if content is None:
+            # What a factory makes is known when it is made; the weights are in there by their digests.
+            made = encode_json(import_model(Kernels.FAST).manifest)
+            content = (source.kind.value, hashlib.sha256(made).hexdigest())
+            found = self._find(self._index(content, level, runtimes))
+            if found is not None:
+                step(f"what {source.reference} made was timed here before")
+                return found
+        exact = exact_model(import_model, runtimes, step)
         imported = exact.imported
         measured: dict[str, Measured] = {}
-        for runtime in exact.runtimes:
-            step(f"timing {len(imported.manifest.blocks)} blocks with {runtime}")
-            measured[runtime] = deploy.profile.measure(
-                imported.manifest, imported.blobs, runtime, calibrations[runtime]
+        for name in exact.runtimes:
+            step(f"timing {len(imported.manifest.blocks)} blocks with {name}")
+            measured[name] = deploy.profile.measure(
+                imported.manifest, imported.blobs, name, calibrations[name]
             )
         weights = tuple(
             Blob(digest=self.store.put(data), size=len(data)) for data in imported.blobs.values()
         )
         package = ModelPackage(manifest=imported.manifest, measured=measured, weights=weights)
-        self._keep(index, package)
+        self._keep(self._index(content, level, runtimes), package)
         return package
 
     def _runtimes(self, wanted: str) -> dict[str, str]:
@@ -168,12 +187,11 @@ class ModelLibrary:
             cache.put(runtime, runtime_version, self._hardware, found)
         return found
 
-    def _key(self, model: str, flags: ServeFlags, runtimes: dict[str, str]) -> str:
-        weights = flags.weights
-        if weights not in ("default", "none"):
-            weights = _file_digest(Path(weights))
-        parts = (model, weights, flags.level, sorted(runtimes.items()), _code(), _versions())
-        return hashlib.sha256(repr((*parts, _machine(self._hardware))).encode()).hexdigest()
+    def _index(self, content: tuple[str, ...], level: str, runtimes: dict[str, str]) -> Path:
+        """Where the entry of a model with this content is, if there is one."""
+        parts = (content, level, sorted(runtimes.items()), _code(), _versions())
+        key = hashlib.sha256(repr((*parts, _machine(self._hardware))).encode()).hexdigest()
+        return self.directory / "index" / key
 
     def _find(self, index: Path) -> ModelPackage | None:
         """The package of an index file, when all of it is still here and intact."""
@@ -233,15 +251,34 @@ def read_labels(path: Path) -> tuple[str, ...]:
     return labels
 
 
-def _file_digest(path: Path) -> str:
+def _content(source: ModelSource) -> tuple[str, ...] | None:
+    """What decides about the model, weights included; None where only importing it tells.
+
+    Raises:
+        ModelError: a file cannot be read.
+    """
+    shapes = tuple(str(shape) for shape in source.inputs)
+    match source.kind:
+        case SourceKind.TORCHVISION:
+            weights = source.weights
+            if weights not in (DEFAULT, NONE):
+                expected = "default, none, or a .safetensors or state-dict file"
+                weights = _file_digest("weights", Path(weights), expected)
+            return (source.kind.value, source.reference, weights)
+        case SourceKind.ONNX | SourceKind.EXPORTED:
+            digest = _file_digest("the model", Path(source.reference), f"a {source.kind} file")
+            return (source.kind.value, digest, *shapes)
+        case SourceKind.FACTORY:
+            return None
+
+
+def _file_digest(what: str, path: Path, expected: str) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(
-            f"weights {path} cannot be read: {error.strerror}",
-            expected="default, none, or a .safetensors or state-dict file",
-            got=str(path),
+            f"{what} {path} cannot be read: {error.strerror}", expected=expected, got=str(path)
         ) from error
 
 

@@ -24,16 +24,18 @@ async def serve(
     Args:
         broker: where the orchestrator is.
         root: the cluster's root topic.
-        model: the zoo's name.
+        model: a name, file or factory, as in `orchestrator.models.source`.
         flags: how it shall be served, and how long to wait for that.
         step: gets a line per step.
 
     Raises:
+        ConfigurationError: none of these, or flags that do not go with it.
         BrokerUnreachableError: nobody answers at the broker's address.
         ModelError: the model or its weights cannot be had.
         JobError: the orchestrator refused, or could not get it served in time; says what is missing.
         NotAnsweredError: no orchestrator answered in time.
     """
+    source = flags.source(model)
     library = ModelLibrary()
     try:
         async with connect(broker, root, library.store) as operator:
@@ -42,7 +44,15 @@ async def serve(
             def in_thread(text: str) -> None:
                 loop.call_soon_threadsafe(step, text)
 
-            prepared = await asyncio.to_thread(library.prepare, model, flags, in_thread)
+            prepared = await asyncio.to_thread(
+                library.prepare,
+                source,
+                in_thread,
+                level=flags.level,
+                runtime=flags.runtime,
+                preprocess=flags.preprocess,
+                labels=flags.labels,
+            )
             request = ServeRequest(
                 transaction=new_transaction(),
                 model=prepared.package.manifest.model,

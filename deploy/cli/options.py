@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from deploy import settings
 from deploy.flags import ServeFlags
+from orchestrator.models.source import SHAPE_FORM, InputShape
 from shared.bus import BrokerUrl
 from shared.errors import ConfigurationError
 from shared.ids import check_name
@@ -74,6 +75,7 @@ ROOT = _Parsed("TOPIC", _root)
 NAME = _Parsed("NAME", _name)
 DURATION = _Parsed("DURATION", settings.duration_s)
 SIZE = _Parsed("SIZE", settings.size_bytes)
+INPUT_SHAPE = _Parsed("SHAPE", InputShape.parse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,17 +156,35 @@ def json_option(function: F) -> F:
     )(function)
 
 
+def source_options(function: F) -> F:
+    """What MODEL needs beside its name; the function gets `weights` and `input_shapes`."""
+    for decorator in (
+        click.option(
+            "--input-shape",
+            "input_shapes",
+            type=INPUT_SHAPE,
+            multiple=True,
+            metavar=SHAPE_FORM,
+            help="The form of an input of module:factory, or of an ONNX file that leaves it open; "
+            "repeatable, one per input.",
+        ),
+        click.option(
+            "--weights",
+            default="default",
+            show_default=True,
+            metavar="default|none|FILE",
+            help="The model's own (torchvision: pretrained); random; or a .safetensors or state-dict file.",
+        ),
+    ):
+        function = decorator(function)
+    return function
+
+
 def serve_options(function: F) -> F:
     """How a model is to be served; the function gets one `flags`."""
 
     @click.option("--name", type=NAME, help="Serve under this name.  [default: the model's own]")
-    @click.option(
-        "--weights",
-        default="default",
-        show_default=True,
-        metavar="default|none|FILE",
-        help="Pretrained; random; or a .safetensors or state-dict file.",
-    )
+    @source_options
     @click.option(
         "--level",
         type=click.Choice(("O0", "O1")),
@@ -207,8 +227,8 @@ def serve_options(function: F) -> F:
     @functools.wraps(function)
     def wrapper(**values: Any) -> Any:
         names = (
-            *("name", "weights", "level", "min_stages", "max_stages", "strategy", "objective"),
-            *("runtime", "preprocess", "labels"),
+            *("name", "weights", "input_shapes", "level", "min_stages", "max_stages", "strategy"),
+            *("objective", "runtime", "preprocess", "labels"),
         )
         taken = {name: values.pop(name) for name in names}
         low, high = taken["min_stages"], taken["max_stages"]

@@ -18,16 +18,21 @@ from deploy.flags import ServeFlags
 @json_option
 @common_options
 def serve_command(*, common: Common, model: str, flags: ServeFlags, as_json: bool) -> None:
-    """Have MODEL served: one of torchvision's classification models, by name.
+    """Have MODEL served: a torchvision classification model's name, FILE.onnx, FILE.pt2 (torch.export),
+    or module:factory, a Python callable that gives a torch.nn.Module.
 
     Imports and times the model on this machine, gives it to the orchestrator, and returns when it is served
-    or says why not. Serving it again replaces it without a gap.
+    or says why not. Serving it again replaces it without a gap. A factory is called on this machine only.
 
     \b
     Example:
         amp4ec serve mobilenet_v2 --weights none --min-stages 3 --max-stages 3
-    """  # noqa: D301
+        amp4ec serve nets/birds.onnx --preprocess imagenet --labels birds.txt
+        amp4ec serve mynets:Encoder --input-shape ids:1x128:int64 --input-shape mask:1x128:int64
+    """  # noqa: D205, D301
     from deploy.serve import serve
+
+    flags.source(model)  # wrong usage is said before anything is done
 
     with Progress(f"serving {model}") as progress:
         state = asyncio.run(serve(common.broker, common.root, model, flags, progress.step))

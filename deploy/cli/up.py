@@ -69,6 +69,8 @@ def up_command(
     """  # noqa: D301
     if flags.name is not None and len(models) > 1:
         raise click.UsageError("--name names one model; there are several --serve.")
+    for model in models:
+        flags.source(model)  # wrong usage is said before anything is started
     shares = None if cpus is None else settings.cpu_shares(cpus, agents)
     asked = _Asked(tuple(models), flags, as_json=as_json)
     with tempfile.TemporaryDirectory(prefix="amp4ec-up-") as scratch:
@@ -137,7 +139,7 @@ async def _serve(cluster: LocalCluster, asked: _Asked) -> None:
     states: list[ModelState] = []
     for model in asked.models:
         await cluster.serve(model, asked.flags, on_line=lambda line: note(f"  {line}"))
-        name = asked.flags.served_name(model)
+        name = asked.flags.source(model).name
         state = await cluster.wait_for_model(name)
         states.append(state)
         if not asked.as_json:

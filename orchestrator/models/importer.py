@@ -8,6 +8,7 @@ what is served is held against them.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from orchestrator.models.cuts import find_blocks
 from orchestrator.models.optimise import fold_batch_norm, remove_dead_code, simplify_global_pools
 from orchestrator.models.reference import Reference, references
-from orchestrator.models.trace import Traced, trace
+from orchestrator.models.trace import Call, Traced, trace
 from orchestrator.models.zoo import build, list_models
 from shared.errors import ModelError
 from shared.graph import Graph, Kernels, TensorSpec, Weight, validate
@@ -75,7 +76,7 @@ def import_torchvision(
 
 def import_module(
     module: torch.nn.Module,
-    example: torch.Tensor | tuple[torch.Tensor, ...],
+    example: torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor],
     name: str,
     *,
     level: Level | str = Level.O1,
@@ -86,7 +87,8 @@ def import_module(
 ) -> ImportedModel:
     """Import any module; it is put in eval mode.
 
-    `example` gives the inputs' shapes and dtypes, batch size 1.
+    `example` gives the inputs' shapes and dtypes, batch size 1; with names where the module is to be called
+    with keywords, which then are the inputs' names.
 
     Raises:
         ModelError: it cannot be traced, or uses an operator that is not on the list.
@@ -99,8 +101,8 @@ def import_module(
         ) from None
     if kernels is Kernels.PLAIN:
         level = Level.O0
-    inputs = example if isinstance(example, tuple) else (example,)
-    traced = trace(module.eval(), inputs)
+    call = Call.of(example)
+    traced = trace(module.eval(), call)
     remove_dead_code(traced)
     match level:
         case Level.O0:
@@ -126,7 +128,7 @@ def import_module(
         preprocess=preprocess,
         labels=labels,
     )
-    return ImportedModel(manifest, blobs, references(module, graph))
+    return ImportedModel(manifest, blobs, references(module, graph, call))
 
 
 def _graph(traced: Traced, name: str) -> Graph:

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn import functional
+from torch.utils._pytree import tree_leaves
 
 from orchestrator.models.threads import one_thread
+from orchestrator.models.trace import Call
 from shared.graph import Graph, TensorSpec
 from shared.tensor import Array
 
@@ -24,7 +26,7 @@ class Reference:
     outputs: dict[str, Array]
 
 
-def references(module: torch.nn.Module, graph: Graph) -> tuple[Reference, ...]:
+def references(module: torch.nn.Module, graph: Graph, call: Call) -> tuple[Reference, ...]:
     """`COUNT` inputs of ordinary size, the same every time, with `module`'s outputs.
 
     Computed as it stands: float32, contiguous, one operator after the other, one thread. White noise, and
@@ -35,16 +37,17 @@ def references(module: torch.nn.Module, graph: Graph) -> tuple[Reference, ...]:
     found = []
     for index in range(COUNT):
         smooth = index == COUNT - 1
-        tensors = [_example(value.spec, generator, smooth=smooth) for value in graph.inputs]
+        tensors = {
+            value.name: _example(value.spec, generator, smooth=smooth) for value in graph.inputs
+        }
         with one_thread(), torch.inference_mode():
-            # Copies: a module may write to its input.
-            result = module(*(tensor.clone() for tensor in tensors))
-        outputs = result if isinstance(result, list | tuple) else (result,)
-        present = (output for output in outputs if output is not None)
+            result = call.with_tensors(tensors).copied().run(module)
+        # Whatever it is nested in: the order is that of the traced graph's outputs.
+        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
         found.append(
             Reference(
-                {v.name: t.numpy() for v, t in zip(graph.inputs, tensors, strict=True)},
-                {name: out.numpy() for name, out in zip(graph.outputs, present, strict=True)},
+                {name: tensor.numpy() for name, tensor in tensors.items()},
+                {name: out.numpy() for name, out in zip(graph.outputs, outputs, strict=True)},
             )
         )
     return tuple(found)

@@ -29,6 +29,40 @@ from shared.errors import ModelError
 from shared.graph import DTYPE_BYTES, Node, Operand, TensorSpec, Value
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """How a module is called: inputs by position, or all of them by keyword."""
+
+    args: tuple[torch.Tensor, ...] = ()
+    kwargs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, example: torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
+    ) -> Call:
+        """A call with one tensor, with several, or with several by name."""
+        if isinstance(example, Mapping):
+            return cls(kwargs=example)
+        return cls(example if isinstance(example, tuple) else (example,))
+
+    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Call:
+        """The same call with other tensors, given by the names of the graph's inputs, in their order."""
+        if self.kwargs:
+            return Call(kwargs=tensors)
+        return Call(tuple(tensors.values()))
+
+    def copied(self) -> Call:
+        """With copies: a module may write to its input."""
+        return Call(
+            tuple(tensor.clone() for tensor in self.args),
+            {name: tensor.clone() for name, tensor in self.kwargs.items()},
+        )
+
+    def run(self, module: torch.nn.Module) -> Any:
+        """What `module` gives for it."""
+        return module(*self.args, **self.kwargs)
+
+
 @dataclass(slots=True)
 class Traced:
     """A graph under construction: our nodes, and its weights as tensors."""
@@ -60,8 +94,8 @@ class _Tracer:
     storages: int = 0
 
 
-def trace(module: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Traced:
-    """Trace `module` (in eval mode) on inputs shaped like `example`.
+def trace(module: torch.nn.Module, example: Call) -> Traced:
+    """Trace `module` (in eval mode) on inputs shaped like those of `example`.
 
     Raises:
         ModelError: `torch.export` cannot trace it, or it uses an operator that is not on the list.
@@ -69,7 +103,8 @@ def trace(module: torch.nn.Module, example: tuple[torch.Tensor, ...]) -> Traced:
     try:
         with torch.no_grad():
             # Copies, because torch.export takes one tensor given twice for one input.
-            program = torch.export.export(module, tuple(tensor.clone() for tensor in example))
+            call = example.copied()
+            program = torch.export.export(module, call.args, dict(call.kwargs))
     except Exception as error:
         # torch.export raises errors of a dozen unrelated types, all meaning the same to the caller.
         first_line = str(error).strip().partition("\n")[0][:300]

@@ -146,7 +146,8 @@ def main() -> None:
     """`python -m tests.benchmarks.whole_model`: answers `Ask` by `Ran`."""
     library = ModelLibrary()
     try:
-        whole = Whole(library.prepare(MODEL, THREE_STAGES, lambda _: None))
+        source = THREE_STAGES.source(MODEL)
+        whole = Whole(library.prepare(source, lambda _: None, runtime=THREE_STAGES.runtime))
         serve_peer(Ask, whole.answer)
     finally:
         library.close()

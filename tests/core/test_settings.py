@@ -146,13 +146,3 @@ def test_serve_flags_survive_a_command_line() -> None:
     assert "--labels=a b.txt" in arguments
     assert "--timeout=120s" in arguments
     assert not any(argument.startswith(("--name", "--preprocess")) for argument in arguments)
-
-
-def test_served_name() -> None:
-    assert ServeFlags().served_name("mobilenet_v2") == "mobilenet_v2"
-    assert ServeFlags().served_name("/models/my net.pt2") == "my-net"
-    assert ServeFlags(name="cats").served_name("mobilenet_v2") == "cats"
-    with pytest.raises(ConfigurationError, match="model"):
-        ServeFlags(name="a/b").served_name("mobilenet_v2")
-    with pytest.raises(ConfigurationError, match="model"):
-        ServeFlags().served_name("///")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from deploy.flags import ServeFlags
 from deploy.library import ModelLibrary, read_labels, read_transform
 from deploy.photo import PHOTO, photo_to_type
 from deploy.profile import (
@@ -22,6 +21,7 @@ from deploy.profile import (
 )  # fmt: skip
 from edge_agent.runtimes import open_runtime
 from orchestrator.models.importer import ImportedModel, import_module
+from orchestrator.models.source import parse_source
 from shared.codec import encode_json
 from shared.errors import ConfigurationError, ModelError
 from shared.package import read_package
@@ -102,8 +102,7 @@ def test_photograph_is_ours() -> None:
     assert Path(photo_to_type()).resolve() == PHOTO.resolve()
 
 
-FLAGS = ServeFlags(weights="none", preprocess="imagenet", runtime="torch")
-MODEL = "squeezenet1_1"
+MODEL = parse_source("squeezenet1_1", weights="none")
 
 
 @pytest.fixture(scope="module")
@@ -111,26 +110,28 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("models")
 
 
-def prepare(directory: Path, flags: ServeFlags) -> tuple[list[str], str]:
+def prepare(directory: Path) -> tuple[list[str], str]:
     """The steps, and the package's digest."""
     steps: list[str] = []
     library = ModelLibrary(directory)
     try:
-        return steps, library.prepare(MODEL, flags, steps.append).manifest.digest
+        return steps, library.prepare(MODEL, steps.append, runtime="torch").manifest.digest
     finally:
         library.close()
 
 
 def test_second_time_is_read_from_disk(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, digest = prepare(directory, FLAGS)
+    steps, digest = prepare(directory)
     assert [step.split()[0] for step in steps] == ["timing", "importing", "timing"]
     monkeypatch.setitem(sys.modules, "orchestrator.models.importer", None)
-    assert prepare(directory, FLAGS) == ([f"{MODEL} was imported and timed here before"], digest)
+    assert prepare(directory) == ([f"{MODEL.name} was imported and timed here before"], digest)
 
 
 def test_package_holds_all_that_is_needed(directory: Path) -> None:
     library = ModelLibrary(directory)
-    prepared = library.prepare(MODEL, replace(FLAGS, name="mine"), lambda _: None)
+    prepared = library.prepare(
+        replace(MODEL, name="mine"), lambda _: None, runtime="torch", preprocess="imagenet"
+    )
     path = library.store.path(prepared.manifest.digest)
     assert path is not None
     package = read_package(path.read_bytes())
@@ -147,7 +148,7 @@ def test_package_holds_all_that_is_needed(directory: Path) -> None:
 
 def test_every_runtime_is_timed(directory: Path) -> None:
     library = ModelLibrary(directory)
-    package = library.prepare(MODEL, replace(FLAGS, runtime="auto"), lambda _: None).package
+    package = library.prepare(MODEL, lambda _: None).package
     assert set(package.measured) == {"torch", "onnxruntime"}
     for measured in package.measured.values():
         assert len(measured.block_seconds) == len(package.manifest.blocks)
@@ -164,9 +165,10 @@ def test_labels_and_transform_from_files(directory: Path, tmp_path: Path) -> Non
     transform = tmp_path / "transform.json"
     transform.write_bytes(encode_json(replace(IMAGENET, crop=64)))
     assert read_transform(str(transform)).crop == 64
-    flags = replace(FLAGS, labels=labels, preprocess=str(transform))
     library = ModelLibrary(directory)
-    manifest = library.prepare(MODEL, flags, lambda _: None).package.manifest
+    manifest = library.prepare(
+        MODEL, lambda _: None, runtime="torch", preprocess=str(transform), labels=labels
+    ).package.manifest
     assert manifest.labels == ("cat", "a\nb")
     assert manifest.preprocess is not None
     assert manifest.preprocess.crop == 64
@@ -191,10 +193,10 @@ def test_transform_that_is_none(tmp_path: Path, content: bytes | None) -> None:
 
 
 def test_damaged_cache_is_made_anew(directory: Path) -> None:
-    _, digest = prepare(directory, FLAGS)
+    _, digest = prepare(directory)
     largest = max((directory / "blobs").glob("??/*"), key=lambda path: path.stat().st_size)
     largest.write_bytes(b"damaged")
-    steps, again = prepare(directory, FLAGS)
+    steps, again = prepare(directory)
     assert any(step.startswith("importing") for step in steps)
     # The weights come from the same seed; times differ, and with them the package's digest.
     assert largest.stat().st_size > 7
@@ -204,10 +206,10 @@ def test_damaged_cache_is_made_anew(directory: Path) -> None:
 def test_unknown_model_and_weights(directory: Path, tmp_path: Path) -> None:
     library = ModelLibrary(directory)
     with pytest.raises(ModelError, match="squeezenet1_1"):
-        library.prepare("squeezenet1_2", FLAGS, lambda _: None)
-    missing = replace(FLAGS, weights=str(tmp_path / "nothing"))
+        library.prepare(parse_source("squeezenet1_2", weights="none"), lambda _: None)
+    missing = replace(MODEL, weights=str(tmp_path / "nothing"))
     with pytest.raises(ModelError, match="cannot be read"):
-        library.prepare(MODEL, missing, lambda _: None)
+        library.prepare(missing, lambda _: None)
     with pytest.raises(ConfigurationError, match="not installed"):
-        library.prepare(MODEL, replace(FLAGS, runtime="steam"), lambda _: None)
+        library.prepare(MODEL, lambda _: None, runtime="steam")
     library.close()
