@@ -14,6 +14,8 @@
     price_per_hour = 0.0      # optional, 0
     power_w = 5.0             # optional, 0
     zone = "home"             # optional, "default"
+    byte_s = 1e-9             # optional, 0
+    block_factors = [1, 2.5]  # optional, of one model: each block's seconds times this
 """
 
 from __future__ import annotations

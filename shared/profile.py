@@ -2,7 +2,8 @@
 
 Blocks are numbered 0..L-1. Cut j (0 < j < L) lies before block j. Seconds are measured on one machine
 (the profiled machine) at 1.0 CPU; a node's `speed` is relative to that machine, so that block i takes
-`seconds_i / (cpu * speed)` on the node (ALGORITHMS.md, section 3). Field names are those of the JSON and
+`seconds_i * block_factors_i / (cpu * speed)` on the node (ALGORITHMS.md, section 3, where the factors are 1:
+a node may be slower at some operators than at others). Field names are those of the JSON and
 TOML files there. A value that makes no sense never exists: construction raises ConfigurationError that
 names the field, what was expected and what came.
 """
@@ -129,6 +130,8 @@ class ModelProfile:
 class NodeProfile:
     """A device: `cpu` is the share of cores it may use, `speed` one core's relative to the profiled one.
 
+    `block_factors` has, for one model, what each block's seconds are to be multiplied with beyond that; empty
+    is 1 for each. Preprocessing goes by `speed` alone.
     `message_s` is the wall time that receiving or sending one message costs the node's own CPU, `byte_s` what
     each byte of it adds (copies, system calls, the codec); 0 leaves the plain cost of ALGORITHMS.md.
     """
@@ -144,9 +147,18 @@ class NodeProfile:
     power_w: float = 0.0
     zone: str = "default"
     byte_s: float = 0.0
+    block_factors: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"node {self.name!r}"
+        if not isinstance(self.block_factors, tuple | list):
+            raise ConfigurationError(
+                f"{where}: block_factors",
+                expected="a list of numbers, one for each block",
+                got=repr(self.block_factors),
+            )
+        # A list would make the value mutable, and unhashable.
+        object.__setattr__(self, "block_factors", tuple(self.block_factors))
         if not isinstance(self.name, str) or not self.name:
             raise ConfigurationError(f"{where}: name", expected="some text", got=repr(self.name))
         _positive(where, "cpu", self.cpu)
@@ -160,11 +172,34 @@ class NodeProfile:
         _not_negative(where, "power_w", self.power_w)
         if not isinstance(self.zone, str) or not self.zone:
             raise ConfigurationError(f"{where}: zone", expected="some text", got=repr(self.zone))
+        for factor in self.block_factors:
+            _positive(where, "block_factors", factor)
 
     @property
     def rate(self) -> float:
         """Seconds of the profiled machine that this node works off in one second."""
         return self.cpu * self.speed
+
+    @property
+    def best_rate(self) -> float:
+        """The same with nothing but the work that suits it best: no mix is worked off faster."""
+        return self.rate / min((1.0, *self.block_factors))
+
+    def factors(self, num_blocks: int) -> tuple[float, ...]:
+        """`block_factors`, one for each block of a model; ones where it has none.
+
+        Raises:
+            ConfigurationError: they are for a model with another number of blocks.
+        """
+        if not self.block_factors:
+            return (1.0,) * num_blocks
+        if len(self.block_factors) != num_blocks:
+            raise ConfigurationError(
+                f"node {self.name!r}: block_factors",
+                expected=f"{num_blocks}, one for each block of the model, or none",
+                got=str(len(self.block_factors)),
+            )
+        return self.block_factors
 
 
 def _number(where: str, field: str, value: object, expected: str) -> float:

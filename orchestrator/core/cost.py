@@ -24,14 +24,26 @@ def scaled_seconds(seconds: float, node: NodeProfile) -> float:
     return seconds / (node.cpu * node.speed)
 
 
+def stage_work(profile: ModelProfile, node: NodeProfile, blocks: tuple[int, int]) -> float:
+    """`sum(seconds_i * factor_i)` over the blocks `[start, stop)`, preprocessing included where it is first.
+
+    Seconds at 1.0 CPU of the profiled machine. Beyond ALGORITHMS.md, a block has a factor on each node: what
+    it does may suit the node better or worse than the model's mix.
+    """
+    start, stop = blocks
+    factors = node.factors(len(profile.blocks))[start:stop]
+    inside = zip(profile.blocks[start:stop], factors, strict=True)
+    work_s = sum(block.seconds * factor for block, factor in inside)
+    return work_s + profile.input_seconds if start == 0 else work_s
+
+
 def stage_compute(work_s: float, node: NodeProfile, moved_bytes: float) -> float:
     """`compute = sum(t) + h_n * (received + sent)`, in seconds per job.
 
     Beyond ALGORITHMS.md, each of the `moved_bytes` received and sent adds `byte_s`: copying 300 KB costs a
     stage several times what a message does, and without it cuts with large tensors look free.
 
-    `work_s` is the profiled seconds of the stage's blocks, and of the preprocessing where it is the first
-    stage. `h_n` is wall time already, so it is not divided by the CPU share.
+    `work_s` is that of `stage_work`. `h_n` is wall time already, so it is not divided by the CPU share.
     """
     messages_s = node.message_s * MESSAGES_PER_STAGE + node.byte_s * moved_bytes
     return scaled_seconds(work_s, node) + messages_s
@@ -139,9 +151,7 @@ def price_stage(
     start, stop = blocks
     boundary = profile.boundary_bytes()
     inside = profile.blocks[start:stop]
-    work_s = sum(block.seconds for block in inside)
-    if start == 0:
-        work_s += profile.input_seconds
+    work_s = stage_work(profile, node, blocks)
     return StagePlan(
         node=node.name,
         blocks=blocks,

@@ -18,7 +18,7 @@ def plan(request: PlanRequest) -> Plan:
     problem = pose(request)
     proposal = STRATEGIES[request.strategy](problem)
     priced = problem.price(proposal.placed)
-    rates = [node.rate for node in request.usable]
+    rates = [node.best_rate for node in request.usable]
     match request.objective:
         case Objective.THROUGHPUT:
             speed = sum(rates)

@@ -44,12 +44,15 @@ def group_nodes(nodes: Iterable[NodeProfile]) -> tuple[Kind, ...]:
 class ModelTables:
     """What a model asks of any node. With L blocks, boundaries 0..L; index `[start, stop]`, shape (L+1, L+1).
 
-    `boundary_bytes` has shape (L+1,); `work_s` is seconds at 1.0 CPU, preprocessing included where start is
-    0; `memory_bytes` is what a stage needs, without headroom. Entries with stop <= start mean nothing;
-    `possible` is False there.
+    `boundary_bytes` has shape (L+1,), `block_s` (L,). The three `_s` are seconds at 1.0 CPU
+    of the profiled machine; `work_s` is that of a node without factors of its own, with preprocessing
+    (`input_s`) where start is 0. `memory_bytes` is what a stage needs, without headroom. Entries with
+    stop <= start mean nothing; `possible` is False there.
     """
 
     boundary_bytes: FloatArray
+    block_s: FloatArray
+    input_s: float
     work_s: FloatArray
     memory_bytes: IntArray
     possible: npt.NDArray[np.bool_]
@@ -58,6 +61,16 @@ class ModelTables:
     def num_blocks(self) -> int:
         """L."""
         return len(self.boundary_bytes) - 1
+
+    def work_on(self, node: NodeProfile) -> FloatArray:
+        """`work_s` with each block's factor on that node.
+
+        Raises:
+            ConfigurationError: the node's factors are for another model.
+        """
+        if not node.block_factors:
+            return self.work_s
+        return _work(self.block_s * np.array(node.factors(self.num_blocks)), self.input_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +87,7 @@ class StageTables:
 def model_tables(profile: ModelProfile, in_flight: int) -> ModelTables:
     """Work out a model's tables; `in_flight` jobs are buffered in the worst case."""
     size = len(profile.blocks) + 1
-    seconds = np.zeros(size)
-    np.cumsum([block.seconds for block in profile.blocks], out=seconds[1:])
-    work = seconds[None, :] - seconds[:, None]
-    work[0] += profile.input_seconds
+    block_s = np.array([block.seconds for block in profile.blocks])
     weights = np.zeros(size, dtype=np.int64)
     np.cumsum([block.weight_bytes for block in profile.blocks], out=weights[1:])
     possible = np.triu(np.ones((size, size), dtype=np.bool_), k=1)
@@ -89,7 +99,9 @@ def model_tables(profile: ModelProfile, in_flight: int) -> ModelTables:
     buffers = in_flight * np.maximum(boundary[:, None], boundary[None, :])
     return ModelTables(
         boundary_bytes=boundary.astype(np.float64),
-        work_s=work,
+        block_s=block_s,
+        input_s=profile.input_seconds,
+        work_s=_work(block_s, profile.input_seconds),
         memory_bytes=weights[None, :] - weights[:, None] + peaks + profile.runtime_bytes + buffers,
         possible=possible,
     )
@@ -104,10 +116,18 @@ def stage_tables(model: ModelTables, kinds: Sequence[Kind]) -> StageTables:
         node = kind.node
         moved = model.boundary_bytes[:, None] + model.boundary_bytes[None, :]
         messages = node.message_s * cost.MESSAGES_PER_STAGE + node.byte_s * moved
-        compute = model.work_s / node.rate + messages
+        compute = model.work_on(node) / node.rate + messages
         receive = (model.boundary_bytes / node.down_bytes_per_s)[:, None]
         send = (model.boundary_bytes / node.up_bytes_per_s)[None, :]
         fits = model.possible & (model.memory_bytes <= cost.usable_bytes(node))
         period[index] = np.where(fits, np.maximum(compute, np.maximum(receive, send)), np.inf)
         latency[index] = np.where(fits, compute + receive + send, np.inf)
     return StageTables(period, latency)
+
+
+def _work(block_s: FloatArray, input_s: float) -> FloatArray:
+    """Seconds of the blocks [start, stop), shape (L+1, L+1), `input_s` added where start is 0."""
+    sums = np.concatenate(([0.0], np.cumsum(block_s)))
+    work: FloatArray = sums[None, :] - sums[:, None]
+    work[0] += input_s
+    return work

@@ -107,3 +107,16 @@ def some_nodes(draw: st.DrawFn, most: int = 3) -> list[NodeProfile]:
             )
         )
     return nodes
+
+
+@st.composite
+def suited(draw: st.DrawFn, most: int = 3) -> tuple[ModelProfile, list[NodeProfile]]:
+    """A model, and nodes of which some take some of its blocks better than others."""
+    profile = draw(models())
+    count = len(profile.blocks)
+    factors = st.lists(st.sampled_from([0.5, 1.0, 1.5, 4.0]), min_size=count, max_size=count)
+    nodes = [
+        dataclasses.replace(one, block_factors=tuple(draw(st.one_of(st.just([]), factors))))
+        for one in draw(some_nodes(most))
+    ]
+    return profile, nodes

@@ -81,7 +81,10 @@ def _pipelines(
             periods: list[float] = []
             latency = 0.0
             for node, start, stop in zip(order, ends, ends[1:], strict=False):
-                seconds = [block.seconds for block in profile.blocks[start:stop]]
+                seconds = [
+                    block.seconds * (node.block_factors[block.index] if node.block_factors else 1.0)
+                    for block in profile.blocks[start:stop]
+                ]
                 received = profile.input_bytes if start == 0 else profile.cuts[start - 1].bytes
                 sent = profile.output_bytes if stop == count else profile.cuts[stop - 1].bytes
                 if start == 0:

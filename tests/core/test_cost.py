@@ -16,7 +16,7 @@ from orchestrator.core.plan import Objective, PipelinePlan, Predicted, StagePlan
 from orchestrator.core.tables import group_nodes, model_tables, stage_tables
 from shared.errors import PlanError
 from shared.profile import ModelProfile, NodeProfile
-from tests.core.plan_cases import model, models, node, several, some_nodes
+from tests.core.plan_cases import model, node, several, suited
 
 # Two stages, everything in it: preprocessing, messages, unlike links, memory of each sort.
 PROFILE = model(
@@ -109,8 +109,9 @@ def test_copies_add_up() -> None:
 
 
 @several
-@given(models(), some_nodes())
-def test_arrays_say_what_the_equations_say(profile: ModelProfile, nodes: list[NodeProfile]) -> None:
+@given(suited())
+def test_arrays_say_what_the_equations_say(case: tuple[ModelProfile, list[NodeProfile]]) -> None:
+    profile, nodes = case
     kinds = group_nodes(nodes)
     assert sorted(name for kind in kinds for name in kind.names) == [one.name for one in nodes]
     tables = stage_tables(model_tables(profile, in_flight=2), kinds)
