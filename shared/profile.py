@@ -15,6 +15,9 @@ from dataclasses import dataclass
 
 from shared.errors import ConfigurationError
 
+DEFAULT_ZONE = "default"
+"""The zone of what does not name one."""
+
 
 @dataclass(frozen=True, slots=True)
 class BlockProfile:
@@ -145,7 +148,7 @@ class NodeProfile:
     message_s: float
     price_per_hour: float = 0.0
     power_w: float = 0.0
-    zone: str = "default"
+    zone: str = DEFAULT_ZONE
     byte_s: float = 0.0
     block_factors: tuple[float, ...] = ()
 

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator.core.bounded import EXACT_STATES, shortlist
-from orchestrator.core.evaluate import Placement, Priced, placements
+from orchestrator.core.evaluate import Placement, placements
 from orchestrator.core.hysteresis import gain_ratio
 from orchestrator.core.infeasible import whole_needs
 from orchestrator.core.mixture import Pattern, allowed_states
 from orchestrator.core.partition import TIE, lattice, lattice_size, search
-from orchestrator.core.plan import Alternative, Objective, PlanRequest, Strategy
+from orchestrator.core.plan import Alternative, Objective, PlanRequest, Priced, Strategy
 from orchestrator.core.problem import Problem, place, pose
 from orchestrator.core.strategies import replicate, single
 from orchestrator.core.tables import stage_tables
@@ -65,7 +65,7 @@ def _pipelines(free: Problem) -> Iterator[tuple[int, Pattern | None]]:
     match free.request.objective:
         case Objective.THROUGHPUT:
             costs, combine = tables.period_s, _MAXIMUM
-        case Objective.LATENCY:
+        case _:
             costs, combine = tables.latency_s, _SUM
     most = min(MOST_STAGES, free.model.num_blocks, sum(count for _, count in few))
     states = lattice([count for _, count in few])
@@ -101,7 +101,7 @@ def _reason(
         case Objective.THROUGHPUT:
             mine, best = priced.predicted.throughput_per_s, chosen.predicted.throughput_per_s
             figures = f"{mine:.4g} jobs/s against {best:.4g}"
-        case Objective.LATENCY:
+        case _:
             mine, best = priced.predicted.latency_s * 1e3, chosen.predicted.latency_s * 1e3
             figures = f"{mine:.4g} ms against {best:.4g}"
     stages = [len(pipeline) for pipeline in placed]

@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 from orchestrator.core import cost
-from orchestrator.core.plan import DEFAULT_IN_FLIGHT, PipelinePlan, Predicted
+from orchestrator.core.plan import DEFAULT_IN_FLIGHT, PipelinePlan, Predicted, Priced
 from shared.errors import PlanError
-from shared.profile import ModelProfile, NodeProfile
+from shared.profile import DEFAULT_ZONE, ModelProfile, NodeProfile
 
 Placement = tuple[str, tuple[int, int]]
 """A stage before it has a price: the node's name and its blocks `[start, stop)`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Priced:
-    """Pipelines with their figures filled in, and the whole plan's prediction."""
-
-    pipelines: tuple[PipelinePlan, ...]
-    predicted: Predicted
 
 
 def placements(pipelines: Iterable[PipelinePlan]) -> list[list[Placement]]:
@@ -33,7 +24,7 @@ def evaluate(
     pipelines: Iterable[PipelinePlan],
     *,
     in_flight: int = DEFAULT_IN_FLIGHT,
-    input_zone: str = "default",
+    input_zone: str = DEFAULT_ZONE,
 ) -> Priced:
     """Price pipelines anew; only their nodes and blocks are read, not the figures that they carry.
 

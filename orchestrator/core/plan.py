@@ -8,21 +8,36 @@ the plan's JSON (ALGORITHMS.md, section 3).
 from __future__ import annotations
 
 import itertools
+import math
 from dataclasses import dataclass
 from enum import StrEnum
 
+from orchestrator.core.figures import Objective, Predicted, burden
+from orchestrator.core.goal import Goal, Weights, Yardstick, score
+from orchestrator.core.limits import NO_LIMITS, KeepInput, Limits
 from shared.errors import ConfigurationError
-from shared.profile import ModelProfile, NodeProfile
+from shared.profile import DEFAULT_ZONE, ModelProfile, NodeProfile
+
+__all__ = [
+    "DEFAULT_IN_FLIGHT",
+    "Alternative",
+    "Front",
+    "Goal",
+    "KeepInput",
+    "Limits",
+    "Objective",
+    "PipelinePlan",
+    "Plan",
+    "PlanRequest",
+    "Predicted",
+    "Priced",
+    "StagePlan",
+    "Strategy",
+    "Weights",
+]
 
 DEFAULT_IN_FLIGHT = 8
 """Jobs inside one pipeline that memory is kept for: what the dispatcher allows a pipeline of three stages."""
-
-
-class Objective(StrEnum):
-    """What a plan is to be best at."""
-
-    THROUGHPUT = "throughput"
-    LATENCY = "latency"
 
 
 class Strategy(StrEnum):
@@ -65,17 +80,6 @@ class PipelinePlan:
 
 
 @dataclass(frozen=True, slots=True)
-class Predicted:
-    """What the cost model says of a plan: jobs/s, seconds, joules per job, money per 1,000 jobs, 0..1."""
-
-    throughput_per_s: float
-    latency_s: float
-    energy_j: float
-    cost_per_1000: float
-    exposure_ratio: float
-
-
-@dataclass(frozen=True, slots=True)
 class Alternative:
     """The best plan of another kind and why it was not taken.
 
@@ -92,30 +96,64 @@ class Alternative:
 class Plan:
     """What should run where, how good it will be, and what else there was.
 
-    `lower_bound` is in seconds per job, a bound that no plan on these nodes can be below: for throughput
-    `work / total speed`, for latency `work / fastest node's speed`. `leaf_counts` belongs to the paper's
-    rules. `notes` say in words what a reader should know (that the search was not exhaustive, say).
+    `objective` is the goal that was asked for. `lower_bound` is one that no plan on these nodes can be
+    below, messages and links left out: for throughput `work / total speed` in seconds per job, for latency
+    `work / fastest node's speed` in seconds, for energy and cost `work` at the least joules or money per
+    work of any node, for exposure the least ratio that memory allows, for weights the score 1. `yardstick`
+    is what a weighted score is relative to. `leaf_counts` belongs to the paper's rules. `notes` say in words
+    what a reader should know (that the search was not exhaustive, say).
     """
 
     model: str
     strategy: Strategy
-    objective: Objective
+    objective: Goal
     pipelines: tuple[PipelinePlan, ...]
     predicted: Predicted
     alternatives: tuple[Alternative, ...]
     lower_bound: float
     leaf_counts: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    yardstick: Yardstick | None = None
+
+    @property
+    def reached(self) -> float:
+        """What `lower_bound` bounds: the goal's own figure, less being better."""
+        if isinstance(self.objective, Weights):
+            assert self.yardstick is not None
+            return score(self.predicted, self.objective, self.yardstick)
+        return burden(self.predicted, self.objective)
 
     @property
     def gap_ratio(self) -> float:
-        """How far the plan is above its lower bound at most: 0.1 is 10 %. Messages and links are in it."""
-        match self.objective:
-            case Objective.THROUGHPUT:
-                reached = 1.0 / self.predicted.throughput_per_s
-            case Objective.LATENCY:
-                reached = self.predicted.latency_s
-        return reached / self.lower_bound - 1.0
+        """How far the plan is above its lower bound at most: 0.1 is 10 %. Messages and links are in it.
+
+        Infinite where the bound is 0 and the plan is not.
+        """
+        if self.lower_bound == 0.0:
+            return math.inf if self.reached > 0.0 else 0.0
+        return self.reached / self.lower_bound - 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """Pipelines with their figures filled in, and the whole plan's prediction."""
+
+    pipelines: tuple[PipelinePlan, ...]
+    predicted: Predicted
+
+
+@dataclass(frozen=True, slots=True)
+class Front:
+    """The Pareto front over some objectives: no point is as good as another in all of them and better in one.
+
+    `points` are in the order of the first objective, best first. Each objective's own best plan is among
+    them. `notes` say where the front was thinned or the search was not exhaustive.
+    """
+
+    model: str
+    objectives: tuple[Objective, ...]
+    points: tuple[Priced, ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,18 +162,25 @@ class PlanRequest:
 
     `min_stages` and `max_stages` (None: as many as there are) hold for each pipeline. `exclude` names nodes
     that must not be used. `in_flight` is the number of jobs inside one pipeline that memory is kept for.
-    `input_zone` is where the input comes from. Raises ConfigurationError for what contradicts itself.
+    `limits` hold whatever the goal is. `input_zone` is where the input comes from (None: the zone that
+    `keep_input` names, else `default`); with `keep_input` it never leaves, which is refused unless broker and
+    orchestrator are in that zone, since every tensor crosses them. CPU and memory that something else was
+    promised are left out of `nodes` by whoever asks. Raises ConfigurationError for what contradicts itself.
     """
 
     profile: ModelProfile
     nodes: tuple[NodeProfile, ...]
-    objective: Objective = Objective.THROUGHPUT
+    objective: Goal = Objective.THROUGHPUT
     strategy: Strategy = Strategy.OPTIMAL
     min_stages: int = 1
     max_stages: int | None = None
     exclude: frozenset[str] = frozenset()
     in_flight: int = DEFAULT_IN_FLIGHT
-    input_zone: str = "default"
+    input_zone: str | None = None
+    limits: Limits = NO_LIMITS
+    keep_input: KeepInput | None = None
+    broker_zone: str = DEFAULT_ZONE
+    orchestrator_zone: str = DEFAULT_ZONE
 
     def __post_init__(self) -> None:
         # By name, so that the answer does not depend on the order of asking.
@@ -157,6 +202,21 @@ class PlanRequest:
             )
         if self.in_flight < 1:
             raise ConfigurationError("in_flight", expected="1 or more", got=str(self.in_flight))
+        if self.keep_input is not None:
+            self.keep_input.depth(self.profile)
+            if self.input_zone not in {None, self.keep_input.zone}:
+                raise ConfigurationError(
+                    "input_zone",
+                    expected=f"the zone that is to keep the input, {self.keep_input.zone!r}",
+                    got=repr(self.input_zone),
+                )
+
+    @property
+    def home_zone(self) -> str:
+        """The zone that the input comes from."""
+        if self.input_zone is not None:
+            return self.input_zone
+        return self.keep_input.zone if self.keep_input is not None else DEFAULT_ZONE
 
     @property
     def usable(self) -> tuple[NodeProfile, ...]:

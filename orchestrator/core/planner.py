@@ -22,7 +22,7 @@ def plan(request: PlanRequest) -> Plan:
     match request.objective:
         case Objective.THROUGHPUT:
             speed = sum(rates)
-        case Objective.LATENCY:
+        case _:
             speed = max(rates)
     return Plan(
         model=request.profile.model,

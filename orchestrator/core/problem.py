@@ -6,10 +6,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from orchestrator.core import cost
-from orchestrator.core.evaluate import Placement, Priced, price
+from orchestrator.core.evaluate import Placement, price
+from orchestrator.core.figures import burden
 from orchestrator.core.mixture import Pattern
-from orchestrator.core.plan import Objective, PlanRequest
+from orchestrator.core.plan import Goal, Objective, PlanRequest, Priced
 from orchestrator.core.tables import Kind, ModelTables, group_nodes, model_tables
+from shared.errors import PlanError
 from shared.profile import NodeProfile
 
 
@@ -44,7 +46,7 @@ class Problem:
             request.nodes,
             placed,
             in_flight=request.in_flight,
-            input_zone=request.input_zone,
+            input_zone=request.home_zone,
         )
 
 
@@ -59,6 +61,16 @@ class Proposal:
 
 def pose(request: PlanRequest) -> Problem:
     """Work out a request."""
+    if (
+        request.objective not in (Objective.THROUGHPUT, Objective.LATENCY)
+        or request.limits.objectives
+        or request.keep_input
+    ):
+        raise PlanError(
+            f"no search for {request.objective} under limits yet",
+            expected="objective throughput or latency, no limits",
+            got=str(request.objective),
+        )
     return Problem(
         request=request,
         model=model_tables(request.profile, request.in_flight),
@@ -76,10 +88,7 @@ def place(patterns: Iterable[Pattern], kinds: tuple[Kind, ...]) -> list[list[Pla
     ]
 
 
-def better_first(objective: Objective, priced: Priced) -> float:
+def better_first(objective: Goal, priced: Priced) -> float:
     """A key that sorts plans best first."""
-    match objective:
-        case Objective.THROUGHPUT:
-            return -priced.predicted.throughput_per_s
-        case Objective.LATENCY:
-            return priced.predicted.latency_s
+    assert isinstance(objective, Objective)
+    return burden(priced.predicted, objective)

@@ -38,7 +38,7 @@ def _exact(problem: Problem) -> list[Pattern]:
     match problem.request.objective:
         case Objective.THROUGHPUT:
             return best_throughput(tables, states, stages=problem.stages)
-        case Objective.LATENCY:
+        case _:
             return best_latency(tables, states, stages=problem.stages)
 
 
@@ -46,7 +46,7 @@ def _bounded(problem: Problem) -> list[Pattern]:
     match problem.request.objective:
         case Objective.THROUGHPUT:
             return bounded_throughput(problem)
-        case Objective.LATENCY:
+        case _:
             return bounded_latency(problem)
 
 

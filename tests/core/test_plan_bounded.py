@@ -99,7 +99,7 @@ def test_latency_over_a_thousand_nodes_is_that_of_the_best_few() -> None:
     assert found.gap_ratio < 0.3
 
 
-@pytest.mark.parametrize("objective", Objective)
+@pytest.mark.parametrize("objective", [Objective.THROUGHPUT, Objective.LATENCY])
 def test_more_unlike_nodes_in_one_pipeline_than_the_exact_search_can_hold(
     objective: Objective,
 ) -> None:
