@@ -33,6 +33,7 @@ _COMMANDS = {
     "stop": "deploy.cli.serving",
     "infer": "deploy.cli.infer",
     "status": "deploy.cli.status",
+    "profile": "deploy.cli.profile",
 }
 _EXTRAS = {
     "torch": "agent,torch",
@@ -43,6 +44,7 @@ _EXTRAS = {
     "PIL": "agent",
     "psutil": "agent",
     "rich": "deploy",
+    "matplotlib": "deploy",
 }
 """Which extra brings a module that a bare install lacks."""
 

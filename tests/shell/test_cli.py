@@ -19,7 +19,7 @@ from deploy.supervisor import child_environment, command
 from shared.errors import ConfigurationError
 
 COMMANDS = sorted(cli.list_commands(click.Context(cli)))
-HEAVY = ("torch", "torchvision", "safetensors", "PIL", "rich")
+HEAVY = ("torch", "torchvision", "safetensors", "PIL", "rich", "matplotlib")
 
 
 def run(
@@ -45,7 +45,9 @@ def closed_port() -> int:
 
 def test_the_commands() -> None:
     assert (
-        sorted(["broker", "orchestrator", "agent", "up", "serve", "stop", "infer", "status"])
+        sorted(
+            ["broker", "orchestrator", "agent", "up", "serve", "stop", "infer", "status", "profile"]
+        )
         == COMMANDS
     )
 
@@ -56,7 +58,7 @@ def test_help_shows_an_example(name: str) -> None:
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"    amp4ec {name}" in result.output
-    assert "--broker" in result.output
+    assert ("--broker" in result.output) == (name != "profile")  # it asks nobody
 
 
 def test_help_names_the_three_places_of_settings() -> None:
@@ -176,7 +178,8 @@ def test_configuration_file_with_a_slip_is_refused(tmp_path: Path) -> None:
 
 def test_what_needs_no_torch_imports_none() -> None:
     modules = [
-        f"deploy.cli.{name}" for name in ("app", "infer", "status", "serving", "services", "up")
+        f"deploy.cli.{name}"
+        for name in ("app", "infer", "status", "serving", "services", "up", "profile")
     ]
     program = (
         "import sys, importlib\n"

@@ -1,0 +1,42 @@
+"""Which model, and how it is read and timed: options of `profile` and `plan`."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import click
+
+from deploy.cli.options import F, source_options
+from deploy.modelling import Modelling
+
+
+def modelling_options(function: F) -> F:
+    """`--weights`, `--input-shape`, `--level`, `--preprocess` and `--runtime`; in one `how`."""
+
+    @source_options
+    @click.option(
+        "--level",
+        type=click.Choice(("O0", "O1")),
+        default="O1",
+        show_default=True,
+        help="O0: the graph as it is. O1: exact simplifications.",
+    )
+    @click.option(
+        "--preprocess",
+        metavar="imagenet|FILE",
+        help="How images become tensors.  [default: the model's own transform]",
+    )
+    @click.option(
+        "--runtime",
+        default="auto",
+        show_default=True,
+        help="What it is timed with; auto: the faster of those that are installed.",
+    )
+    @functools.wraps(function)
+    def wrapper(**values: Any) -> Any:
+        names = ("weights", "input_shapes", "level", "preprocess", "runtime")
+        how = Modelling(**{name: values.pop(name) for name in names})
+        return function(how=how, **values)
+
+    return wrapper  # type: ignore[return-value]
