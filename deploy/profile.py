@@ -20,6 +20,7 @@ import numpy as np
 
 from deploy.photo import PHOTO
 from edge_agent.runtimes import LoadedStage, Runtime, open_runtime
+from orchestrator.models.examples import index_bounds, whole_numbers
 from orchestrator.models.macs import macs
 from orchestrator.models.slice import slice_stage
 from shared.graph import CostClass, Graph, cost_class
@@ -192,8 +193,10 @@ def _rounds(stages: Sequence[LoadedStage], inputs: dict[str, Array]) -> list[lis
 
 def _example(graph: Graph) -> dict[str, Array]:
     """Inputs of ordinary size; the same every time."""
-    source = np.random.default_rng(0)
+    random, bounds = np.random.default_rng(0), index_bounds(graph)
     return {
-        value.name: source.standard_normal(value.spec.shape).astype(value.spec.dtype)
+        value.name: random.standard_normal(value.spec.shape).astype(value.spec.dtype)
+        if np.dtype(value.spec.dtype).kind == "f"
+        else whole_numbers(value.spec, bounds.get(value.name), random)
         for value in graph.inputs
     }

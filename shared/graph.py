@@ -3,7 +3,9 @@
 A graph is JSON and carries no code. Values are named; a node makes one value out of earlier ones; weights
 live in safetensors blobs and are named by the blob's SHA-256 and their key in it. Batch size and all
 shapes are fixed. Operands come first and are names; attributes are scalars or lists of numbers, every one
-of them written out, so that nothing depends on a default of some library's version.
+of them written out, so that nothing depends on a default of some library's version. `take` replaces axis
+`dim` of `x` by the axes of `indices`, which are whole numbers in [0, size of the axis): an embedding is a
+`take` along axis 0 of a weight.
 
 `validate` is what stands between bytes from the wire and a runtime: it refuses operators off the list,
 references to nothing, wrong arities and absurd sizes.
@@ -64,7 +66,7 @@ class OpSpec:
     """The signature of one operator.
 
     `operands` are names, `?` marks one that may be null and `*` one that is a list. `attributes` map a name
-    to its kind: int, float, bool, str, ints or int2 (exactly two), with `?` where null is allowed.
+    to its kind: int, float, bool, str, dtype, ints or int2 (exactly two), with `?` where null is allowed.
     """
 
     operands: tuple[str, ...]
@@ -109,8 +111,13 @@ OPS: dict[str, OpSpec] = {
     "exp": _op("x"),
     "sqrt": _op("x"),
     "rsqrt": _op("x"),
+    "reciprocal": _op("x"),
     "neg": _op("x"),
     "abs": _op("x"),
+    "log": _op("x"),
+    "erf": _op("x"),
+    "logical_not": _op("x"),
+    "cast": _op("x", dtype="dtype"),
     "softmax": _op("x", dim="int"),
     "log_softmax": _op("x", dim="int"),
     "clamp": _op("x", min="float?", max="float?"),
@@ -118,6 +125,14 @@ OPS: dict[str, OpSpec] = {
     "sub": _op("x y", alpha="float"),
     "mul": _op("x y"),
     "div": _op("x y"),
+    "maximum": _op("x y"),
+    "minimum": _op("x y"),
+    "equal": _op("x y"),
+    "less": _op("x y"),
+    "less_equal": _op("x y"),
+    "logical_and": _op("x y"),
+    "logical_or": _op("x y"),
+    "where": _op("condition x y"),
     "add_scalar": _op("x", value="float"),
     "mul_scalar": _op("x", value="float"),
     "div_scalar": _op("x", value="float"),
@@ -144,6 +159,7 @@ OPS: dict[str, OpSpec] = {
     "expand": _op("x", shape="ints"),
     "select": _op("x", dim="int", index="int"),
     "slice": _op("x", dim="int", start="int", stop="int", step="int"),
+    "take": _op("x indices", dim="int"),
     "concat": _op("xs*", dim="int"),
     "pad": _op("x", pads="ints", mode="str", value="float"),
     "roll": _op("x", shifts="ints", dims="ints"),
@@ -418,6 +434,8 @@ def _attribute_fits(value: Attribute, kind: str) -> bool:
             return isinstance(value, bool)
         case "str":
             return isinstance(value, str) and len(value) <= MAX_NAME_LENGTH
+        case "dtype":
+            return value in DTYPE_BYTES
         case "ints":
             return (
                 isinstance(value, tuple) and all(map(_is_int, value)) and len(value) <= 2 * MAX_RANK

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edge_agent.runtimes import Array
-from edge_agent.runtimes.onnx_writer import Writer
+from edge_agent.runtimes.onnx_writer import ONNX_TYPES, Writer
 
 _Convert: TypeAlias = Callable[[Writer], str]
 
@@ -53,6 +53,30 @@ def _binary(op: str) -> _Convert:
         return w.emit(op, x, y)
 
     return make
+
+
+def _compare(op: str) -> _Convert:
+    """Operands alike in dtype; the result is of booleans."""
+
+    def make(w: Writer) -> str:
+        dtype = str(np.result_type(w.spec().dtype, w.spec(1).dtype))
+        x, y = (w.cast(w.operand(i), w.spec(i), dtype) for i in range(2))
+        return w.emit(op, x, y)
+
+    return make
+
+
+def _where(w: Writer) -> str:
+    x, y = (w.cast(w.operand(i), w.spec(i)) for i in (1, 2))
+    return w.emit("Where", w.operand(), x, y)
+
+
+def _cast(w: Writer) -> str:
+    return w.emit("Cast", w.operand(), to=ONNX_TYPES[w.attribute("dtype")])
+
+
+def _take(w: Writer) -> str:
+    return w.emit("Gather", w.operand(), w.operand(1), axis=w.attribute("dim"))
 
 
 def _scalar(op: str) -> _Convert:
@@ -387,8 +411,13 @@ _TABLE: dict[str, _Convert] = {
     "exp": _unary("Exp"),
     "sqrt": _unary("Sqrt"),
     "rsqrt": _rsqrt,
+    "reciprocal": _unary("Reciprocal"),
     "neg": _unary("Neg"),
     "abs": _unary("Abs"),
+    "log": _unary("Log"),
+    "erf": _unary("Erf"),
+    "logical_not": _unary("Not"),
+    "cast": _cast,
     "softmax": _unary("Softmax", axis="dim"),
     "log_softmax": _unary("LogSoftmax", axis="dim"),
     "clamp": _clip,
@@ -396,6 +425,14 @@ _TABLE: dict[str, _Convert] = {
     "sub": _binary("Sub"),
     "mul": _binary("Mul"),
     "div": _binary("Div"),
+    "maximum": _binary("Max"),
+    "minimum": _binary("Min"),
+    "equal": _compare("Equal"),
+    "less": _compare("Less"),
+    "less_equal": _compare("LessOrEqual"),
+    "logical_and": _compare("And"),
+    "logical_or": _compare("Or"),
+    "where": _where,
     "add_scalar": _scalar("Add"),
     "mul_scalar": _scalar("Mul"),
     "div_scalar": _scalar("Div"),
@@ -412,6 +449,7 @@ _TABLE: dict[str, _Convert] = {
     "expand": _expand,
     "select": _select,
     "slice": _slice,
+    "take": _take,
     "concat": _concat,
     "pad": _pad,
     "roll": _roll,

@@ -26,6 +26,8 @@ FRESH = frozenset(
         *("leaky_relu", "elu", "tanh", "exp", "sqrt", "rsqrt", "neg", "abs", "clamp"),
         *("add", "sub", "mul", "div", "add_scalar", "mul_scalar", "div_scalar", "pow_scalar"),
         *("softmax", "log_softmax", "max_pool2d", "avg_pool2d"),
+        *("maximum", "minimum", "equal", "less", "less_equal", "reciprocal", "log", "erf"),
+        *("logical_and", "logical_or", "logical_not"),
     }
 )
 """Operators whose result is dense memory of its own, never a view of an operand."""
@@ -217,6 +219,27 @@ def _slice(b: Binding) -> Step:
     return lambda s: s[x][index]
 
 
+def _take(b: Binding) -> Step:
+    x, indices, dim = b.slot(), b.slot(1), b.attribute("dim")
+    pick = torch.index_select
+
+    def take(s: Slots) -> torch.Tensor:
+        picked = pick(s[x], dim, s[indices].reshape(-1))
+        return picked.unflatten(dim, s[indices].shape) if s[indices].dim() else picked.squeeze(dim)
+
+    return take
+
+
+def _where(b: Binding) -> Step:
+    condition, x, y = b.slot(), b.slot(1), b.slot(2)
+    return lambda s: torch.where(s[condition], s[x], s[y])
+
+
+def _cast(b: Binding) -> Step:
+    x, dtype = b.slot(), getattr(torch, b.attribute("dtype"))
+    return lambda s: s[x].to(dtype)
+
+
 def _concat(b: Binding) -> Step:
     xs, dim, cat = b.several(), b.attribute("dim"), torch.cat
     return lambda s: cat([s[x] for x in xs], dim)
@@ -271,8 +294,13 @@ _TABLE: dict[str, Callable[[Binding], Step]] = {
     "exp": _unary(torch.exp, torch.exp_),
     "sqrt": _unary(torch.sqrt),
     "rsqrt": _unary(torch.rsqrt),
+    "reciprocal": _unary(torch.reciprocal),
     "neg": _unary(torch.neg),
     "abs": _unary(torch.abs),
+    "log": _unary(torch.log),
+    "erf": _unary(torch.erf),
+    "logical_not": _unary(torch.logical_not),
+    "cast": _cast,
     "softmax": _unary(torch.softmax, None, "dim"),
     "log_softmax": _unary(torch.log_softmax, None, "dim"),
     "clamp": _clamp,
@@ -280,6 +308,14 @@ _TABLE: dict[str, Callable[[Binding], Step]] = {
     "sub": _binary(torch.sub, _Tensor.sub_),
     "mul": _binary(torch.mul, _Tensor.mul_, commutes=True),
     "div": _binary(torch.div, _Tensor.div_),
+    "maximum": _binary(torch.maximum),
+    "minimum": _binary(torch.minimum),
+    "equal": _binary(torch.eq),
+    "less": _binary(torch.lt),
+    "less_equal": _binary(torch.le),
+    "logical_and": _binary(torch.logical_and),
+    "logical_or": _binary(torch.logical_or),
+    "where": _where,
     "add_scalar": _unary(torch.add, _Tensor.add_, "value"),
     "mul_scalar": _unary(torch.mul, _Tensor.mul_, "value"),
     "div_scalar": _unary(torch.div, _Tensor.div_, "value"),
@@ -296,6 +332,7 @@ _TABLE: dict[str, Callable[[Binding], Step]] = {
     "expand": _unary(_Tensor.expand, None, "shape"),
     "select": _unary(torch.select, None, "dim", "index"),
     "slice": _slice,
+    "take": _take,
     "concat": _concat,
     "pad": _pad,
     "roll": _unary(torch.roll, None, "shifts", "dims"),

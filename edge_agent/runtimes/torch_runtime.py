@@ -107,7 +107,7 @@ class TorchStage:
                     slots[slot] = step(slots)
                     for index in free:
                         slots[index] = None
-        except RuntimeError as error:
+        except (RuntimeError, IndexError) as error:
             raise StageError(
                 f"stage {self._graph.name}, operator {name}: {_first_line(error)}"
             ) from error

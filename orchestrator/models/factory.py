@@ -93,7 +93,10 @@ def _made(reference: str) -> torch.nn.Module:
             expected="a module that is installed here, or a file in the current directory",
             got=f"none named {error.name!r}; the current directory is {Path.cwd()}",
         ) from error
-    except Exception as error:  # somebody's own code: whatever it raises means the same here
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # somebody's own code: whatever it raises means the same here
         raise _failed(f"importing {name}", error) from error
     for part in attribute.split("."):
         if not hasattr(found, part):
@@ -110,7 +113,7 @@ def _made(reference: str) -> torch.nn.Module:
         )
     try:
         made = found()
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise _failed(f"calling {reference} without arguments", error) from error
     if not isinstance(made, torch.nn.Module):
         raise ModelError(
@@ -119,7 +122,7 @@ def _made(reference: str) -> torch.nn.Module:
     return made
 
 
-def _failed(doing: str, error: Exception) -> ModelError:
+def _failed(doing: str, error: BaseException) -> ModelError:
     first_line = str(error).strip().partition("\n")[0][:300]
     return ModelError(f"{doing} failed: {type(error).__name__}: {first_line}")
 

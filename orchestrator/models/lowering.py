@@ -1,8 +1,8 @@
 """ATen operators to ours: one small rule each.
 
 A rule takes the operator's arguments by name, defaults filled in (and under `op` the operator's own bare
-name), and the fake tensor of its result, and returns what to emit. Operands are whatever the tracer uses
-for tensors; a rule looks only at attributes.
+name, under `like` the fake tensor of its first tensor), and the fake tensor of its result, and returns what
+to emit. Operands are whatever the tracer uses for tensors; a rule looks only at attributes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
+
+import torch
 
 from shared.errors import ModelError
 from shared.graph import MAX_DIM, Attribute
@@ -39,6 +41,7 @@ IDENTITIES = frozenset(
         "feature_dropout.default",
         "lift_fresh_copy.default",
         "to.dtype",
+        "to.dtype_layout",
         "to.device",
         "type_as.default",
     )
@@ -105,13 +108,22 @@ def _pair(value: Any) -> tuple[int, int]:
     return (ints[0], ints[0]) if len(ints) == 1 else (ints[0], ints[1])
 
 
+def _dtype(fake: Any) -> str:
+    return str(fake.dtype).removeprefix("torch.")
+
+
+def _scalar(value: float, like: Any) -> Any:
+    """A constant tensor without axes, of the dtype of `like`."""
+    return torch.scalar_tensor(value, dtype=like.dtype)
+
+
 def _shape(out: Any) -> tuple[int, ...]:
     return _ints(out.shape)
 
 
 _PLAIN = (
     *("relu", "silu", "sigmoid", "hardswish", "hardsigmoid", "mish"),
-    *("tanh", "exp", "sqrt", "rsqrt", "neg", "abs"),
+    *("tanh", "exp", "sqrt", "rsqrt", "neg", "abs", "reciprocal", "log", "erf"),
 )
 
 
@@ -250,6 +262,61 @@ def _mul(a: Arguments, _out: Any) -> Lowered:
     return Lowered(a["op"], (a["self"], a["other"]))
 
 
+@_rule("rsub.Scalar")
+def _rsub(a: Arguments, out: Any) -> Lowered:
+    if a["alpha"] != 1:
+        raise ModelError("rsub", expected="alpha 1", got=str(a["alpha"]))
+    return Lowered("sub", (_scalar(a["other"], out), a["self"]), {"alpha": 1.0})
+
+
+@_rule("maximum.default", "minimum.default", "logical_and.default", "logical_or.default")
+def _plain_binary(a: Arguments, _out: Any) -> Lowered:
+    return Lowered(a["op"], (a["self"], a["other"]))
+
+
+_COMPARISONS = {"eq": "equal", "lt": "less", "le": "less_equal", "gt": "less", "ge": "less_equal"}
+"""ATen's and ours; "greater" is "less" with its operands turned round."""
+
+
+@_rule(*(f"{name}.{kind}" for name in _COMPARISONS for kind in ("Tensor", "Scalar")))
+def _compare(a: Arguments, _out: Any) -> Lowered:
+    x, y = a["self"], a["other"]
+    if isinstance(y, bool | int | float):
+        y = _scalar(y, a["like"])
+    operands = (y, x) if a["op"] in ("gt", "ge") else (x, y)
+    return Lowered(_COMPARISONS[a["op"]], operands)
+
+
+@_rule("logical_not.default", "bitwise_not.default")
+def _not(a: Arguments, out: Any) -> Lowered:
+    if _dtype(a["like"]) != _dtype(out) or _dtype(out) != "bool":
+        raise ModelError(f"{a['op']} of whole numbers is not on the list", got=_dtype(a["like"]))
+    return Lowered("logical_not", (a["self"],))
+
+
+@_rule("where.self")
+def _where(a: Arguments, _out: Any) -> Lowered:
+    return Lowered("where", (a["condition"], a["self"], a["other"]))
+
+
+@_rule("masked_fill.Scalar", "masked_fill.Tensor")
+def _masked_fill(a: Arguments, out: Any) -> Lowered:
+    value = a["value"]
+    if isinstance(value, bool | int | float):
+        value = _scalar(value, out)
+    return Lowered("where", (a["mask"], value, a["self"]))
+
+
+@_rule("embedding.default")
+def _embedding(a: Arguments, _out: Any) -> Lowered:
+    return Lowered("take", (a["weight"], a["indices"]), {"dim": 0})
+
+
+@_rule("index_select.default")
+def _index_select(a: Arguments, out: Any) -> Lowered:
+    return Lowered("take", (a["self"], a["index"]), {"dim": int(a["dim"]) % out.ndim})
+
+
 @_rule("pow.Tensor_Scalar")
 def _pow(a: Arguments, _out: Any) -> Lowered:
     return Lowered("pow_scalar", (a["self"],), {"value": float(a["exponent"])})
@@ -285,11 +352,14 @@ def _adaptive_avg_pool2d(a: Arguments, out: Any) -> Lowered:
     return Lowered("adaptive_avg_pool2d", (a["self"],), {"output_size": _pair(_shape(out)[-2:])})
 
 
-@_rule("mean.dim", "sum.dim_IntList", "amax.default")
+@_rule("mean.dim", "mean.default", "sum.dim_IntList", "sum.default", "amax.default")
 def _reduce(a: Arguments, out: Any) -> Lowered:
-    if a.get("dtype") not in (None, out.dtype) or not a["dim"]:
-        raise ModelError(f"{a['op']} over all axes or with a change of dtype is not on the list")
-    attributes: dict[str, Attribute] = {"dims": _ints(a["dim"]), "keepdim": bool(a["keepdim"])}
+    if a.get("dtype") not in (None, out.dtype) or _dtype(a["like"]) != _dtype(out):
+        raise ModelError(f"{a['op']} with a change of dtype is not on the list", got=_dtype(out))
+    attributes: dict[str, Attribute] = {
+        "dims": _ints(a["dim"]) if a.get("dim") else tuple(range(a["like"].ndim)),
+        "keepdim": bool(a.get("keepdim")),
+    }
     return Lowered(a["op"], (a["self"],), attributes)
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
+from orchestrator.models.examples import index_bounds, whole_numbers
 from orchestrator.models.threads import one_thread
 from orchestrator.models.trace import Call
 from shared.graph import Graph, TensorSpec
@@ -29,21 +32,45 @@ class Reference:
 def references(module: torch.nn.Module, graph: Graph, call: Call) -> tuple[Reference, ...]:
     """`COUNT` inputs of ordinary size, the same every time, with `module`'s outputs.
 
-    Computed as it stands: float32, contiguous, one operator after the other, one thread. White noise, and
-    last a smooth pattern with large bright and dark areas: a network can be calm on one and wild on the
-    other.
+    Computed as it stands: float32, contiguous, one operator after the other, one thread.
+    """
+
+    def answer(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+        # Without the shortcut for transformers, which computes in another order.
+        before = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            result = call.with_tensors(inputs).copied().run(module)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(before)
+        # Whatever it is nested in: the order is that of the traced graph's outputs.
+        return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+
+    return answered(graph, answer)
+
+
+def answered(
+    graph: Graph, answer: Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]
+) -> tuple[Reference, ...]:
+    """`COUNT` references; `answer` gives the original's outputs in the order of the graph's.
+
+    White noise, and last a smooth pattern with large bright and dark areas: a network can be calm on one and
+    wild on the other.
     """
     generator = torch.Generator().manual_seed(0)
+    random, bounds = np.random.default_rng(0), index_bounds(graph)
     found = []
     for index in range(COUNT):
         smooth = index == COUNT - 1
-        tensors = {
-            value.name: _example(value.spec, generator, smooth=smooth) for value in graph.inputs
-        }
+        tensors = {}
+        for value in graph.inputs:
+            if np.dtype(value.spec.dtype).kind == "f":
+                tensors[value.name] = _example(value.spec, generator, smooth=smooth)
+            else:
+                array = whole_numbers(value.spec, bounds.get(value.name), random)
+                tensors[value.name] = torch.from_numpy(array)
         with one_thread(), torch.inference_mode():
-            result = call.with_tensors(tensors).copied().run(module)
-        # Whatever it is nested in: the order is that of the traced graph's outputs.
-        outputs = [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
+            outputs = answer(tensors)
         found.append(
             Reference(
                 {name: tensor.numpy() for name, tensor in tensors.items()},
@@ -55,9 +82,6 @@ def references(module: torch.nn.Module, graph: Graph, call: Call) -> tuple[Refer
 
 def _example(spec: TensorSpec, generator: torch.Generator, *, smooth: bool) -> torch.Tensor:
     dtype = getattr(torch, spec.dtype)
-    if not dtype.is_floating_point:
-        # Small numbers are valid as indices and as masks.
-        return torch.randint(0, 2, spec.shape, generator=generator).to(dtype)
     if smooth and len(spec.shape) == 4 and min(spec.shape[2:]) > _COARSEST:
         return smooth_images(spec.shape, generator).to(dtype)
     return torch.randn(spec.shape, generator=generator).to(dtype)

@@ -100,6 +100,9 @@ def trace(module: torch.nn.Module, example: Call) -> Traced:
     Raises:
         ModelError: `torch.export` cannot trace it, or it uses an operator that is not on the list.
     """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    # The shortcut for transformers is one opaque operator; without it their layers are traced as they are.
+    torch.backends.mha.set_fastpath_enabled(False)
     try:
         with torch.no_grad():
             # Copies, because torch.export takes one tensor given twice for one input.
@@ -112,6 +115,8 @@ def trace(module: torch.nn.Module, example: Call) -> Traced:
             f"the model cannot be traced: {type(error).__name__}: {first_line}",
             expected="a forward without control flow that depends on the values of tensors",
         ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
     tracer = _Tracer(program, {node.name for node in program.graph.nodes})
     with torch.no_grad():
         return _walk(tracer)
@@ -215,6 +220,7 @@ def _call(t: _Tracer, node: Any) -> Any:
             f"operator {name} is not on the list of what can be cut and run on nodes",
             got=f"{name} in {_module(node) or 'the model itself'}",
         )
+    bound["like"] = node.all_input_nodes[0].meta["val"]
     if functional.startswith("aten.conv2d"):
         bound["kernel"] = tuple(node.args[1].meta["val"].shape[-2:])
     lowered = rule(bound, node.meta["val"])
@@ -260,13 +266,10 @@ def _identity(t: _Tracer, node: Any, name: str, bound: dict[str, Any]) -> Any:
     if bound.get("train"):
         raise ModelError("dropout in training mode: call eval() on the model first")
     source = bound["self"] if "self" in bound else bound["input"]
-    before = next(iter(node.all_input_nodes)).meta["val"]
+    before = node.args[0].meta["val"]
     if before.dtype != node.meta["val"].dtype:
-        raise ModelError(
-            f"{name}: a change of dtype is not on the list",
-            expected=str(before.dtype),
-            got=str(node.meta["val"].dtype),
-        )
+        dtype = str(node.meta["val"].dtype).removeprefix("torch.")
+        return _emit(t, node, Lowered("cast", (source,), {"dtype": dtype}), None, None)
     copies = name in ("aten.clone.default", "aten.lift_fresh_copy.default") or (
         name == "aten.contiguous.default" and not before.is_contiguous()
     )
@@ -323,22 +326,40 @@ def _weight(t: _Tracer, tensor: torch.Tensor, fallback: str) -> str:
 
 
 def _supersede(t: _Tracer, node: Any, made: _Dynamic) -> None:
-    """After an in-place operator, whoever reads what it changed reads the new value."""
+    """After an in-place operator, whoever reads what it changed reads the new value.
+
+    That may have been a constant until then: zeros, say, filled where the input's mask says so.
+    """
     changed = t.env[node.args[0]]
-    if not isinstance(changed, _Dynamic):
-        raise ModelError(f"{node.target} writes what depends on the input into a constant")
+    if id(changed) in t.hints:
+        raise ModelError(
+            f"the model writes to its own parameter or buffer {t.hints[id(changed)]!r} when it runs"
+        )
     now = t.position[node]
     for other, value in t.env.items():
-        if not (isinstance(value, _Dynamic) and value.storage == changed.storage):
-            continue
-        if value.name == changed.name:
+        if _is_same(value, changed):
             t.env[other] = made
-        elif any(t.position[user] > now for user in other.users):
+        elif _shares(value, changed) and any(t.position[user] > now for user in other.users):
             raise ModelError(
                 f"{node.target} in {_module(node)!r} changes a tensor that is also seen through the view"
                 f" {other.name!r}, which is read later",
                 expected="in-place operators only where no other view is read afterwards",
             )
+
+
+def _is_same(value: Any, changed: Any) -> bool:
+    if isinstance(changed, _Dynamic):
+        return bool(value == changed)
+    return value is changed
+
+
+def _shares(value: Any, changed: Any) -> bool:
+    """Whether what is written to `changed` may be seen in `value`."""
+    if isinstance(changed, _Dynamic):
+        return isinstance(value, _Dynamic) and value.storage == changed.storage
+    if not isinstance(value, torch.Tensor):
+        return False
+    return bool(value.untyped_storage().data_ptr() == changed.untyped_storage().data_ptr())
 
 
 def _unique(t: _Tracer, name: str) -> str:
