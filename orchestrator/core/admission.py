@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.core.dispatch_events import RequestArrived
+    from orchestrator.core.dispatch_lineup import Model
     from orchestrator.core.dispatch_settings import DispatchSettings
-    from orchestrator.core.dispatch_state import Model
 
 _SHORTEST_RETRY_S = 0.1
 

@@ -49,8 +49,10 @@ from orchestrator.core.cluster_events import (
     Tick,
 )
 from orchestrator.core.cluster_settings import ClusterSettings
+from orchestrator.core.dispatch_events import PipelineFigures
 from orchestrator.core.members import Altered, Change, Joined, Left, Members
 from orchestrator.core.nodes import Node
+from orchestrator.core.pipeline_figures import pipeline_figures
 from orchestrator.core.served import Served
 from shared.messages.model import Figures, ModelState
 
@@ -143,6 +145,11 @@ class Cluster:
         """The retained state of a model, or None when it is not served."""
         served = self.models.get(name)
         return None if served is None else model_view.model_state(served, measured)
+
+    def figures(self, now: float) -> list[PipelineFigures]:
+        """What telemetry says of the nodes below each active pipeline."""
+        active = [served.active for served in self.models.values() if served.active is not None]
+        return pipeline_figures(now, active, self.nodes)
 
     def alive(self) -> list[Node]:
         """The nodes that can be planned for, by name."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from orchestrator.core.nsa import NodeFigures
+    from orchestrator.core.selection import Decision
     from shared.errors import ErrorCode
 
 
@@ -174,6 +176,17 @@ class PipelineLost:
 
 
 @dataclass(frozen=True, slots=True)
+class PipelineFigures:
+    """How the nodes of a pipeline do, by telemetry: one entry for each stage. For the rules that go by it."""
+
+    now: float
+    model: str
+    pipeline: str
+    generation: int
+    nodes: tuple[NodeFigures, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BusReconnected:
     """The connection to the broker was made anew: the broker may have lost what was in flight."""
 
@@ -199,6 +212,7 @@ Event: TypeAlias = (
     | PipelineActivated
     | PipelineDraining
     | PipelineLost
+    | PipelineFigures
     | BusReconnected
     | Tick
 )
@@ -219,6 +233,16 @@ class Dispatch:
     generation: int
     payload: object
     size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """Say where an item went and why; only where the settings ask for it."""
+
+    request_id: str
+    item_index: int
+    model: str
+    decision: Decision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -290,4 +314,6 @@ class PipelineDrained:
     generation: int
 
 
-Action: TypeAlias = Dispatch | Answer | AnswerAgain | Reject | Acknowledge | PipelineDrained
+Action: TypeAlias = (
+    Dispatch | Decided | Answer | AnswerAgain | Reject | Acknowledge | PipelineDrained
+)

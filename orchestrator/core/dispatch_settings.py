@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
+from orchestrator.core.scheduler_settings import SchedulerSettings
 from shared.errors import ConfigurationError
 
 MIB = 1024 * 1024
@@ -21,8 +22,10 @@ def default_window(num_stages: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DispatchSettings:
-    """All positive; raises `ConfigurationError` naming the field otherwise."""
+    """Numbers are all positive; raises `ConfigurationError` naming the field otherwise."""
 
+    scheduling: SchedulerSettings = field(default_factory=SchedulerSettings)
+    """Which pipeline takes an item."""
     max_queued_items: int = 1_000
     """Per model, waiting (what is in flight is bounded by the windows)."""
     max_queued_bytes: int = 64 * MIB
@@ -53,9 +56,11 @@ class DispatchSettings:
     flights of its pipeline, so that slow ones do not do everything twice)."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if isinstance(value, SchedulerSettings):
+                continue  # it has looked at itself
             if not (math.isfinite(value) and value > 0):
                 raise ConfigurationError(
-                    f"dispatch setting {field.name}", expected="a number > 0", got=repr(value)
+                    f"dispatch setting {each.name}", expected="a number > 0", got=repr(value)
                 )

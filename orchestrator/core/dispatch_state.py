@@ -1,4 +1,4 @@
-"""The dispatcher's records: items, requests, pipelines, models.
+"""The dispatcher's records of jobs: items and requests (those of pipelines and models: `dispatch_lineup`).
 
 Mutable on purpose and private to `Dispatcher`: a job's way through must not copy the state of all
 others. Identity is equality.
@@ -11,20 +11,16 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from orchestrator.core.dispatch_events import Answer, EndedItem
-from orchestrator.core.dispatch_stats import ModelLoad, PipelineLoad
-from orchestrator.core.item_queue import ItemQueue
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from orchestrator.core.dispatch_events import Outcome, PipelineActivated, RequestArrived
-
-_GAIN = 0.1
-"""Weight of the newest sample in a moving estimate: about the last ten count."""
+    from orchestrator.core.dispatch_events import Outcome, RequestArrived
+    from orchestrator.core.dispatch_lineup import Model, Pipeline
 
 
 class ItemState(Enum):
-    """See the table in `orchestrator.core.dispatch`."""
+    """See the table in `orchestrator.core.item_flow`."""
 
     QUEUED = auto()
     IN_FLIGHT = auto()
@@ -39,6 +35,10 @@ class Flight:
     dispatched_at: float
     queue_s: float
     """All that the item had waited in the queue before it."""
+    predicted_s: float
+    """By the plan, given what was in flight before it."""
+    due_at: float
+    """When it should be done, by the plan and by how far the last flights were off."""
 
 
 @dataclass(slots=True, eq=False)
@@ -138,120 +138,3 @@ class Request:
         )
         self.items.clear()  # they point back here: no cycle may keep memory until a collection
         return answer
-
-
-@dataclass(slots=True, eq=False)
-class Pipeline:
-    """One generation of a pipeline. Satisfies `selection.Candidate`."""
-
-    model: Model
-    pipeline: str
-    generation: int
-    window: int
-    throughput_per_s: float
-    latency_s: float
-    draining: bool = False
-    in_flight: dict[Item, None] = field(default_factory=dict)
-    faults_in_row: int = 0
-    busy_since: float = 0.0
-    output_at: float = 0.0
-    flight_s: float | None = None
-    """Measured, moving: dispatch to output."""
-    interval_s: float | None = None
-    """Measured, moving: output to output while there was work."""
-
-    @property
-    def outstanding(self) -> int:
-        return len(self.in_flight)
-
-    def update(self, event: PipelineActivated, window: int) -> None:
-        self.window = window
-        self.throughput_per_s = event.throughput_per_s
-        self.latency_s = event.latency_s
-        self.draining = False
-
-    def expected_flight_s(self) -> float:
-        """With a full window, from dispatch to result: its own way and its turn behind the others."""
-        predicted_s = self.latency_s + self.window / self.throughput_per_s
-        return predicted_s if self.flight_s is None else max(predicted_s, self.flight_s)
-
-    def usual_flight_s(self) -> float:
-        return self.expected_flight_s() if self.flight_s is None else self.flight_s
-
-    def take(self, item: Item, now: float) -> None:
-        if not self.in_flight:
-            self.busy_since = now
-        self.in_flight[item] = None
-
-    def measure(self, flight_s: float, now: float) -> None:
-        """An output came; the item is still counted as in flight."""
-        self.faults_in_row = 0
-        interval_s = now - max(self.output_at, self.busy_since)
-        self.output_at = now
-        self.flight_s = _moved(self.flight_s, flight_s)
-        self.interval_s = _moved(self.interval_s, interval_s)
-
-    def load(self) -> PipelineLoad:
-        return PipelineLoad(
-            pipeline=self.pipeline,
-            generation=self.generation,
-            draining=self.draining,
-            in_flight=len(self.in_flight),
-            window=self.window,
-            faults_in_row=self.faults_in_row,
-            flight_s=self.flight_s,
-            rate_per_s=self.rate_per_s,
-        )
-
-    @property
-    def rate_per_s(self) -> float | None:
-        """Measured items per second; at a low load less than it could do."""
-        return 1.0 / self.interval_s if self.interval_s else None
-
-
-@dataclass(slots=True, eq=False)
-class Model:
-    """A model that is served, or was and still has something to finish."""
-
-    name: str
-    unserved_since: float
-    served: bool = True
-    queue: ItemQueue[Item] = field(default_factory=ItemQueue)
-    pipelines: dict[tuple[str, int], Pipeline] = field(default_factory=dict)
-    """In order of activation."""
-    num_draining: int = 0
-    live_requests: int = 0
-
-    @property
-    def has_active(self) -> bool:
-        return len(self.pipelines) > self.num_draining
-
-    def ready(self) -> list[Pipeline]:
-        """Active pipelines with a free credit."""
-        return [
-            pipeline
-            for pipeline in self.pipelines.values()
-            if len(pipeline.in_flight) < pipeline.window and not pipeline.draining
-        ]
-
-    def rate_per_s(self) -> float:
-        """Items per second that its active pipelines do, as measured, else as predicted."""
-        return sum(
-            pipeline.rate_per_s or pipeline.throughput_per_s
-            for pipeline in self.pipelines.values()
-            if not pipeline.draining
-        )
-
-    def load(self) -> ModelLoad:
-        return ModelLoad(
-            model=self.name,
-            served=self.served,
-            live_requests=self.live_requests,
-            queued_items=len(self.queue),
-            queued_bytes=self.queue.size_bytes,
-            pipelines=tuple(pipeline.load() for pipeline in self.pipelines.values()),
-        )
-
-
-def _moved(estimate: float | None, sample: float) -> float:
-    return sample if estimate is None else estimate + _GAIN * (sample - estimate)

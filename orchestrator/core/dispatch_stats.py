@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestrator.core.selection import Decision
     from shared.errors import ErrorCode
 
 
@@ -69,6 +70,8 @@ class PipelineLoad:
     faults_in_row: int
     flight_s: float | None
     rate_per_s: float | None
+    slowness: float
+    """Measured flights over predicted ones; 1.0 before the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +84,8 @@ class ModelLoad:
     queued_items: int
     queued_bytes: int
     pipelines: tuple[PipelineLoad, ...]
+    decision: Decision | None
+    """Where an item went and why: the latest that was explained, one a second at most."""
 
 
 @dataclass(frozen=True, slots=True)

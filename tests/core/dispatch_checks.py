@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.core.dispatch_state import Item, ItemState, Model, Pipeline, Request
+import numpy as np
+
+from orchestrator.core.board import Board
+from orchestrator.core.dispatch_lineup import Model, Pipeline
+from orchestrator.core.dispatch_state import Item, ItemState, Request
 
 if TYPE_CHECKING:
     from orchestrator.core.dispatch import Dispatcher
@@ -34,12 +38,16 @@ def check(dispatcher: Dispatcher) -> None:
             assert in_flight.isdisjoint(pipeline.in_flight)
             in_flight.update(pipeline.in_flight)
             if pipeline.in_flight:
-                due = dispatcher._timers._live[pipeline][0]
+                due = dispatcher._items.timers._live[pipeline][0]
                 assert due <= min(item.retry_at for item in pipeline.in_flight)
-        if waiting and model.has_active:
-            assert not model.ready(), "a free credit and something to do"
+        active = [pipeline for pipeline in model.pipelines.values() if not pipeline.draining]
+        if waiting:
+            assert all(len(pipeline.in_flight) == pipeline.window for pipeline in active), (
+                "a free credit and something to do"
+            )
+        _check_board(model, active)
         if waiting and not model.has_active:
-            assert model in dispatcher._timers._live
+            assert model in dispatcher._items.timers._live
             assert model.served
         live = [request for request in book._by_id.values() if request.model is model]
         assert model.live_requests == len(live)
@@ -51,11 +59,11 @@ def check(dispatcher: Dispatcher) -> None:
         assert item in item.flights[-1].pipeline.in_flight
     for request in book._by_id.values():
         assert request.open_items == sum(i.state is not ItemState.ENDED for i in request.items) > 0
-        assert (request.deadline is not None) == (request in dispatcher._timers._live)
+        assert (request.deadline is not None) == (request in dispatcher._items.timers._live)
         for item in request.items:
             assert (item.payload is None) == (item.state is ItemState.ENDED)
             assert (item.ended is not None) == (item.state is ItemState.ENDED)
-    for key in dispatcher._timers._live:
+    for key in dispatcher._items.timers._live:
         if isinstance(key, Request):
             assert book.get(key.request_id) is key
         elif isinstance(key, Pipeline):
@@ -69,6 +77,19 @@ def check(dispatcher: Dispatcher) -> None:
     assert counters.accepted == ended + len(book)
 
 
+def _check_board(model: Model, active: list[Pipeline]) -> None:
+    """What was posted piece by piece is what a new board would show."""
+    lineup = model.lineup()
+    assert sorted(active, key=lambda each: (each.pipeline, each.generation)) == lineup
+    if model.board is None:
+        return
+    new = Board(lineup)
+    assert model.board.keys == new.keys
+    for name in Board.__slots__:
+        if name != "keys":
+            np.testing.assert_array_equal(getattr(model.board, name), getattr(new, name), name)
+
+
 def check_nothing_left(dispatcher: Dispatcher) -> None:
     """No job has left anything behind but what the recent answers hold."""
     book = dispatcher._requests
@@ -78,6 +99,6 @@ def check_nothing_left(dispatcher: Dispatcher) -> None:
     for model in dispatcher._models.values():
         assert not model.queue.items()
         assert all(not pipeline.in_flight for pipeline in model.pipelines.values())
-    timers = dispatcher._timers
+    timers = dispatcher._items.timers
     assert all(isinstance(key, Pipeline | Model) for key in timers._live)
     assert len(timers._heap) <= 2 * len(timers._live) + 64

@@ -6,8 +6,9 @@ More histories: `AMP4EC_TEST_EXAMPLES=10000 pytest tests/core/test_dispatch_hist
 
 from __future__ import annotations
 
+import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, assert_never
 
 from hypothesis import HealthCheck, settings
@@ -21,6 +22,7 @@ from orchestrator.core.dispatch_events import (
     Answer,
     AnswerAgain,
     BusReconnected,
+    Decided,
     Dispatch,
     Event,
     Failure,
@@ -32,6 +34,7 @@ from orchestrator.core.dispatch_events import (
     PipelineActivated,
     PipelineDrained,
     PipelineDraining,
+    PipelineFigures,
     PipelineLost,
     Reject,
     RequestArrived,
@@ -39,6 +42,8 @@ from orchestrator.core.dispatch_events import (
     Tick,
 )
 from orchestrator.core.dispatch_settings import DispatchSettings
+from orchestrator.core.nsa import NodeFigures
+from orchestrator.core.scheduler_settings import Form, Scheduler, SchedulerSettings
 from shared.errors import ErrorCode
 from tests.core.dispatch_checks import check, check_nothing_left
 
@@ -57,6 +62,17 @@ SETTINGS = DispatchSettings(
 MODELS = st.sampled_from(["a", "a", "a", "b"])
 PIPELINES = st.sampled_from([("p", 1), ("p", 2), ("q", 1)])
 
+NODES = st.builds(
+    NodeFigures,
+    node=st.just("n"),
+    cpu_available=st.floats(0, 4),
+    cpu_needed=st.floats(0, 4),
+    memory_available_bytes=st.floats(0, 1e9),
+    memory_needed_bytes=st.sampled_from([0.0, 1e6]),
+    load_ratio=st.floats(0, 1),
+    round_trip_s=st.floats(0, 1),
+)
+
 
 @dataclass
 class Job:
@@ -74,6 +90,7 @@ class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.dispatcher = Dispatcher(SETTINGS)
+        self.log_decisions = False
         self.now = 100.0
         self.number = 0
         self.live: dict[str, Job] = {}
@@ -112,6 +129,8 @@ class Histories(RuleBasedStateMachine):
                 self.owed.remove(self.as_int(action.handle))
             case Acknowledge():
                 self.owed.remove(self.as_int(action.handle))
+            case Decided():
+                self.decided(action)
             case PipelineDrained():
                 self.draining.discard((action.model, action.pipeline, action.generation))
             case _:
@@ -135,6 +154,17 @@ class Histories(RuleBasedStateMachine):
             self.last_first[action.model] = place
         self.sent.append(action)
 
+    def decided(self, action: Decided) -> None:
+        assert self.log_decisions
+        sent = self.sent[-1]
+        assert (action.request_id, action.item_index) == (sent.request_id, sent.item_index)
+        candidates = action.decision.candidates
+        active = sorted(key[1:] for key in self.active if key[0] == action.model)
+        assert [(each.pipeline, each.generation) for each in candidates] == active
+        (chosen,) = [each for each in candidates if each.chosen]
+        assert (chosen.pipeline, chosen.generation) == (sent.pipeline, sent.generation)
+        assert all(math.isfinite(term) for each in candidates for term in each.terms.values())
+
     def answered(self, action: Answer) -> None:
         job = self.live.pop(action.request_id)
         assert action.request_id not in self.answers
@@ -156,8 +186,15 @@ class Histories(RuleBasedStateMachine):
 
     # --- rules --------------------------------------------------------------------------------
 
-    @initialize(windows=st.lists(st.integers(1, 4), max_size=3))
-    def begins_served(self, windows: list[int]) -> None:
+    @initialize(
+        windows=st.lists(st.integers(1, 4), max_size=3),
+        scheduler=st.sampled_from(Scheduler),
+        form=st.sampled_from(Form),
+        log_decisions=st.booleans(),
+    )
+    def begins_served(self, windows: list[int], **scheduling: Any) -> None:
+        self.log_decisions = scheduling["log_decisions"]
+        self.dispatcher = Dispatcher(replace(SETTINGS, scheduling=SchedulerSettings(**scheduling)))
         self.model_is_served("a")
         for window, which in zip(windows, [("p", 1), ("p", 2), ("q", 1)], strict=False):
             self.activate("a", which, window, 10.0)
@@ -387,6 +424,10 @@ class Histories(RuleBasedStateMachine):
         self.active.pop(key, None)
         self.draining.discard(key)
         self.step(PipelineLost(self.now, *key))
+
+    @rule(model=MODELS, which=PIPELINES, nodes=st.lists(NODES, min_size=1, max_size=3))
+    def telemetry_comes(self, model: str, which: tuple[str, int], nodes: list[NodeFigures]) -> None:
+        assert self.step(PipelineFigures(self.now, model, *which, tuple(nodes))) == []
 
     @rule()
     def bus_reconnects(self) -> None:

@@ -1,4 +1,4 @@
-"""The dispatcher's small parts: queue, timers, recent answers, selection, settings."""
+"""The dispatcher's small parts: queue, timers, recent answers, settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from orchestrator.core.dispatch_settings import DispatchSettings, default_window
 from orchestrator.core.item_queue import ItemQueue
 from orchestrator.core.recent_answers import RecentAnswers
-from orchestrator.core.selection import shortest_expected_completion
 from orchestrator.core.timers import Timers
 from shared.errors import ConfigurationError
 
@@ -20,15 +19,6 @@ from shared.errors import ConfigurationError
 class Thing:
     sequence: int
     size_bytes: int = 10
-
-
-@dataclass(frozen=True)
-class Candidate:
-    outstanding: int
-    throughput_per_s: float
-    faults_in_row: int = 0
-    pipeline: str = "p"
-    generation: int = 1
 
 
 @given(st.lists(st.sampled_from(["push", "take", "again", "discard"]), max_size=60), st.data())
@@ -132,21 +122,6 @@ def test_recent_answers_are_bounded_by_age_number_and_bytes() -> None:
     recent.remember("huge", "H", 101, now=25.0)
     assert recent.get("huge", 25.0) is None
     assert recent.size_bytes == 0
-
-
-@pytest.mark.parametrize(
-    ("candidates", "chosen"),
-    [
-        ([Candidate(3, 1.0)], 0),
-        ([Candidate(0, 10.0), Candidate(0, 20.0)], 1),
-        ([Candidate(0, 10.0), Candidate(2, 20.0)], 0),
-        ([Candidate(1, 10.0), Candidate(1, 10.0)], 0),
-        ([Candidate(0, 100.0, faults_in_row=1), Candidate(9, 1.0)], 1),
-        ([Candidate(5, 1.0, faults_in_row=1), Candidate(0, 1.0, faults_in_row=9)], 1),
-    ],
-)
-def test_shortest_expected_completion(candidates: list[Candidate], chosen: int) -> None:
-    assert shortest_expected_completion(candidates) == chosen
 
 
 def test_settings_say_which_field_makes_no_sense() -> None:

@@ -1,0 +1,223 @@
+"""The dispatcher's records of pipelines and models: who may take jobs, and what is known of each.
+
+Mutable on purpose and private to `Dispatcher`, as the records of jobs are (`dispatch_state`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from orchestrator.core.board import Board, Standing
+from orchestrator.core.dispatch_state import Flight, Item
+from orchestrator.core.dispatch_stats import ModelLoad, PipelineLoad
+from orchestrator.core.item_queue import ItemQueue
+from orchestrator.core.nsa import HISTORY
+
+if TYPE_CHECKING:
+    from orchestrator.core.dispatch_events import PipelineActivated
+    from orchestrator.core.selection import Decision
+
+_GAIN = 0.1
+"""Weight of the newest sample in a moving estimate: about the last ten count."""
+_SLOWNESS_GAIN = 0.2
+"""Of `slowness`: jobs go by it, so it follows a change within a window's worth of samples."""
+
+
+@dataclass(slots=True, eq=False)
+class Pipeline:
+    """One generation of a pipeline. Satisfies `board.Candidate`; its `row` there is -1 while it has none."""
+
+    model: Model
+    pipeline: str
+    generation: int
+    window: int
+    throughput_per_s: float
+    latency_s: float
+    chosen_turn: int
+    draining: bool = False
+    in_flight: dict[Item, None] = field(default_factory=dict)
+    """In order of dispatch."""
+    faults_in_row: int = 0
+    busy_since: float = 0.0
+    output_at: float = 0.0
+    flight_s: float | None = None
+    """Measured, moving: dispatch to output."""
+    interval_s: float | None = None
+    """Measured, moving: output to output while there was work."""
+    slowness: float = 1.0
+    """Measured, moving: flights over what the plan predicted of them."""
+    executions_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
+    standing: Standing = field(default_factory=Standing)
+    row: int = -1
+
+    @property
+    def outstanding(self) -> int:
+        return len(self.in_flight)
+
+    @property
+    def due_at(self) -> float:
+        """When the item that was dispatched first should be done."""
+        first = next(iter(self.in_flight), None)
+        return math.inf if first is None else first.flights[-1].due_at
+
+    @property
+    def mean_execution_s(self) -> float | None:
+        executions_s = self.executions_s
+        return sum(executions_s) / len(executions_s) if executions_s else None
+
+    def update(self, event: PipelineActivated, window: int) -> None:
+        self.window = window
+        self.throughput_per_s = event.throughput_per_s
+        self.latency_s = event.latency_s
+        self.draining = False
+
+    def predicted_flight_s(self) -> float:
+        """By the plan, of an item that is dispatched now: its own way, or its turn behind the others."""
+        return max(self.latency_s, (len(self.in_flight) + 1) / self.throughput_per_s)
+
+    def expected_flight_s(self) -> float:
+        """With a full window, from dispatch to result: its own way and its turn behind the others."""
+        predicted_s = self.latency_s + self.window / self.throughput_per_s
+        return predicted_s if self.flight_s is None else max(predicted_s, self.flight_s)
+
+    def usual_flight_s(self) -> float:
+        return self.expected_flight_s() if self.flight_s is None else self.flight_s
+
+    def take(self, item: Item, turn: int, now: float) -> None:
+        """Dispatch an item here."""
+        if not self.in_flight:
+            self.busy_since = now
+        predicted_s = self.predicted_flight_s()
+        due_at = now + self.slowness * predicted_s
+        item.flights.append(Flight(self, now, item.queue_s, predicted_s, due_at))
+        self.in_flight[item] = None
+        self.chosen_turn = turn
+        self.post()
+
+    def release(self, item: Item) -> None:
+        """The item is not in flight here any more."""
+        del self.in_flight[item]
+        self.post()
+
+    def faulted(self) -> None:
+        """An attempt failed or timed out; the item is still counted as in flight."""
+        self.faults_in_row += 1
+
+    def gave_output(self) -> None:
+        """It does work, whichever attempt it was."""
+        if self.faults_in_row:
+            self.faults_in_row = 0
+            self.post()
+
+    def measure(self, flight: Flight, now: float) -> None:
+        """The output of a current attempt came; the item is still counted as in flight."""
+        flight_s = now - flight.dispatched_at
+        interval_s = now - max(self.output_at, self.busy_since)
+        self.output_at = now
+        self.flight_s = _moved(self.flight_s, flight_s)
+        self.interval_s = _moved(self.interval_s, interval_s)
+        self.slowness += _SLOWNESS_GAIN * (flight_s / flight.predicted_s - self.slowness)
+        self.executions_s.append(flight_s)
+
+    def stand(self, standing: Standing) -> None:
+        """Telemetry of its nodes came."""
+        self.standing = standing
+        board = self.model.board
+        if board is not None and self.row >= 0:
+            board.post_standing(self.row, standing)
+
+    def post(self) -> None:
+        """Show on the board what changed."""
+        board = self.model.board
+        if board is not None and self.row >= 0:
+            board.post(self.row, self)
+
+    def load(self) -> PipelineLoad:
+        return PipelineLoad(
+            pipeline=self.pipeline,
+            generation=self.generation,
+            draining=self.draining,
+            in_flight=len(self.in_flight),
+            window=self.window,
+            faults_in_row=self.faults_in_row,
+            flight_s=self.flight_s,
+            rate_per_s=self.rate_per_s,
+            slowness=self.slowness,
+        )
+
+    @property
+    def rate_per_s(self) -> float | None:
+        """Measured items per second; at a low load less than it could do."""
+        return 1.0 / self.interval_s if self.interval_s else None
+
+
+@dataclass(slots=True, eq=False)
+class Model:
+    """A model that is served, or was and still has something to finish."""
+
+    name: str
+    unserved_since: float
+    served: bool = True
+    queue: ItemQueue[Item] = field(default_factory=ItemQueue)
+    pipelines: dict[tuple[str, int], Pipeline] = field(default_factory=dict)
+    num_draining: int = 0
+    live_requests: int = 0
+    turns: int = 0
+    """Items dispatched."""
+    decision: Decision | None = None
+    """The latest that was explained."""
+    board: Board | None = None
+    """Of `lineup`; None until it is needed."""
+    _lineup: list[Pipeline] | None = None
+
+    @property
+    def has_active(self) -> bool:
+        return len(self.pipelines) > self.num_draining
+
+    def lineup(self) -> list[Pipeline]:
+        """The active pipelines in order of (pipeline, generation): the rows of the board."""
+        if self._lineup is None:
+            keys = sorted(key for key, each in self.pipelines.items() if not each.draining)
+            self._lineup = [self.pipelines[key] for key in keys]
+        return self._lineup
+
+    def candidates(self) -> Board:
+        """The board, made anew when pipelines came, went or changed."""
+        if self.board is None:
+            lineup = self.lineup()
+            self.board = Board(lineup)
+            for row, pipeline in enumerate(lineup):
+                pipeline.row = row
+        return self.board
+
+    def lineup_changed(self) -> None:
+        """To be called after any change of `pipelines`, or of the plan's figures of one."""
+        for pipeline in self._lineup or ():
+            pipeline.row = -1
+        self._lineup = self.board = None
+
+    def rate_per_s(self) -> float:
+        """Items per second that its active pipelines do, as measured, else as predicted."""
+        return sum(
+            pipeline.rate_per_s or pipeline.throughput_per_s
+            for pipeline in self.pipelines.values()
+            if not pipeline.draining
+        )
+
+    def load(self) -> ModelLoad:
+        return ModelLoad(
+            model=self.name,
+            served=self.served,
+            live_requests=self.live_requests,
+            queued_items=len(self.queue),
+            queued_bytes=self.queue.size_bytes,
+            pipelines=tuple(pipeline.load() for pipeline in self.pipelines.values()),
+            decision=self.decision,
+        )
+
+
+def _moved(estimate: float | None, sample: float) -> float:
+    return sample if estimate is None else estimate + _GAIN * (sample - estimate)

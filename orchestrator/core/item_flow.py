@@ -1,0 +1,353 @@
+"""What happens to each item of an accepted request: queued, in flight, ended.
+
+The life of an item (a request is one or several; its answer leaves when the last one has ended):
+
+=========  ==========================================  =========  =====================================
+state      what happens                                next       action
+=========  ==========================================  =========  =====================================
+(none)     request arrives, is refused                 (none)     Reject
+(none)     repeat of a job in work                     (none)     its handle joins the Answer's
+(none)     repeat of an answered job                   (none)     AnswerAgain
+(none)     redelivery of a message in work             (none)     its handle replaces the old one
+(none)     request arrives, is accepted                queued
+queued     an active pipeline has a credit             in flight  Dispatch, attempt + 1
+queued     output of an earlier attempt                ended
+queued     final failure of an earlier attempt         ended
+queued     deadline; unserved too long; model stopped  ended
+in flight  output or final failure, of any attempt     ended
+in flight  retryable failure of this attempt, timeout  queued     (ended after `max_attempts` of them)
+in flight  pipeline lost                               queued     (ended after `max_losses` of them)
+in flight  no result soon after a bus reconnection     queued
+in flight  deadline                                    ended
+ended      any result                                  ended      (counted and dropped)
+ended      was the request's last open item            (none)     Answer
+=========  ==========================================  =========  =====================================
+
+Rules that hold throughout
+- Items are dispatched in order of arrival, those that run again ahead of those that never ran.
+- The first outcome of an item wins, whichever attempt it is of: answers are exact, so all are equal.
+- A request's message is acknowledged with its answer and not before, so that a broker redelivers what a
+  killed orchestrator had not answered.
+- An item given up by a pipeline (timeout, deadline) frees its credit at once, though a slow stage may
+  still have it: a pipeline that lost an item must not lose the credit with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeAlias, assert_never
+
+from orchestrator.core.dispatch_events import (
+    Action,
+    Decided,
+    Dispatch,
+    Failure,
+    Outcome,
+    PipelineDrained,
+    ResultArrived,
+)
+from orchestrator.core.dispatch_lineup import Model, Pipeline
+from orchestrator.core.dispatch_settings import DispatchSettings
+from orchestrator.core.dispatch_state import Flight, Item, ItemState, Request
+from orchestrator.core.dispatch_stats import Counters
+from orchestrator.core.job_failures import (
+    deadline_passed,
+    model_stopped,
+    overdue,
+    pipelines_lost,
+    unserved,
+)
+from orchestrator.core.request_book import RequestBook
+from orchestrator.core.rules import selector_of
+from orchestrator.core.selection import choose, explain
+from orchestrator.core.timers import Timers
+
+if TYPE_CHECKING:
+    from orchestrator.core.selection import Decision
+    from shared.errors import ErrorCode
+
+Actions: TypeAlias = list[Action]
+
+EXPLAIN_S = 1.0
+"""A decision of each model is explained this often, for whoever asks; between them it costs nothing."""
+
+
+class ItemFlow:
+    """Moves items. Private to `Dispatcher`, which shares its models, counters and requests with it."""
+
+    def __init__(
+        self,
+        settings: DispatchSettings,
+        models: dict[str, Model],
+        counters: Counters,
+        requests: RequestBook,
+    ) -> None:
+        self._settings = settings
+        self._selector = selector_of(settings.scheduling)
+        self._models = models
+        self._counters = counters
+        self._requests = requests
+        # A request is due at its deadline, a pipeline when its next item is overdue, a model when
+        # the head of its queue has waited too long for a pipeline.
+        self.timers: Timers[Request | Pipeline | Model] = Timers()
+
+    # --- where items go -----------------------------------------------------------------------
+
+    def settle(self, model: Model, now: float, actions: Actions) -> None:
+        """After anything that moved items: fill free credits, let go what is empty."""
+        if model.has_active:
+            self._fill(model, now, actions)
+        else:
+            self._give_up_waiting(model, now, actions)
+        if model.num_draining:
+            for pipeline in list(model.pipelines.values()):
+                if pipeline.draining and not pipeline.in_flight:
+                    self.forget(pipeline)
+                    actions.append(
+                        PipelineDrained(model.name, pipeline.pipeline, pipeline.generation)
+                    )
+        if not (model.served or model.pipelines or model.live_requests):
+            del self._models[model.name]
+            self.timers.cancel(model)
+
+    def forget(self, pipeline: Pipeline) -> None:
+        """It is drained or lost."""
+        model = pipeline.model
+        del model.pipelines[pipeline.pipeline, pipeline.generation]
+        model.num_draining -= pipeline.draining
+        model.lineup_changed()
+        self.timers.cancel(pipeline)
+
+    def _fill(self, model: Model, now: float, actions: Actions) -> None:
+        while (item := model.queue.head()) is not None:
+            chosen = self._choose(model, now)
+            if chosen is None:
+                return
+            request = item.request
+            if request.deadline is not None and request.deadline <= now:
+                self._expire(request, now, actions)
+                continue
+            pipeline, decision = chosen
+            model.queue.discard(item)
+            item.state = ItemState.IN_FLIGHT
+            item.queue_s += now - item.queued_at
+            item.suspected = False
+            item.retry_at = now + self._overdue_s(pipeline, item)
+            model.turns += 1
+            pipeline.take(item, model.turns, now)
+            self.timers.schedule_by(pipeline, item.retry_at)
+            self._counters.dispatched += 1
+            actions.append(
+                Dispatch(
+                    request_id=request.request_id,
+                    item_index=item.index,
+                    attempt=len(item.flights),
+                    model=model.name,
+                    pipeline=pipeline.pipeline,
+                    generation=pipeline.generation,
+                    payload=item.payload,
+                    size_bytes=item.size_bytes,
+                )
+            )
+            if decision is not None:
+                model.decision = decision
+                if self._settings.scheduling.log_decisions:
+                    actions.append(Decided(request.request_id, item.index, model.name, decision))
+
+    def _choose(self, model: Model, now: float) -> tuple[Pipeline, Decision | None] | None:
+        """The pipeline for the next item, and why, where that is to be told; None: no free credit."""
+        lineup = model.lineup()
+        last = model.decision
+        told = self._settings.scheduling.log_decisions or last is None or now - last.at >= EXPLAIN_S
+        if len(lineup) == 1 and not told:
+            only = lineup[0]
+            return (only, None) if len(only.in_flight) < only.window else None
+        board = model.candidates()
+        choice = choose(self._selector, board, model.turns + 1, now)
+        if choice is None:
+            return None
+        decision = explain(self._selector, board, choice, now) if told else None
+        return lineup[choice.row], decision
+
+    def _overdue_s(self, pipeline: Pipeline, item: Item) -> float:
+        """How long to wait for a result: doubled per fault, so that a slow pipeline is not flooded."""
+        settings = self._settings
+        expected_s = settings.retry_factor * pipeline.expected_flight_s()
+        return float(max(settings.min_retry_s, expected_s) * 2**item.faults)
+
+    # --- how attempts end ---------------------------------------------------------------------
+
+    def result(self, event: ResultArrived, actions: Actions) -> None:
+        """A pipeline's outcome."""
+        request = self._requests.get(event.request_id)
+        if request is None or not 0 <= event.item_index < len(request.items):
+            self._counters.unknown_results += 1
+            return
+        item = request.items[event.item_index]
+        if item.state is ItemState.ENDED:
+            self._counters.duplicate_results += 1
+            return
+        flight = item.flight(event.attempt, event.pipeline, event.generation)
+        if flight is None:
+            self._counters.unknown_results += 1
+            return
+        is_current = item.state is ItemState.IN_FLIGHT and event.attempt == len(item.flights)
+        outcome = event.outcome
+        if isinstance(outcome, Failure):
+            if outcome.retryable:
+                if not is_current:  # this attempt was given up already; another one will tell
+                    self._counters.duplicate_results += 1
+                    return
+                self._fault(item, outcome, event.now, actions)
+            else:
+                self.end(item, outcome, flight, event.now, actions)
+        else:
+            if is_current:
+                flight.pipeline.measure(flight, event.now)
+            flight.pipeline.gave_output()
+            self.end(item, outcome, flight, event.now, actions)
+        self.settle(request.model, event.now, actions)
+
+    def lost(self, pipeline: Pipeline, now: float, actions: Actions) -> None:
+        """A pipeline is gone: what it had in flight runs again."""
+        for item in list(pipeline.in_flight):
+            item.losses += 1
+            if item.losses < self._settings.max_losses:
+                self._counters.recovered += 1
+                self._again(item, now, actions)
+            else:
+                self.end(item, pipelines_lost(item.losses), None, now, actions)
+
+    def _fault(self, item: Item, failure: Failure, now: float, actions: Actions) -> None:
+        """The current attempt failed or timed out: once more, or that was the last."""
+        flight = item.flights[-1]
+        flight.pipeline.faulted()
+        item.faults += 1
+        if item.faults < self._settings.max_attempts:
+            self._counters.retried += 1
+            self._again(item, now, actions)
+            return
+        final = replace(
+            failure,
+            retryable=False,
+            message=f"{failure.message}; gave up after {item.faults} attempts",
+        )
+        self.end(item, final, flight, now, actions)
+
+    def _again(self, item: Item, now: float, actions: Actions) -> None:
+        """Back to the front of the queue, unless the model has been stopped."""
+        model = item.request.model
+        if not model.served:
+            self.end(item, model_stopped(model.name), None, now, actions)
+            return
+        item.flights[-1].pipeline.release(item)
+        item.state = ItemState.QUEUED
+        item.queued_at = now
+        model.queue.push_again(item)
+
+    def end(
+        self, item: Item, outcome: Outcome, flight: Flight | None, now: float, actions: Actions
+    ) -> None:
+        """The item has ended, and with the last of them its request."""
+        request = item.request
+        if item.state is ItemState.QUEUED:
+            request.model.queue.discard(item)
+        else:
+            item.flights[-1].pipeline.release(item)
+        item.end(outcome, flight, now)
+        request.open_items -= 1
+        if request.open_items == 0:
+            self._answer(request, now, actions)
+
+    def _answer(self, request: Request, now: float, actions: Actions) -> None:
+        """The last item has ended: answer and forget."""
+        answer = request.answer(now)
+        actions.append(answer)
+        self._requests.close(request, answer, now)
+        if request.deadline is not None:
+            self.timers.cancel(request)
+        request.model.live_requests -= 1
+        failure = answer.failure
+        if failure is None:
+            self._counters.answered += 1
+        else:
+            count(self._counters.failed, failure.code)
+
+    # --- time ---------------------------------------------------------------------------------
+
+    def tick(self, now: float, actions: Actions) -> None:
+        """Deadlines, timeouts, and what waits in vain."""
+        touched: dict[Model, None] = {}
+        for due in self.timers.pop_due(now):
+            match due:
+                case Request():
+                    self._expire(due, now, actions)
+                    touched[due.model] = None
+                case Pipeline():
+                    self._retry_overdue(due, now, actions)
+                    touched[due.model] = None
+                case Model():
+                    touched[due] = None
+                case _:
+                    assert_never(due)
+        self._requests.recent.expire(now)
+        for model in touched:
+            self.settle(model, now, actions)
+
+    def bus_reconnected(self, now: float) -> None:
+        """What was in flight may be lost: try it again soon, and blame nobody."""
+        settings = self._settings
+        for model in self._models.values():
+            for pipeline in model.pipelines.values():
+                wait_s = max(settings.min_reconnect_retry_s, 2.0 * pipeline.usual_flight_s())
+                for item in pipeline.in_flight:
+                    age_s = now - item.flights[-1].dispatched_at
+                    if age_s >= settings.reconnect_grace_s and now + wait_s < item.retry_at:
+                        item.retry_at = now + wait_s
+                        item.suspected = True
+                self._watch(pipeline)
+
+    def _expire(self, request: Request, now: float, actions: Actions) -> None:
+        """The deadline has passed: all items that are still open end with it."""
+        deadline = now if request.deadline is None else request.deadline
+        for item in list(request.items):  # the last one's end clears the list
+            if item.state is not ItemState.ENDED:
+                failure = deadline_passed(
+                    allowed_s=deadline - request.arrived_at,
+                    waited_s=now - request.arrived_at,
+                    in_flight=item.state is ItemState.IN_FLIGHT,
+                )
+                self.end(item, failure, None, now, actions)
+
+    def _retry_overdue(self, pipeline: Pipeline, now: float, actions: Actions) -> None:
+        for item in list(pipeline.in_flight):
+            if item.retry_at > now:
+                continue
+            if item.suspected:
+                self._counters.recovered += 1
+                self._again(item, now, actions)
+            else:
+                allowed_s = item.retry_at - item.flights[-1].dispatched_at
+                failure = overdue(pipeline.pipeline, allowed_s=allowed_s)
+                self._fault(item, failure, now, actions)
+        self._watch(pipeline)
+
+    def _watch(self, pipeline: Pipeline) -> None:
+        """Wake up when the first of the pipeline's items is overdue."""
+        if pipeline.in_flight:
+            self.timers.schedule(pipeline, min(item.retry_at for item in pipeline.in_flight))
+
+    def _give_up_waiting(self, model: Model, now: float, actions: Actions) -> None:
+        """No pipeline is active: end what has waited too long; the head has always waited longest."""
+        limit_s = self._settings.unserved_limit_s
+        while (item := model.queue.head()) is not None:
+            until = max(item.request.arrived_at, model.unserved_since) + limit_s
+            if until > now:
+                self.timers.schedule_by(model, until)
+                return
+            self.end(item, unserved(model.name, limit_s=limit_s), None, now, actions)
+
+
+def count(counts: dict[ErrorCode, int], code: ErrorCode) -> None:
+    """One more of this code."""
+    counts[code] = counts.get(code, 0) + 1

@@ -1,0 +1,157 @@
+"""The paper's node selection (NSA) and score: ALGORITHMS.md, section 2.
+
+`total = w_R * S_R + w_L * S_L + w_P * S_P + w_B * S_B`, the highest wins. A candidate is passed over when its
+load or its latency is above a threshold, or CPU or memory do not suffice; when all are, the best of them is
+taken all the same, since credits bound what a node gets anyway.
+
+The paper scores nodes. A pipeline of several stages is as good as its weakest stage: the least CPU ratio,
+the least memory ratio, the highest load and the longest round trip of its nodes (`standing`). A pipeline of
+one stage is its node.
+
+What is done otherwise than in the paper's reference implementation (its faults are in ALGORITHMS.md): times
+are in seconds; `task_count` is what is outstanding; there is no chance in ties; who was passed over is probed
+again (`selection`). In the normalised form each term has the same spread in every decision.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import assert_never
+
+import numpy as np
+
+from orchestrator.core.board import Board, Flags, Floats, Rows, Standing
+from orchestrator.core.scheduler_settings import Form, SchedulerSettings
+from orchestrator.core.selection import Ranking
+
+HISTORY = 100
+"""Executions that `S_P` goes by."""
+NO_HISTORY = 0.5
+"""`S_P` without any."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeFigures:
+    """A stage's node: what it has for the stage, what the stage needs, how busy and how far it is."""
+
+    node: str
+    cpu_available: float
+    """CPUs that nobody but this stage uses."""
+    cpu_needed: float
+    memory_available_bytes: float
+    """Bytes that nobody but this stage holds."""
+    memory_needed_bytes: float
+    load_ratio: float
+    round_trip_s: float
+
+
+def standing(nodes: Iterable[NodeFigures]) -> Standing:
+    """The weakest of a pipeline's nodes in each figure; at least one node."""
+    nodes = tuple(nodes)
+    return Standing(
+        cpu_ratio=min(_ratio(node.cpu_available, node.cpu_needed) for node in nodes),
+        memory_ratio=min(
+            _ratio(node.memory_available_bytes, node.memory_needed_bytes) for node in nodes
+        ),
+        load_ratio=max(node.load_ratio for node in nodes),
+        round_trip_s=max(node.round_trip_s for node in nodes),
+    )
+
+
+def resource_score(cpu_ratio: Floats, memory_ratio: Floats) -> Floats:
+    """`S_R = 0.5 * cpu_available / cpu_needed + 0.5 * memory_available / memory_needed`; has no upper end."""
+    return 0.5 * cpu_ratio + 0.5 * memory_ratio
+
+
+def bounded_resource_score(cpu_ratio: Floats, memory_ratio: Floats) -> Floats:
+    """`S_R` of `r / (1 + r)` in place of each ratio r: in [0, 1], in the same order.
+
+    That is `1 / (1 + needed / available)`, of one kind with `S_P` and `S_B`. Without it one node with a
+    hundred times what is needed would press all others together when terms are normalised.
+    """
+    return resource_score(cpu_ratio / (1.0 + cpu_ratio), memory_ratio / (1.0 + memory_ratio))
+
+
+def load_score(load_ratio: Floats) -> Floats:
+    """`S_L = 1 - load`."""
+    return 1.0 - load_ratio
+
+
+def performance_score(mean_execution_s: Floats) -> Floats:
+    """`S_P = 1 / (1 + mean execution time of the last 100 tasks)`, in seconds; 0.5 for NaN, no history."""
+    return np.where(np.isnan(mean_execution_s), NO_HISTORY, 1.0 / (1.0 + mean_execution_s))
+
+
+def balance_score(outstanding: Floats) -> Floats:
+    """`S_B = 1 / (1 + 2 * task_count)`."""
+    return 1.0 / (1.0 + 2.0 * outstanding)
+
+
+class Nsa:
+    """The rule; see the module."""
+
+    name = "nsa"
+
+    def __init__(self, settings: SchedulerSettings) -> None:
+        self._settings = settings
+
+    def rank(self, board: Board, rows: Rows, now: float) -> Ranking:  # noqa: ARG002 - one interface
+        """See `Selector`. Terms, as summed: `resources`, `load`, `performance`, `balance`; `total`."""
+        settings = self._settings
+        cpu_ratio, memory_ratio = board.cpu_ratio[rows], board.memory_ratio[rows]
+        load_ratio = board.load_ratio[rows]
+        passed_over = {
+            "load above threshold": load_ratio > settings.max_load_ratio,
+            "latency above threshold": board.round_trip_s[rows] > settings.max_latency_s,
+            "CPU does not suffice": cpu_ratio < 1.0,
+            "memory does not suffice": memory_ratio < 1.0,
+        }
+        out = np.logical_or.reduce(tuple(passed_over.values()))
+        load = load_score(load_ratio)
+        performance = performance_score(board.mean_execution_s[rows])
+        balance = balance_score(board.outstanding[rows])
+        match settings.form:
+            case Form.LITERAL:
+                resources = resource_score(cpu_ratio, memory_ratio)
+            case Form.NORMALISED:
+                among = ~out
+                resources = _spread(bounded_resource_score(cpu_ratio, memory_ratio), among)
+                load, performance = _spread(load, among), _spread(performance, among)
+                balance = _spread(balance, among)
+            case _:
+                assert_never(settings.form)
+        w_resources, w_load, w_performance, w_balance = settings.weights
+        total = (
+            w_resources * resources
+            + w_load * load
+            + w_performance * performance
+            + w_balance * balance
+        )
+        order = -total if out.all() else np.where(out, np.inf, -total)
+        terms = {
+            "resources": resources,
+            "load": load,
+            "performance": performance,
+            "balance": balance,
+            "total": total,
+        }
+        return Ranking(order, terms, passed_over)
+
+
+def _spread(term: Floats, among: Flags) -> Floats:
+    """Min-max over the candidates that are not passed over (over all, when all are), cut to [0, 1].
+
+    Where all are equal each gets 1: the term has nothing to say.
+    """
+    within = term[among] if among.any() else term
+    low, high = within.min(), within.max()
+    if high <= low:
+        return np.ones_like(term)
+    spread: Floats = np.clip((term - low) / (high - low), 0.0, 1.0)
+    return spread
+
+
+def _ratio(available: float, needed: float) -> float:
+    """Available over needed; what needs nothing has enough, and no more than that."""
+    return max(available, 0.0) / needed if needed > 0.0 else 1.0
