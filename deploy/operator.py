@@ -19,6 +19,7 @@ from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, JobError, ProtocolError
 from shared.messages.operation import (
+    ExplainRequest,
     OrchestratorState,
     ReplanRequest,
     Response,
@@ -34,8 +35,13 @@ CONNECT_S = 5.0
 _PATIENCE_S = 1.0
 Step = Callable[[str], None]
 """Gets a line of progress."""
-Request = ServeRequest | StopRequest | ReplanRequest
-_VERBS: Mapping[type, str] = {ServeRequest: "serve", StopRequest: "stop", ReplanRequest: "replan"}
+Request = ServeRequest | StopRequest | ReplanRequest | ExplainRequest
+_VERBS: Mapping[type, str] = {
+    ServeRequest: "serve",
+    StopRequest: "stop",
+    ReplanRequest: "replan",
+    ExplainRequest: "explain",
+}
 
 
 class NotAnsweredError(Amp4ecError):

@@ -6,7 +6,10 @@ import logging
 from datetime import UTC, datetime
 
 from orchestrator.core.cluster_events import Tell
+from orchestrator.core.dispatch_events import Decided
+from orchestrator.decisions import decision_row, describe
 from orchestrator.outbox import Outbox
+from shared.codec import to_builtins
 from shared.errors import Amp4ecError, ErrorCode, JobError
 from shared.messages.job import ErrorBody
 from shared.messages.operation import Happening, Response
@@ -26,11 +29,27 @@ class Announcer:
         happening = Happening(
             event=tell.event,
             text=tell.text,
-            at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            at=_now(),
             node=tell.node,
             model=tell.model,
             generation=tell.generation,
             reason=tell.reason,
+        )
+        self._outbox.publish("event", happening)
+
+    def decided(self, decided: Decided) -> None:
+        """Where an item went and why, at debug level."""
+        happening = Happening(
+            event="item_dispatched",
+            level="debug",
+            text=describe(decided),
+            at=_now(),
+            model=decided.model,
+            data={
+                "job": decided.request_id,
+                "item": decided.item_index,
+                "decision": to_builtins(decision_row(decided.decision)),
+            },
         )
         self._outbox.publish("event", happening)
 
@@ -48,6 +67,10 @@ class Announcer:
         """A transaction ended otherwise."""
         response = Response(transaction=transaction, status="error", error=error)
         self._outbox.publish("response", response, verb=verb)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 def error_body(error: Exception) -> ErrorBody:

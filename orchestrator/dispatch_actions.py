@@ -109,7 +109,7 @@ class Performer:
                 self._replies.send(action.reply_to, payload, context, (action.handle,))
             case core.Acknowledge():
                 self._replies.acknowledge(action.handle)
-            case core.PipelineDrained():
+            case core.PipelineDrained() | core.Decided():
                 self._notify(action)
             case _:
                 assert_never(action)

@@ -39,7 +39,14 @@ class PipelineSpec:
     shown: Shown
 
 
-Command = ModelSpec | PipelineSpec | core.ModelStopped | core.PipelineDraining | core.PipelineLost
+Command = (
+    ModelSpec
+    | PipelineSpec
+    | core.ModelStopped
+    | core.PipelineDraining
+    | core.PipelineLost
+    | core.PipelineFigures
+)
 
 
 @dataclass(slots=True)
@@ -83,7 +90,7 @@ class Report:
     """CPU seconds of this thread since it started."""
 
 
-Note = Report | core.PipelineDrained
+Note = Report | core.PipelineDrained | core.Decided
 
 
 class Tally:

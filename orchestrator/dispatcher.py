@@ -172,7 +172,7 @@ class DispatchThread(threading.Thread):
                 case core.ModelStopped():
                     self._known.models.pop(command.model, None)
                     actions = self._core.step(command)
-                case core.PipelineDraining() | core.PipelineLost():
+                case core.PipelineDraining() | core.PipelineLost() | core.PipelineFigures():
                     actions = self._core.step(command)
                 case _:
                     assert_never(command)

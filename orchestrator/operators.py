@@ -1,4 +1,4 @@
-"""Requests of operators: `serve`, `stop`, `replan`.
+"""Requests of operators: `serve`, `stop`, `replan`, `explain`.
 
 A model is prepared before the cluster hears of it: its artifacts are fetched from whoever asked, read and
 checked. Of two requests under one name the later counts, also while the earlier is being prepared.
@@ -15,10 +15,12 @@ from dataclasses import dataclass
 from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import cluster_events as events
 from orchestrator.core.cluster import Cluster
+from orchestrator.core.dispatch_stats import Snapshot
+from orchestrator.decisions import decisions
 from orchestrator.library import Library, choose_runtime, entry_of
-from shared.codec import decode_json
+from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
-from shared.messages.operation import ReplanRequest, ServeRequest, StopRequest
+from shared.messages.operation import ExplainRequest, ReplanRequest, ServeRequest, StopRequest
 from shared.messages.stage import Blob
 from shared.package import ModelPackage
 from shared.transfer import Transfers
@@ -38,7 +40,7 @@ class _Preparation:
 
 
 class Operators:
-    """Takes requests; `step` gives the cluster's core an event.
+    """Takes requests; `step` gives the cluster's core an event, `dispatched` is the dispatcher's state.
 
     Requests that come before `open` wait: what an earlier orchestrator served is not known before.
     """
@@ -51,12 +53,14 @@ class Operators:
         cluster: Cluster,
         announcer: Announcer,
         step: Callable[[events.Event], None],
+        dispatched: Callable[[], Snapshot | None],
     ) -> None:
         self._library = library
         self._transfers = transfers
         self._cluster = cluster
         self._announcer = announcer
         self._step = step
+        self._dispatched = dispatched
         self._early: list[tuple[str, bytes]] | None = []
         self._preparing: dict[str, _Preparation] = {}
 
@@ -92,8 +96,12 @@ class Operators:
                 case "replan":
                     again = decode_json(payload, ReplanRequest)
                     self._step(events.ReplanAsked(time.monotonic(), again.transaction, again.model))
+                case "explain":
+                    self._explain(decode_json(payload, ExplainRequest))
                 case _:
-                    raise ProtocolError("unknown verb", expected="serve, stop or replan", got=verb)
+                    raise ProtocolError(
+                        "unknown verb", expected="serve, stop, replan or explain", got=verb
+                    )
         except Exception as error:
             if isinstance(error, ProtocolError):
                 log.warning("request/%s refused: %s", verb, error)
@@ -102,6 +110,10 @@ class Operators:
             transaction = _transaction(payload)
             if transaction is not None:
                 self._announcer.failed(verb, transaction, error_body(error))
+
+    def _explain(self, request: ExplainRequest) -> None:
+        found = decisions(self._dispatched(), request.model, time.monotonic())
+        self._announcer.done("explain", request.transaction, to_builtins(found))
 
     def _stop(self, request: StopRequest) -> None:
         preparing = self._abandon(request.model, "it was stopped")

@@ -25,6 +25,7 @@ from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import cluster_events as events
 from orchestrator.core import dispatch_events as dispatch
 from orchestrator.core.cluster import Cluster
+from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.deployer import Deployer
 from orchestrator.dispatch_notes import Note, Report
 from orchestrator.dispatcher import DispatchThread
@@ -120,8 +121,10 @@ class Orchestrator:
             cluster=self._cluster,
             announcer=self._announcer,
             step=self._step,
+            dispatched=lambda: self._dispatched,
         )
         self._restore = Restore(self._library, self._outbox, self._announcer)
+        self._dispatched: Snapshot | None = None
         self._doubts = Doubts()
         self._counters: Counter[str] = Counter()
         self._intake = Intake(
@@ -316,6 +319,8 @@ class Orchestrator:
                     case dispatch.PipelineDrained(model, pipeline, generation):
                         now = time.monotonic()
                         self._step(events.PipelineDrained(now, model, pipeline, generation))
+                    case dispatch.Decided():
+                        self._announcer.decided(note)
                     case Report():
                         self._reported(note)
                     case _:
@@ -326,6 +331,7 @@ class Orchestrator:
 
     def _reported(self, report: Report) -> None:
         now = time.monotonic()
+        self._dispatched = report.snapshot
         for (model, pipeline, generation, stage, node), total in report.stages.items():
             self._step(
                 events.StageMeasured(
@@ -340,6 +346,9 @@ class Orchestrator:
                     total.compute_s / total.items,
                 )
             )
+        if self._options.dispatch.scheduling.goes_by_telemetry:
+            for figures in self._cluster.figures(now):
+                self._dispatcher.tell(figures)
         for line in report.news:
             self._announcer.happened(events.Tell("message_dropped", line))
         self._states.measured(report, now)

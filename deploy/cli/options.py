@@ -14,6 +14,7 @@ from click.core import ParameterSource
 
 from deploy import settings
 from deploy.flags import ServeFlags
+from orchestrator.core.scheduler_settings import weights_of
 from orchestrator.models.source import SHAPE_FORM, InputShape
 from shared.bus import BrokerUrl
 from shared.errors import ConfigurationError
@@ -76,6 +77,7 @@ NAME = _Parsed("NAME", _name)
 DURATION = _Parsed("DURATION", settings.duration_s)
 SIZE = _Parsed("SIZE", settings.size_bytes)
 INPUT_SHAPE = _Parsed("SHAPE", InputShape.parse)
+SCHEDULER_WEIGHTS = _Parsed("R,L,P,B", weights_of)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,8 @@ import click
 
 from deploy.cli.options import DURATION, NAME, SIZE, Common, service_options
 from deploy.cli.output import note
+from deploy.cli.scheduling import scheduler_options
+from orchestrator.core.scheduler_settings import SchedulerSettings
 from shared.ids import name_from
 
 
@@ -89,9 +91,15 @@ def broker_command(
     show_default=True,
     help="Send nodes the weights that a later plan may need.",
 )
+@scheduler_options
 @service_options
 def orchestrator_command(
-    *, common: Common, state_dir: Path | None, store_size: int, prefetch: bool
+    *,
+    common: Common,
+    state_dir: Path | None,
+    store_size: int,
+    prefetch: bool,
+    scheduling: SchedulerSettings,
 ) -> int:
     """Run the orchestrator: it plans, deploys and answers jobs, until Ctrl-C.
 
@@ -99,6 +107,7 @@ def orchestrator_command(
     Example:
         amp4ec orchestrator --broker mqtt://192.168.1.5
     """  # noqa: D301
+    from orchestrator.core.dispatch_settings import DispatchSettings
     from orchestrator.service import OrchestratorOptions, run_orchestrator
 
     options = OrchestratorOptions(
@@ -107,6 +116,7 @@ def orchestrator_command(
         state_dir=state_dir or default_state_dir(),
         store_bytes=store_size,
         prefetch=prefetch,
+        dispatch=DispatchSettings(scheduling=scheduling),
     )
     return asyncio.run(run_orchestrator(options))
 

@@ -8,41 +8,62 @@ from collections.abc import Sequence
 import click
 
 from deploy.cli.options import CONNECT_S, Common, common_options, json_option
-from deploy.cli.output import print_json, print_line
+from deploy.cli.output import note, print_json, print_line
+from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
+from shared.codec import convert
 from shared.messages.model import ModelState
-from shared.messages.operation import OrchestratorState
+from shared.messages.operation import (
+    Decisions,
+    ExplainRequest,
+    ModelDecision,
+    OrchestratorState,
+)
+
+EXPLAIN_TIMEOUT_S = 10.0
 
 
 @click.command("status")
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Show where each model's latest job went and why: every candidate's terms.",
+)
 @json_option
 @common_options
-def status_command(*, common: Common, as_json: bool) -> None:
+def status_command(*, common: Common, explain: bool, as_json: bool) -> None:
     """Show the orchestrator, the nodes, and what each model runs on.
 
     \b
     Example:
         amp4ec status --broker mqtt://192.168.1.5
     """  # noqa: D301
-    status = asyncio.run(_status(common))
+    status, decisions = asyncio.run(_status(common, explain=explain))
     if as_json:
-        print_json(
-            {
-                "orchestrator": status.orchestrator,
-                "nodes": [
-                    {"state": node.state, "telemetry": node.telemetry} for node in status.nodes
-                ],
-                "models": status.models,
-                "metrics": status.metrics,
-            }
-        )
+        document: dict[str, object] = {
+            "orchestrator": status.orchestrator,
+            "nodes": [{"state": node.state, "telemetry": node.telemetry} for node in status.nodes],
+            "models": status.models,
+            "metrics": status.metrics,
+        }
+        if decisions is not None:
+            document["decisions"] = decisions.models
+        print_json(document)
     else:
         print_line(describe(status))
+        for each in [] if decisions is None else decisions.models:
+            print_line("\n" + describe_decision(each))
 
 
-async def _status(common: Common) -> ClusterStatus:
+async def _status(common: Common, *, explain: bool) -> tuple[ClusterStatus, Decisions | None]:
     async with Client(common.broker, root=common.root, connect_timeout_s=CONNECT_S) as client:
-        return await client.status()
+        status = await client.status()
+    if not explain:
+        return status, None
+    async with connect(common.broker, common.root) as operator:
+        request = ExplainRequest(transaction=new_transaction())
+        response = await operator.ask(request, EXPLAIN_TIMEOUT_S, note)
+    return status, convert(response.data, Decisions)
 
 
 def describe(status: ClusterStatus) -> str:
@@ -113,6 +134,28 @@ def describe_model(model: ModelState) -> str:
         ]
         lines += [f"  pipeline {pipeline.pipeline}", _table(rows, right={3, 4, 5, 6})]
     return "\n".join(lines)
+
+
+def describe_decision(each: ModelDecision) -> str:
+    """A model's latest decision for people: a row per candidate, a column per term."""
+    decision = each.decision
+    if decision is None or each.age_s is None:
+        return f"{each.model}: no job was dispatched yet"
+    how = f"by {decision.scheduler}" + (", as a probe" if decision.probe else "")
+    names = list(dict.fromkeys(name for row in decision.candidates for name in row.terms))
+    rows: list[tuple[str, ...]] = [("  ", "pipeline", "generation", *names, "")]
+    rows += [
+        (
+            "=>" if row.chosen else "  ",
+            row.pipeline,
+            str(row.generation),
+            *(f"{row.terms[name]:.4g}" if name in row.terms else "-" for name in names),
+            row.passed_over,
+        )
+        for row in decision.candidates
+    ]
+    table = _table(rows, right=set(range(2, 3 + len(names))))
+    return f"{each.model}: the job of {each.age_s:.1f} s ago was sent {how}\n{table}"
 
 
 def _table(rows: Sequence[Sequence[str]], right: set[int]) -> str:

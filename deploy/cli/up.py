@@ -14,10 +14,12 @@ import click
 from deploy import settings
 from deploy.cli.options import Common, common_options, json_option, serve_options
 from deploy.cli.output import note, print_json, print_line
+from deploy.cli.scheduling import scheduler_arguments, scheduler_options
 from deploy.flags import ServeFlags
 from deploy.local import ChildEndedError, LocalCluster
 from deploy.photo import photo_to_type
 from deploy.supervisor import Child
+from orchestrator.core.scheduler_settings import SchedulerSettings
 from shared.errors import BrokerError
 from shared.messages.model import ModelState
 
@@ -40,6 +42,7 @@ from shared.messages.model import ModelState
 )
 @click.option("--serve", "models", multiple=True, metavar="MODEL", help="Serve this; repeatable.")
 @serve_options
+@scheduler_options
 @click.option(
     "--directory",
     type=click.Path(file_okay=False, path_type=Path),
@@ -55,6 +58,7 @@ def up_command(
     cpus: str | None,
     models: tuple[str, ...],
     flags: ServeFlags,
+    scheduling: SchedulerSettings,
     directory: Path | None,
     as_json: bool,
 ) -> int:
@@ -81,6 +85,7 @@ def up_command(
             port=port,
             root=common.root,
             log_level="debug" if common.log_level == "debug" else "info",
+            orchestrator_arguments=scheduler_arguments(scheduling),
         )
         return asyncio.run(_up(cluster, asked))
 

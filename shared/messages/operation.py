@@ -48,6 +48,51 @@ class ReplanRequest:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainRequest:
+    """Say where the latest items went and why, of one model or (None) of all; see `Decisions`."""
+
+    transaction: Transaction
+    model: Name | None = None
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CandidateRow:
+    """One pipeline in a decision: the rule's terms, and why it was not taken by rank (empty: it could be)."""
+
+    pipeline: str
+    generation: Count
+    chosen: bool
+    terms: dict[str, float]
+    passed_over: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DecisionRow:
+    """Where an item went and why. `probe`: not by rank, but to get a new sample of that pipeline."""
+
+    scheduler: str
+    probe: bool
+    candidates: list[CandidateRow]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelDecision:
+    """A model's latest decision that was explained, one a second at most; None before its first job."""
+
+    model: str
+    age_s: Seconds | None
+    decision: DecisionRow | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decisions:
+    """The `data` of the response to `explain`."""
+
+    models: list[ModelDecision]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """`progress` lines may come before the one `ok` or `error` that ends a transaction."""
 
@@ -82,11 +127,15 @@ class OrchestratorState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Happening:
-    """One thing that happened. `text` is for people, the fields for programs."""
+    """One thing that happened. `text` is for people, the fields for programs.
+
+    Of level `debug` is what comes with every job; only where the orchestrator was told to send it.
+    """
 
     event: str
     text: str
     at: str
+    level: Literal["info", "debug"] = "info"
     node: str | None = None
     model: str | None = None
     generation: int | None = None
