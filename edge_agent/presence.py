@@ -1,0 +1,141 @@
+"""What a node says of itself: birth, death and last will, with the incarnation that tells lives apart.
+
+The control connection is made here, because a last will belongs to the connection that it is about.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import platform
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
+
+from edge_agent.options import AgentOptions
+from shared.bus import ControlBus, Message, Publication
+from shared.codec import encode_json
+from shared.errors import BrokerError, ConfigurationError
+from shared.messages.node import Calibration, Hardware, NodeState
+from shared.topics import Topics
+
+log = logging.getLogger(__name__)
+
+State = Literal["online", "offline", "lost"]
+
+
+class Presence:
+    """One life of a node on the bus.
+
+    Args:
+        options: what the agent was told.
+        incarnation: the number of this life.
+        hardware: what the device is.
+        runtimes: versions by name.
+        calibrations: measured speeds by runtime, those known before; more come by `calibrated`.
+        control: makes the control connection with a last will; entered by its user.
+    """
+
+    def __init__(
+        self,
+        options: AgentOptions,
+        incarnation: int,
+        *,
+        hardware: Hardware,
+        runtimes: Mapping[str, str],
+        calibrations: Mapping[str, Calibration],
+        control: Callable[[Publication], ControlBus],
+    ) -> None:
+        self.incarnation = incarnation
+        self._options = options
+        self._hardware = hardware
+        self._runtimes = dict(runtimes)
+        self._calibrations = dict(calibrations)
+        self._topic = Topics(options.root).topic("node_state", node=options.node)
+        self.control = control(
+            Publication(
+                topic=self._topic,
+                payload=encode_json(self._state("lost", "the broker lost the connection")),
+                retain=True,
+            )
+        )
+
+    async def say(self, state: State, reason: str = "", timeout_s: float | None = None) -> None:
+        """Publish a birth or a death.
+
+        Raises:
+            BrokerError: not sent within `timeout_s`, or refused.
+        """
+        await self.control.publish(
+            self._topic, encode_json(self._state(state, reason)), retain=True, timeout_s=timeout_s
+        )
+
+    async def say_again(self) -> None:
+        """Publish the birth once more, with what has changed; the next connection begins with one anyway."""
+        try:
+            await self.say("online")
+        except BrokerError as error:
+            log.info("birth not sent: %s", error)
+
+    async def calibrated(self, runtime: str, measured: Calibration) -> None:
+        """A runtime's speed is known now: tell it with another birth."""
+        self._calibrations[runtime] = measured
+        await self.say_again()
+
+    def is_calibrated(self, runtime: str) -> bool:
+        """Whether the runtime's speed is known."""
+        return runtime in self._calibrations
+
+    def buried_alive(self, message: Message, state: NodeState) -> bool:
+        """Whether our own will was published, late, while we live: then say the birth again."""
+        return (
+            state.incarnation == self.incarnation and state.state == "lost" and not message.retain
+        )
+
+    def outlived(self, message: Message, state: NodeState) -> int | ConfigurationError | None:
+        """What a later life under our name means for this one; None when there is none.
+
+        Returns:
+            The incarnation to exceed, when an earlier life of this node left it behind (the clock
+            was ahead then); an error when another agent has taken the name.
+        """
+        if state.incarnation <= self.incarnation:
+            return None
+        node = self._options.node
+        if message.retain and self.control.reconnections == 0:
+            log.warning(
+                "an earlier life of node %s had incarnation %s, ours is %s: the clock went back",
+                node, state.incarnation, self.incarnation,
+            )  # fmt: skip
+            return state.incarnation
+        return ConfigurationError(
+            f"another agent has taken the name {node!r} (process {state.pid} on {state.host})",
+            expected="each agent with a name of its own (--name)",
+            got=f"incarnation {state.incarnation} after ours, {self.incarnation}",
+        )
+
+    def _state(self, state: State, reason: str = "") -> NodeState:
+        options = self._options
+        return NodeState(
+            state=state,
+            node=options.node,
+            incarnation=self.incarnation,
+            pid=os.getpid(),
+            host=platform.node(),
+            version=options.version or _version(),
+            hardware=self._hardware,
+            runtimes=self._runtimes,
+            calibration=self._calibrations,
+            zone=options.zone,
+            price_per_hour=options.price_per_hour,
+            power_w=options.power_w,
+            telemetry_interval_s=options.telemetry_interval_s,
+            reason=reason,
+        )
+
+
+def _version() -> str:
+    try:
+        return version("amp4ec")
+    except PackageNotFoundError:  # run from a checkout
+        return ""

@@ -1,0 +1,213 @@
+"""Makes happen what the core decides about stages: fetch, load, attach, report, unload.
+
+What to hold and what to let go is decided in `edge_agent/core/desired.py`; here are its tasks, the blobs, and
+the two threads that load stages (`edge_agent/loader.py`) and run them (`edge_agent/stage_thread.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, assert_never
+
+from edge_agent.blobs import Blobs
+from edge_agent.core import desired
+from edge_agent.loader import Loader, LoaderThread
+from edge_agent.stage_thread import Attached, Detached, Notice, StageThread, ThreadEnded
+from shared.bus import ControlBus, DataBus
+from shared.codec import encode_json
+from shared.errors import Amp4ecError, ArtifactError, BrokerError
+from shared.messages.stage import Report, StageAssignment
+from shared.topics import Topics
+
+log = logging.getLogger(__name__)
+
+
+class Spawn(Protocol):
+    """Starts a task that ends with the agent."""
+
+    def __call__(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]: ...
+
+
+class StageKeeper:
+    """Holds the stages of one life of an agent.
+
+    Args:
+        core: decides.
+        control: reports go out on it.
+        topics: the table.
+        blobs: where graphs and weights come from.
+        loader: turns them into stages, in a thread of its own.
+        data: makes the data connection; called in the stage thread.
+        spawn: starts the tasks.
+        ended: called in the loop when the stage thread has ended, with its error.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        core: desired.Desired,
+        *,
+        control: ControlBus,
+        topics: Topics,
+        blobs: Blobs,
+        loader: Loader,
+        data: Callable[[], DataBus],
+        spawn: Spawn,
+        ended: Callable[[BaseException | None], None],
+    ) -> None:
+        self._core = core
+        self._control = control
+        self._report_topic = topics.topic("report", node=node)
+        self._blobs = blobs
+        self._loader = loader
+        self._loader_thread = LoaderThread(f"loader {node}")
+        self._spawn = spawn
+        self._ended = ended
+        self.stage_thread = StageThread(data, self._notify, name=f"stages {node}")
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._leaving = False
+        self._brought: dict[int, dict[str, Path]] = {}
+        self._fetching: dict[int, asyncio.Task[None]] = {}
+        self._prefetching: asyncio.Task[None] | None = None
+        self._load_began: dict[int, float] = {}
+        self._report: Report | None = None
+        self._report_due = asyncio.Event()
+
+    def start(self) -> None:
+        """Begin to run stages; called in the event loop."""
+        self._loop = asyncio.get_running_loop()
+        self.stage_thread.start()
+
+    def leave(self, drain_s: float) -> None:
+        """Take nothing new; finish what is queued within that time."""
+        self._leaving = True
+        self.stage_thread.stop(drain_s)
+
+    async def close(self, within_s: float) -> bool:
+        """Wait for the stage thread's end; False when it has not come in time."""
+        self._loader_thread.stop()
+        return await asyncio.to_thread(self.stage_thread.join, within_s)
+
+    async def preload(self, runtimes: Sequence[str]) -> None:
+        """Import runtimes before the first stage needs them."""
+        for name in runtimes:
+            try:
+                await self._loader_thread.run(partial(self._loader.open, name))
+            except (Amp4ecError, ImportError, OSError) as error:
+                log.error("runtime %s cannot be opened: %s", name, error)
+
+    def step(self, event: desired.Event) -> None:
+        """Take an event to the core, and do what it says."""
+        if self._leaving:
+            return
+        for action in self._core.step(event):
+            match action:
+                case desired.FetchBlobs(life, stage):
+                    log.info("stage %s: fetching", _text(stage))
+                    self._fetching[life] = self._spawn(self._fetch(action), f"fetch {life}")
+                case desired.CancelFetch(life):
+                    task = self._fetching.pop(life, None)
+                    if task is not None:
+                        task.cancel()
+                    self._forget(life)
+                case desired.Load(life, stage):
+                    log.info("stage %s: loading", _text(stage))
+                    self._spawn(self._load(action), f"load {life}")
+                case desired.Unload(life, stage):
+                    log.info("stage %s: unloading", _text(stage))
+                    self.stage_thread.detach(life)
+                case desired.Prefetch(revision, blobs):
+                    if self._prefetching is not None:
+                        self._prefetching.cancel()
+                    self._prefetching = (
+                        self._spawn(self._prefetch(action), f"prefetch {revision}")
+                        if blobs
+                        else None
+                    )
+                case desired.PublishReport(report):
+                    self._report = report
+                    self._report_due.set()
+                case _:
+                    assert_never(action)
+
+    async def publish_reports(self) -> None:
+        """Send each report that is due, the latest only; for ever."""
+        while True:
+            await self._report_due.wait()
+            self._report_due.clear()
+            if self._report is None:
+                continue
+            try:
+                await self._control.publish(self._report_topic, encode_json(self._report))
+            except BrokerError as error:
+                # The next connection begins with a report.
+                log.info("report not sent: %s", error)
+
+    async def _fetch(self, action: desired.FetchBlobs) -> None:
+        try:
+            brought = await self._blobs.bring(action.life, action.stage)
+        except (ArtifactError, OSError) as error:
+            log.error("stage %s: %s", _text(action.stage), error)
+            self.step(desired.BlobsFailed(action.life, str(error)))
+            return
+        finally:
+            self._fetching.pop(action.life, None)
+        self._brought[action.life] = dict(brought.paths)
+        self.step(desired.BlobsReady(action.life, brought.fetched_bytes))
+
+    async def _load(self, action: desired.Load) -> None:
+        life = action.life
+        self._load_began[life] = time.monotonic()
+        try:
+            stage = await self._loader_thread.run(
+                partial(self._loader.load, life, action.stage, self._brought[life])
+            )
+        except Exception as error:  # noqa: BLE001 - whatever a runtime raises is the reason that is reported
+            self._forget(life)
+            reason = (
+                str(error) if isinstance(error, Amp4ecError) else f"{type(error).__name__}: {error}"
+            )
+            log.error("stage %s: cannot be loaded: %s", _text(action.stage), reason)
+            self.step(desired.StageLoadFailed(life, reason[:2000]))
+            return
+        self.stage_thread.attach(stage)
+
+    async def _prefetch(self, action: desired.Prefetch) -> None:
+        await self._blobs.prefetch(action.blobs)
+        self.step(desired.PrefetchEnded(action.revision))
+
+    def _forget(self, life: int) -> None:
+        self._brought.pop(life, None)
+        self._load_began.pop(life, None)
+        self._blobs.release(life)
+
+    def _notify(self, notice: Notice) -> None:
+        """From the stage thread into the loop."""
+        assert self._loop is not None
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to be told
+            self._loop.call_soon_threadsafe(self._noticed, notice)
+
+    def _noticed(self, notice: Notice) -> None:
+        match notice:
+            case Attached(life):
+                load_s = time.monotonic() - self._load_began.pop(life)
+                log.info("life %s: ready after %.2f s", life, load_s)
+                self.step(desired.StageLoaded(life, load_s))
+            case Detached(life):
+                self._forget(life)
+                self.step(desired.StageUnloaded(life))
+            case ThreadEnded(error):
+                if not self._leaving:
+                    self._ended(error)
+            case _:
+                assert_never(notice)
+
+
+def _text(stage: StageAssignment) -> str:
+    return f"{stage.pipeline}/{stage.generation}/{stage.stage} of {stage.model}"

@@ -1,0 +1,95 @@
+"""How the node does, told once per interval: the reporter behind the telemetry topic."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+
+from edge_agent.probe import Probe
+from edge_agent.stage_thread import StageThread
+from shared.bus import ControlBus
+from shared.codec import encode_json
+from shared.errors import BrokerError
+from shared.messages.node import Telemetry
+from shared.topics import Topics
+from shared.transfer import Transfers
+
+log = logging.getLogger(__name__)
+
+
+class Reporter:
+    """Gathers one sample per interval and publishes it at QoS 0: a lost one is history.
+
+    Args:
+        node: whose telemetry it is.
+        incarnation: of this life.
+        interval_s: between two samples.
+        control: where it goes out, and what the round trip is measured on.
+        topics: the table.
+        probe: measures the device.
+        stage_thread: counts items, times and traffic.
+        transfers: counts the traffic of blobs.
+    """
+
+    def __init__(
+        self,
+        node: str,
+        incarnation: int,
+        interval_s: float,
+        *,
+        control: ControlBus,
+        topics: Topics,
+        probe: Probe,
+        stage_thread: StageThread,
+        transfers: Transfers,
+    ) -> None:
+        self._node = node
+        self._incarnation = incarnation
+        self._interval_s = interval_s
+        self._control = control
+        self._topic = topics.topic("telemetry", node=node)
+        self._probe = probe
+        self._stage_thread = stage_thread
+        self._transfers = transfers
+        self._began = time.monotonic()
+
+    async def run(self) -> None:
+        """Publish for ever; while there is no connection nothing is measured for nobody."""
+        due = time.monotonic()
+        while True:
+            due = max(due + self._interval_s, time.monotonic())
+            await asyncio.sleep(due - time.monotonic())
+            if not self._control.connected:
+                continue
+            payload = encode_json(self._sample(await self._round_trip()))
+            try:
+                await self._control.publish(self._topic, payload, qos=0, timeout_s=self._interval_s)
+            except BrokerError as error:
+                log.debug("telemetry not sent: %s", error)
+
+    async def _round_trip(self) -> float | None:
+        try:
+            async with asyncio.timeout(self._interval_s):
+                return await self._control.round_trip()
+        except (TimeoutError, BrokerError):
+            return None
+
+    def _sample(self, round_trip_s: float | None) -> Telemetry:
+        usage = self._probe.sample()
+        traffic, moved = self._stage_thread.traffic, self._transfers.counters
+        return Telemetry(
+            node=self._node,
+            incarnation=self._incarnation,
+            uptime_s=round(time.monotonic() - self._began, 1),
+            cpu_percent=round(usage.cpu_percent, 1),
+            memory_used_bytes=usage.memory_used_bytes,
+            memory_limit_bytes=usage.memory_limit_bytes,
+            # The agent's own payloads, not the machine's interfaces: several agents may share those.
+            network_received_bytes=traffic.bytes_received + moved.bytes_received,
+            network_sent_bytes=traffic.bytes_sent + moved.bytes_sent,
+            round_trip_s=None if round_trip_s is None else round(round_trip_s, 6),
+            queue=traffic.queue,
+            stability=round(usage.stability, 4),
+            stages=self._stage_thread.take_telemetry(),
+        )
