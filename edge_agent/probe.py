@@ -34,11 +34,16 @@ class Share:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One sample. `cpu_percent` is of the share since the sample before."""
+    """One sample. `cpu_percent` is of the share since the sample before.
+
+    `memory_available_bytes` is what this process may take in all, what it has included: the limit less what
+    others hold.
+    """
 
     cpu_percent: float
     memory_used_bytes: int
     memory_limit_bytes: int
+    memory_available_bytes: int
     stability: float
 
 
@@ -111,17 +116,28 @@ class Probe:
             cpu_percent=100.0 * ratio,
             memory_used_bytes=used,
             memory_limit_bytes=limit,
+            memory_available_bytes=self._available(used, limit),
             stability=self._stability.add(ratio, used / limit),
         )
 
+    def _available(self, used_bytes: int, limit_bytes: int) -> int:
+        """What others leave of the limit and of the machine: either, when used up, ends the process."""
+        own = self._process.memory_info().rss
+        free = max(limit_bytes - used_bytes, 0)
+        return min(limit_bytes, own + min(free, self._meminfo("MemAvailable", free)))
+
     def _total_memory(self) -> int:
+        return self._meminfo("MemTotal", 0) or int(psutil.virtual_memory().total)
+
+    def _meminfo(self, name: str, otherwise: int) -> int:
+        """A line of the kernel's memory table in bytes, where it has that line."""
         try:
             for line in (self._root / "proc/meminfo").read_text().splitlines():
-                if line.startswith("MemTotal:"):
+                if line.startswith(f"{name}:"):
                     return int(line.split()[1]) * 1024
         except (OSError, ValueError, IndexError):
-            return int(psutil.virtual_memory().total)
-        return int(psutil.virtual_memory().total)
+            return otherwise
+        return otherwise
 
     def _cpu_model(self) -> str:
         """The board where the device tree names it (a Raspberry Pi's `/proc/cpuinfo` names no CPU)."""

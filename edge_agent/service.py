@@ -2,7 +2,7 @@
 
 One event loop with the control connection; one thread that runs stages on the data connection; one that
 loads them. The parts: `presence` (birth, death, incarnation), `stage_keeper` (holds the stages that are
-wanted), `telemetry` (how the node does).
+wanted), `telemetry` (how the node does), `link_probe` (its bandwidth).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from edge_agent.calibration import (
 from edge_agent.core import desired
 from edge_agent.drops import Drops
 from edge_agent.incarnation import next_incarnation
+from edge_agent.link_probe import LinkProbe
 from edge_agent.loader import Loader
 from edge_agent.options import AgentOptions
 from edge_agent.presence import Presence
@@ -159,6 +160,12 @@ class Agent:
             spawn=self._spawn,
             ended=lambda error: self._end(StageError(f"the stage thread ended: {error!r}")),
         )
+        self._link = LinkProbe(
+            options.node,
+            control=self._control,
+            topics=self._topics,
+            moved_bytes=self._moved_bytes,
+        )
         self._reporter = Reporter(
             options.node,
             incarnation,
@@ -168,6 +175,7 @@ class Agent:
             probe=probe,
             stage_thread=self._keeper.stage_thread,
             transfers=self._transfers,
+            link=self._link,
         )
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -203,6 +211,7 @@ class Agent:
                     (self._receive(), "messages"),
                     (self._keeper.publish_reports(), "reports"),
                     (self._reporter.run(), "telemetry"),
+                    (self._link.run(), "link"),
                     (self._calibrate(), "calibration"),
                     (self._wait_for(stop), "stop"),
                 ):
@@ -270,6 +279,10 @@ class Agent:
         self._connected_once.set()
         self._keeper.step(desired.BusConnected())
 
+    def _moved_bytes(self) -> int:
+        traffic, moved = self._keeper.stage_thread.traffic, self._transfers.counters
+        return traffic.bytes_received + traffic.bytes_sent + moved.bytes_received + moved.bytes_sent
+
     # -- messages
 
     async def _receive(self) -> None:
@@ -284,6 +297,8 @@ class Agent:
         match name:
             case "artifact_want" | "artifact_piece":
                 self._transfers.handle(name, levels, message)
+            case "artifact_probe":
+                self._link.take(message)
             case "assignment":
                 if message.payload:  # empty: somebody cleared the retained one
                     assignment = decode_json(message.payload, Assignment)

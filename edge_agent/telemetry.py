@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+from edge_agent.link_probe import LinkProbe
 from edge_agent.probe import Probe
 from edge_agent.stage_thread import StageThread
 from shared.bus import ControlBus
@@ -30,6 +31,7 @@ class Reporter:
         probe: measures the device.
         stage_thread: counts items, times and traffic.
         transfers: counts the traffic of blobs.
+        link: measures the bandwidth.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Reporter:
         probe: Probe,
         stage_thread: StageThread,
         transfers: Transfers,
+        link: LinkProbe,
     ) -> None:
         self._node = node
         self._incarnation = incarnation
@@ -52,6 +55,7 @@ class Reporter:
         self._probe = probe
         self._stage_thread = stage_thread
         self._transfers = transfers
+        self._link = link
         self._began = time.monotonic()
 
     async def run(self) -> None:
@@ -92,4 +96,11 @@ class Reporter:
             queue=traffic.queue,
             stability=round(usage.stability, 4),
             stages=self._stage_thread.take_telemetry(),
+            up_bytes_per_s=_rounded(self._link.up.bytes_per_s),
+            down_bytes_per_s=_rounded(self._link.down.bytes_per_s),
+            memory_available_bytes=usage.memory_available_bytes,
         )
+
+
+def _rounded(bytes_per_s: float | None) -> float | None:
+    return None if bytes_per_s is None else float(round(bytes_per_s))

@@ -155,6 +155,17 @@ TABLE: tuple[TopicSpec, ...] = (
         text="One piece of a blob, with its own SHA-256, or why there is none.",
     ),
     TopicSpec(
+        name="artifact_probe",
+        pattern="artifact/{peer}/probe",
+        sender="agent",
+        receiver="the same agent",
+        qos=1,
+        retained=True,
+        payload="random bytes, for some seconds",
+        text="What an agent measures its link with: it leaves up to 256 KiB here, fetches them back and "
+        "clears the topic; rarely, and only while nothing else moves.",
+    ),
+    TopicSpec(
         name="request",
         pattern="request/{verb}",
         sender="operator",

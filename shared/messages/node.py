@@ -85,6 +85,8 @@ class Telemetry:
     """How a node does now.
 
     `cpu_percent` is relative to what the node may use, so a saturated 0.4-CPU container reads 100.
+    `up_bytes_per_s` and `down_bytes_per_s` are the measured bandwidth to and from the broker, None until
+    known; `memory_available_bytes` is what the agent may take in all: what is free and what it has.
     `stability` is 1 minus the mean absolute change of CPU and memory use (as ratios of what the
     node may use) between the last 30 samples, in [0, 1]: 1 is a node that never changes.
     """
@@ -101,4 +103,7 @@ class Telemetry:
     queue: Count
     stability: Ratio
     stages: list[StageTelemetry] = field(default_factory=list)
+    up_bytes_per_s: Positive | None = None
+    down_bytes_per_s: Positive | None = None
+    memory_available_bytes: Count | None = None
     v: Version = 1
