@@ -17,6 +17,16 @@ _MIB: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Security:
+    """The files that close a broker: who it is, who may log in, and what each may do."""
+
+    certificate_file: str
+    key_file: str
+    password_file: str
+    acl_file: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerConfig:
     """What may be chosen about a broker of ours; the rest is in `render`.
 
@@ -42,6 +52,10 @@ class BrokerConfig:
     persistent_client_expiration: str = "7d"
     """When the session of an MQTT 3.1.1 client that never came back is thrown away."""
     log_types: tuple[str, ...] = ("error", "warning", "notice")
+    security: Security | None = None
+    """TLS, passwords and an ACL; None lets anybody in who reaches the port."""
+    pid_file: str | None = None
+    """Where it writes its process id, for who has to tell it that the files of `security` changed."""
     user: str | None = None
     """Whom Mosquitto becomes when root starts it; None leaves it at its own choice, `mosquitto`."""
 
@@ -56,6 +70,8 @@ class BrokerConfig:
             ("bind", self.bind),
             ("persistence_dir", self.persistence_dir),
             ("user", self.user),
+            ("pid_file", self.pid_file),
+            *(() if self.security is None else _paths(self.security)),
             *(("log_types", log_type) for log_type in self.log_types),
         ):
             # One option is one line: a line break would smuggle in another.
@@ -87,12 +103,17 @@ class BrokerConfig:
         return "\n".join(part.strip("\n") + "\n" for part in parts if part)
 
     def _process(self) -> str:
-        if self.user is None:
-            return ""
-        return f"""
+        text = ""
+        if self.user is not None:
+            text += f"""
 # The files below belong to whoever started this broker.
 user {self.user}
 """
+        if self.pid_file is not None:
+            text += f"""
+pid_file {self.pid_file}
+"""
+        return text
 
     def _limits(self) -> str:
         return f"""
@@ -155,10 +176,18 @@ log_timestamp_format %Y-%m-%dT%H:%M:%S
     def _listeners(self) -> str:
         text = f"""
 # MQTT 5 and 3.1.1 on the same port. Loopback only, unless told otherwise; who opens it to others
-# wants a password file and TLS.
+# closes it first: `amp4ec broker init`.
 listener {self.port} {self.bind}
 protocol mqtt
-allow_anonymous true
+"""
+        if self.security is None:
+            text += "allow_anonymous true\n"
+        else:
+            text += f"""{_tls(self.security)}
+# Nobody without a name; what no line of the ACL allows is denied.
+allow_anonymous false
+password_file {self.security.password_file}
+acl_file {self.security.acl_file}
 """
         if self.websocket_port is not None:
             text += f"""
@@ -166,7 +195,16 @@ allow_anonymous true
 listener {self.websocket_port} {self.bind}
 protocol websockets
 """
+            if self.security is not None:
+                text += _tls(self.security)
         return text
+
+
+def _tls(security: Security) -> str:
+    return f"""certfile {security.certificate_file}
+keyfile {security.key_file}
+tls_version tlsv1.2
+"""
 
 
 _HEAD: Final = """
@@ -178,6 +216,10 @@ set_tcp_nodelay true
 # One set of security settings for all listeners.
 per_listener_settings false
 """
+
+
+def _paths(security: Security) -> list[tuple[str, str]]:
+    return [(name, getattr(security, name)) for name in Security.__dataclass_fields__]
 
 
 def _refused(name: str, expected: str, got: object) -> ConfigurationError:

@@ -18,6 +18,7 @@ import pwd
 import shutil
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 from collections.abc import Callable
@@ -116,7 +117,8 @@ class Broker:
     def url(self) -> str:
         """How to reach it from this machine."""
         host = _reachable(self._config.bind)
-        return f"mqtt://[{host}]:{self._port}" if ":" in host else f"mqtt://{host}:{self._port}"
+        scheme = "mqtt" if self._config.security is None else "mqtts"
+        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{self._port}"
 
     @property
     def pid(self) -> int:
@@ -267,7 +269,8 @@ class Broker:
                 if "Address already in use" in lines:
                     raise _PortTakenError(self._port)
                 raise BrokerError(f"mosquitto ended with status {process.returncode}{lines}")
-            if await _answers(_reachable(self._config.bind), self._port):
+            tls = self._config.security is not None
+            if await _answers(_reachable(self._config.bind), self._port, tls=tls):
                 return
             await asyncio.sleep(_PROBE_INTERVAL_S)
 
@@ -351,11 +354,17 @@ async def _foreground(
             return ended.result()
 
 
-async def _answers(host: str, port: int) -> bool:
+async def _answers(host: str, port: int, *, tls: bool) -> bool:
     """Whether an MQTT broker answers there. Any CONNACK will do, also one that refuses us."""
+    context = None
+    if tls:
+        # It is our own child that is asked whether it is there, and it is told nothing.
+        context = ssl.create_default_context()
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
     try:
-        reader, writer = await asyncio.open_connection(host, port)
-    except OSError:
+        reader, writer = await asyncio.open_connection(host, port, ssl=context)
+    except (OSError, ssl.SSLError):
         return False
     try:
         writer.write(_CONNECT)

@@ -25,7 +25,8 @@ from shared.errors import Amp4ecError, BrokerUnreachableError, ConfigurationErro
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 
 _COMMANDS = {
-    "broker": "deploy.cli.services",
+    "broker": "deploy.cli.broker",
+    "join-token": "deploy.cli.broker",
     "orchestrator": "deploy.cli.services",
     "agent": "deploy.cli.services",
     "up": "deploy.cli.up",
@@ -45,6 +46,7 @@ _EXTRAS = {
     "psutil": "agent",
     "rich": "deploy",
     "matplotlib": "deploy",
+    "cryptography": "deploy",
 }
 """Which extra brings a module that a bare install lacks."""
 
@@ -63,7 +65,7 @@ class _Commands(click.Group):
         module = _COMMANDS.get(cmd_name)
         if module is None:
             return None
-        command = getattr(importlib.import_module(module), f"{cmd_name}_command")
+        command = getattr(importlib.import_module(module), f"{cmd_name.replace('-', '_')}_command")
         assert isinstance(command, click.Command)
         return command
 

@@ -1,4 +1,4 @@
-"""`amp4ec broker`, `orchestrator` and `agent`: the three that run until they are told to stop."""
+"""`amp4ec orchestrator` and `agent`: they run until they are told to stop."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 
 from deploy.cli.options import DURATION, NAME, SIZE, Common, service_options
-from deploy.cli.output import note
 from deploy.cli.scheduling import scheduler_options
 from orchestrator.core.scheduler_settings import SchedulerSettings
+from shared.bus.url import BrokerUrl
 from shared.ids import name_from
 
 
@@ -20,56 +20,6 @@ def default_state_dir() -> Path:
     """Where an orchestrator keeps its models when nobody says: below the user's state directory (XDG)."""
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     return Path(base) / "amp4ec" / "orchestrator"
-
-
-@click.command("broker")
-@click.option(
-    "--port", type=click.IntRange(1, 65535), default=1883, show_default=True, help="MQTT's port."
-)
-@click.option(
-    "--bind",
-    default="127.0.0.1",
-    show_default=True,
-    help="The address to listen on; 0.0.0.0 for every network this machine is in.",
-)
-@click.option(
-    "--websocket-port",
-    type=click.IntRange(1, 65535),
-    help="MQTT over WebSockets, where the installed Mosquitto has them.",
-)
-@click.option(
-    "--directory",
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Keep retained messages and sessions here.  [default: in memory only]",
-)
-@service_options
-def broker_command(
-    *,
-    common: Common,
-    port: int,
-    bind: str,
-    websocket_port: int | None,
-    directory: Path | None,
-) -> int:
-    """Run Mosquitto with the settings that AMP4EC needs, until Ctrl-C.
-
-    Anybody who reaches the port may use it: bind it to a network you trust.
-
-    \b
-    Example:
-        amp4ec broker --bind 0.0.0.0 --directory /var/lib/amp4ec/broker
-    """  # noqa: D301
-    from broker.config import BrokerConfig
-    from broker.launcher import run_foreground
-
-    config = BrokerConfig(
-        bind=bind,
-        port=port,
-        websocket_port=websocket_port,
-        persistence_dir=None if directory is None else str(directory),
-        log_types=("all",) if common.log_level == "debug" else ("error", "warning", "notice"),
-    )
-    return run_foreground(config, on_ready=lambda broker: note(f"broker ready at {broker.url}"))
 
 
 @click.command("orchestrator")
@@ -122,7 +72,9 @@ def orchestrator_command(
 
 
 @click.command("agent")
-@click.option("--name", type=NAME, help="The node's name.  [default: the host's]")
+@click.option(
+    "--name", type=NAME, help="The node's name.  [default: the join token's, or the host's]"
+)
 @click.option(
     "--cache-dir",
     type=click.Path(file_okay=False, path_type=Path),
@@ -186,7 +138,7 @@ def agent_command(
 
     options = AgentOptions(
         broker=common.broker,
-        node=name or name_from(socket.gethostname(), "node"),
+        node=name or _node_name(common.broker),
         root=common.root,
         cache_dir=cache_dir,
         cache_bytes=cache_size,
@@ -199,3 +151,10 @@ def agent_command(
         runtimes=runtimes or None,
     )
     return asyncio.run(run_agent(options))
+
+
+def _node_name(broker: BrokerUrl) -> str:
+    """A join token's user is the node that it was issued for."""
+    if broker.own_login and broker.username is not None:
+        return broker.username
+    return name_from(socket.gethostname(), "node")

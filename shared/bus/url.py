@@ -1,20 +1,24 @@
 """Where a broker is and how to get in: one value, one text form.
 
 `mqtt://user:pass@host:1883`, `mqtts://host` (8883; `?ca=/path/ca.pem`, `?insecure=1`), or a bare
-`host:port`. User name and password are percent-decoded; IPv6 addresses stand in brackets.
+`host:port`. User name and password are percent-decoded; IPv6 addresses stand in brackets. A join token
+(`token.py`) is an address, too, and so is `@FILE`, the name of a file that holds any of these.
 """
 
 from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
+from shared.bus.token import PREFIX, Bundle, decode_token, encode_token
 from shared.errors import ConfigurationError
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
-_EXPECTED = "mqtt://[user:password@]host[:port], mqtts://… or host:port"
+_EXPECTED = "mqtt://[user:password@]host[:port], mqtts://…, host:port, a join token or @FILE"
+_LONGEST_FILE = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,8 @@ class BrokerUrl:
     tls: bool = False
     ca_file: str | None = None
     """PEM file of the authorities to trust instead of the system's; TLS only."""
+    ca_pem: str | None = field(default=None, repr=False)
+    """The same as text, from a join token."""
     insecure: bool = False
     """Encrypt without checking who answers; TLS only, for tests and first steps."""
 
@@ -39,6 +45,10 @@ class BrokerUrl:
             ConfigurationError: when the text is none of them. The message never repeats a password.
         """
         text = text.strip()
+        if text.startswith("@"):
+            text = _read(Path(text[1:]).expanduser())
+        if text.startswith(PREFIX):
+            return cls._from_token(decode_token(text))
         try:
             parts = urlsplit(text if "://" in text else f"mqtt://{text}")
             host, port = parts.hostname, parts.port
@@ -67,6 +77,44 @@ class BrokerUrl:
             tls=tls,
             ca_file=ca_file,
             insecure=insecure,
+        )
+
+    @classmethod
+    def _from_token(cls, bundle: Bundle) -> Self:
+        if not bundle.host or not _is_host(bundle.host) or not 0 < bundle.port < 65_536:
+            raise _refused(f"a join token for {bundle.host!r}, port {bundle.port}")
+        return cls(
+            host=bundle.host,
+            port=bundle.port,
+            username=bundle.user,
+            password=bundle.password,
+            tls=True,
+            ca_pem=bundle.ca,
+        )
+
+    @property
+    def own_login(self) -> bool:
+        """Whether the user name is one program's or device's own, from a join token: then it names it."""
+        return self.username is not None and self.ca_pem is not None
+
+    def token(self) -> str:
+        """This address as a join token, secret included.
+
+        Raises:
+            ConfigurationError: it has no login or no authority's certificate as text.
+        """
+        if self.username is None or self.password is None or self.ca_pem is None:
+            raise ConfigurationError(
+                "a join token", expected="user, password and certificate", got=str(self)
+            )
+        return encode_token(
+            Bundle(
+                host=self.host,
+                port=self.port,
+                user=self.username,
+                password=self.password,
+                ca=self.ca_pem,
+            )
         )
 
     @property
@@ -100,16 +148,31 @@ class BrokerUrl:
         if not self.tls:
             return None
         try:
-            context = ssl.create_default_context(cafile=self.ca_file)
+            context = ssl.create_default_context(cafile=self.ca_file, cadata=self.ca_pem)
         except (OSError, ssl.SSLError) as error:
             raise ConfigurationError(
-                f"the broker's CA file {self.ca_file} cannot be used: {error}",
-                expected="a readable PEM file",
+                f"the broker's CA {self.ca_file or 'in the join token'} cannot be used: {error}",
+                expected="certificates in PEM",
             ) from error
         if self.insecure:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def _read(path: Path) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_LONGEST_FILE).strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"the file {path} with the broker's address cannot be read",
+            expected="one line: an address or a join token",
+            got=str(error),
+        ) from None
+    if text.startswith("@"):
+        raise _refused("a file that names another file")
+    return text
 
 
 def _is_host(host: str) -> bool:

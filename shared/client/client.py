@@ -21,7 +21,13 @@ from shared.client.pending import Pending, Reply, first_of
 from shared.client.results import Result, read_answer
 from shared.client.status import WATCHED, ClusterStatus, Overview
 from shared.codec import encode_msgpack
-from shared.errors import BrokerUnreachableError, ErrorCode, JobError, ProtocolError
+from shared.errors import (
+    BrokerError,
+    BrokerUnreachableError,
+    ErrorCode,
+    JobError,
+    ProtocolError,
+)
 from shared.ids import check_name
 from shared.messages.job import BatchInput
 from shared.tensor import Array
@@ -67,9 +73,15 @@ class Client:
         """
         self.url = BrokerUrl.parse(broker) if isinstance(broker, str) else broker
         self.topics = Topics(root)
-        self.name = f"client-{uuid.uuid4().hex[:12]}"
+        life = uuid.uuid4().hex[:12]
+        # A closed broker lets a client speak in its login's name only, several programs alike.
+        own = self.url.username if self.url.own_login else None
+        self.name = own or f"client-{life}"
+        self._job_topic = "infer" if own is None else "infer_311"
         self._bus: ControlBus = bus or MqttControlBus(
-            self.url, client_id=f"amp4ec-{self.name}", first_connect_timeout_s=connect_timeout_s
+            self.url,
+            client_id=f"amp4ec-{own}-{life}" if own else f"amp4ec-{self.name}",
+            first_connect_timeout_s=connect_timeout_s,
         )
         self._stack = AsyncExitStack()
         self._overview = Overview()
@@ -246,7 +258,9 @@ class Client:
         # The answer may overtake the broker's acknowledgement of the request: then that is not waited for.
         publish = asyncio.ensure_future(
             self._bus.publish(
-                self.topics.topic("infer", model=pending.model),
+                self.topics.topic(
+                    self._job_topic, model=pending.model, client=self.name, job=pending.job
+                ),
                 pending.payload.data,
                 qos=1,
                 properties=pending.properties(self.topics, self.name),
@@ -297,8 +311,9 @@ class Client:
     async def _settle(self) -> None:
         """Wait until every retained message of the subscriptions made so far has come.
 
-        A broker delivers in order, so our own message to ourselves comes after them. One that does not let us
-        write there costs `_ECHO_S`.
+        A broker delivers in order, so our own message to ourselves comes after them. A closed broker does not
+        let us write there and says so: then its word on one subscription more comes after them, too. One that
+        says nothing costs `_ECHO_S`.
         """
         word = uuid.uuid4().hex
         echo = self._echoes[word] = asyncio.Event()
@@ -309,6 +324,8 @@ class Client:
                 await echo.wait()
         except TimeoutError:
             log.debug("no echo on %s within %g s", topic, _ECHO_S)
+        except BrokerError:
+            await self._bus.subscribe(self.topics.pattern("orchestrator_state"))
         finally:
             del self._echoes[word]
 

@@ -1,0 +1,266 @@
+"""A closed broker's directory: its authority, its certificate, who may log in, and what each may do.
+
+::
+
+    DIR/closed.json      hosts, port, root topic, users and their roles; the one source of the two below
+    DIR/acl              what each user may do (Mosquitto)
+    DIR/passwords        salted hashes (Mosquitto)
+    DIR/ca.pem, ca.key   the cluster's own authority; whoever has the key can pose as the broker
+    DIR/server.pem, .key the broker's certificate
+    DIR/tokens/NAME      the bundles made by `init`, for the orchestrator and the operator
+    DIR/mosquitto.*      what Mosquitto keeps while it runs
+
+Files with secrets are readable by their owner only. A password is in the token that is handed out and
+nowhere else: a lost token is replaced, not looked up.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import signal
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from broker.access import Role, User, render
+from broker.certificates import Pair, make_authority, make_server
+from broker.config import Security
+from broker.passwords import new_password, password_line
+from shared.bus.url import BrokerUrl
+from shared.codec import decode_json, encode_json
+from shared.errors import ConfigurationError, ProtocolError
+from shared.topics import DEFAULT_ROOT, Topics
+
+DEFAULT_PORT = 8883
+_FILE = "closed.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Settings:
+    """`closed.json`. `hosts` are what the broker's certificate is for; the first stands in tokens."""
+
+    hosts: tuple[str, ...]
+    port: int
+    root: str
+    users: tuple[User, ...] = field(default=())
+
+
+class ClosedBroker:
+    """A directory of the form above. Changes are written at once; a broker that runs on it is told.
+
+    `create` makes one, `open` reads one.
+    """
+
+    def __init__(self, directory: Path, settings: _Settings) -> None:
+        self.directory = directory.resolve()
+        self._settings = settings
+
+    @classmethod
+    def is_here(cls, directory: Path) -> bool:
+        """Whether a directory holds a closed broker."""
+        return (directory / _FILE).is_file()
+
+    @classmethod
+    def create(
+        cls,
+        directory: Path,
+        *,
+        hosts: Sequence[str],
+        port: int = DEFAULT_PORT,
+        root: str = DEFAULT_ROOT,
+        now: dt.datetime,
+    ) -> Self:
+        """Make the set-up, with a token for the orchestrator and one for an operator in `DIR/tokens`.
+
+        Args:
+            directory: made when missing.
+            hosts: names and addresses by which agents and clients will call the broker, the usual one
+                first.
+            port: where it will listen.
+            root: the cluster's root topic.
+            now: certificates count from here, with time zone.
+
+        Raises:
+            ConfigurationError: there is one already, or a value makes no sense.
+        """
+        if cls.is_here(directory):
+            raise ConfigurationError(
+                f"{directory} holds a closed broker already; `amp4ec join-token` adds to it",
+                expected="an empty directory",
+                got=_FILE,
+            )
+        Topics(root)
+        authority = make_authority("AMP4EC cluster", now)
+        server = make_server(authority, hosts, now)
+        directory.mkdir(parents=True, exist_ok=True)
+        closed = cls(directory, _Settings(hosts=tuple(hosts), port=port, root=root))
+        closed._write_pair("ca", authority)
+        closed._write_pair("server", server)
+        _write(closed.directory / "passwords", b"", secret=True)
+        closed._save()
+        (closed.directory / "tokens").mkdir(exist_ok=True, mode=0o700)
+        for role in (Role.ORCHESTRATOR, Role.OPERATOR):
+            url = closed.add(User(name=role.value, role=role))
+            _write(closed.token_file(role.value), f"{url.token()}\n".encode(), secret=True)
+        return closed
+
+    @classmethod
+    def open(cls, directory: Path) -> Self:
+        """Read the set-up.
+
+        Raises:
+            ConfigurationError: there is none, or it is damaged.
+        """
+        try:
+            settings = decode_json((directory / _FILE).read_bytes(), _Settings)
+        except OSError as error:
+            raise ConfigurationError(
+                f"{directory} holds no closed broker; `amp4ec broker init {directory}` makes one",
+                expected=_FILE,
+                got=error.strerror or str(error),
+            ) from None
+        except ProtocolError as error:
+            raise ConfigurationError(
+                f"{directory / _FILE} is damaged", expected=error.expected, got=error.got
+            ) from error
+        return cls(directory, settings)
+
+    @property
+    def users(self) -> tuple[User, ...]:
+        """Who may log in."""
+        return self._settings.users
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self._settings.port
+
+    @property
+    def root(self) -> str:
+        """The cluster's root topic."""
+        return self._settings.root
+
+    @property
+    def pid_file(self) -> Path:
+        """Where a running Mosquitto's process id is."""
+        return self.directory / "mosquitto.pid"
+
+    @property
+    def security(self) -> Security:
+        """What the broker's configuration names."""
+        return Security(
+            certificate_file=str(self.directory / "server.pem"),
+            key_file=str(self.directory / "server.key"),
+            password_file=str(self.directory / "passwords"),
+            acl_file=str(self.directory / "acl"),
+        )
+
+    def token_file(self, name: str) -> Path:
+        """Where `create` put a token."""
+        return self.directory / "tokens" / name
+
+    def add(self, user: User, host: str | None = None) -> BrokerUrl:
+        """Let a user in; `token()` of what is returned has all that it needs, and is not kept.
+
+        Args:
+            user: a name that is not taken yet.
+            host: the broker's as this user will call it; the first one when None.
+
+        Raises:
+            ConfigurationError: the name is taken, or the broker's certificate does not hold for `host`.
+        """
+        if any(known.name == user.name for known in self.users):
+            raise ConfigurationError(
+                f"{user.name!r} has a token already; --revoke it first, or choose another name",
+                expected="a new name",
+                got=repr(user.name),
+            )
+        hosts = self._settings.hosts
+        if host is not None and host not in hosts:
+            raise ConfigurationError(
+                "the broker's certificate is not for this host",
+                expected=f"one of {', '.join(hosts)}",
+                got=repr(host),
+            )
+        password = new_password()
+        lines = self._password_lines() | {user.name: password_line(user.name, password)}
+        self._change((*self.users, user), lines)
+        return BrokerUrl(
+            host=host or hosts[0],
+            port=self.port,
+            username=user.name,
+            password=password,
+            tls=True,
+            ca_pem=(self.directory / "ca.pem").read_text(),
+        )
+
+    def revoke(self, name: str) -> User:
+        """Let a user in no more; a broker that runs ends its connections.
+
+        Raises:
+            ConfigurationError: nobody has that name.
+        """
+        for user in self.users:
+            if user.name == name:
+                rest = tuple(other for other in self.users if other is not user)
+                lines = self._password_lines()
+                lines.pop(name, None)
+                self._change(rest, lines)
+                return user
+        raise ConfigurationError(
+            "nobody has a token of that name",
+            expected=f"one of {', '.join(user.name for user in self.users)}",
+            got=repr(name),
+        )
+
+    def _change(self, users: tuple[User, ...], passwords: dict[str, str]) -> None:
+        self._settings = replace(self._settings, users=users)
+        text = "".join(f"{line}\n" for _, line in sorted(passwords.items()))
+        _write(self.directory / "passwords", text.encode(), secret=True)
+        self._save()
+        self._tell()
+
+    def _save(self) -> None:
+        acl = render(self.users, Topics(self.root))
+        _write(self.directory / "acl", acl.encode(), secret=True)
+        _write(self.directory / _FILE, encode_json(self._settings), secret=False)
+
+    def _tell(self) -> None:
+        """Have a broker that runs on this directory read its files again."""
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
+            pid = int(self.pid_file.read_text())
+            if _is_mosquitto(pid):
+                os.kill(pid, signal.SIGHUP)
+
+    def _password_lines(self) -> dict[str, str]:
+        text = (self.directory / "passwords").read_text()
+        return {line.partition(":")[0]: line for line in text.splitlines()}
+
+    def _write_pair(self, name: str, pair: Pair) -> None:
+        _write(self.directory / f"{name}.pem", pair.certificate, secret=False)
+        _write(self.directory / f"{name}.key", pair.key, secret=True)
+
+
+def _is_mosquitto(pid: int) -> bool:
+    """A file may outlive its process, and a number be somebody else's by then."""
+    command = Path(f"/proc/{pid}/comm")
+    return not command.exists() or command.read_text().strip() == "mosquitto"
+
+
+def _write(path: Path, data: bytes, *, secret: bool) -> None:
+    """Whole or not at all: a broker may read it at any time."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).chmod(0o600 if secret else 0o644)
+        Path(temporary).replace(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

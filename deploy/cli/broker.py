@@ -1,0 +1,226 @@
+"""`amp4ec broker`, `broker init` and `join-token`: an open broker, a closed one, and who may in."""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import os
+import socket
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from deploy.cli.options import NAME, ROOT, Common, json_option, service_options
+from deploy.cli.output import note, print_json, print_line
+from shared.errors import ConfigurationError
+from shared.topics import DEFAULT_ROOT
+
+if TYPE_CHECKING:
+    from broker.closed import ClosedBroker
+
+_OPEN_PORT = 1883
+_ROLES = ("agent", "client", "monitor", "operator", "orchestrator")
+_DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group("broker", invoke_without_command=True)
+@click.option(
+    "--port",
+    type=click.IntRange(1, 65535),
+    help="MQTT's port.  [default: 1883, or that of the closed broker]",
+)
+@click.option(
+    "--bind",
+    help="The address to listen on; 0.0.0.0 for every network this machine is in.  "
+    "[default: 127.0.0.1; 0.0.0.0 for a closed broker]",
+)
+@click.option(
+    "--websocket-port",
+    type=click.IntRange(1, 65535),
+    help="MQTT over WebSockets, where the installed Mosquitto has them.",
+)
+@click.option(
+    "--directory",
+    type=_DIRECTORY,
+    help="Keep retained messages and sessions here; a closed broker's directory closes it.  "
+    "[default: in memory only]",
+)
+@click.option(
+    "--insecure",
+    is_flag=True,
+    help="Let anybody who reaches the port do anything, on other networks than loopback, too.",
+)
+@service_options
+def broker_command(
+    *,
+    common: Common,
+    port: int | None,
+    bind: str | None,
+    websocket_port: int | None,
+    directory: Path | None,
+    insecure: bool,
+) -> int:
+    """Run Mosquitto with the settings that AMP4EC needs, until Ctrl-C.
+
+    Open, on loopback only, unless its directory was made by `amp4ec broker init`: then with TLS, a login for
+    each agent and client, and each held to its own topics.
+
+    \b
+    Examples:
+        amp4ec broker
+        amp4ec broker init ~/amp4ec --host "$(hostname)"
+        amp4ec broker --directory ~/amp4ec
+    """  # noqa: D301
+    if click.get_current_context().invoked_subcommand is not None:
+        return 0
+    from broker.config import BrokerConfig
+    from broker.launcher import run_foreground
+
+    closed = _closed(directory)
+    if bind is None:
+        bind = "127.0.0.1" if closed is None else "0.0.0.0"  # noqa: S104 - closed to strangers
+    if closed is None and not insecure and not _is_loopback(bind):
+        raise ConfigurationError(
+            "an open broker lets anybody who reaches it do anything: close it first "
+            "(`amp4ec broker init DIR`, then --directory DIR), or say --insecure",
+            expected="a closed broker, loopback, or --insecure",
+            got=f"--bind {bind}",
+        )
+    config = BrokerConfig(
+        bind=bind,
+        port=port or (_OPEN_PORT if closed is None else closed.port),
+        websocket_port=websocket_port,
+        persistence_dir=None if directory is None else str(directory),
+        security=None if closed is None else closed.security,
+        pid_file=None if closed is None else str(closed.pid_file),
+        log_types=("all",) if common.log_level == "debug" else ("error", "warning", "notice"),
+    )
+    return run_foreground(config, on_ready=lambda broker: note(f"broker ready at {broker.url}"))
+
+
+@broker_command.command("init")
+@click.argument("directory", type=_DIRECTORY)
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    help="A name or address by which agents and clients will call the broker; repeatable, the usual one "
+    "first.  [default: this host's name, localhost, 127.0.0.1]",
+)
+@click.option(
+    "--port", type=click.IntRange(1, 65535), default=8883, show_default=True, help="MQTT's port."
+)
+@click.option(
+    "--root", type=ROOT, default=DEFAULT_ROOT, show_default=True, help="The cluster's root topic."
+)
+def init_command(*, directory: Path, hosts: tuple[str, ...], port: int, root: str) -> int:
+    """Make a closed broker in DIRECTORY: an authority, a certificate, and the first two logins.
+
+    \b
+    Example:
+        amp4ec broker init ~/amp4ec --host broker.local --host 192.168.1.5
+    """  # noqa: D301
+    from broker.closed import ClosedBroker
+
+    closed = ClosedBroker.create(
+        directory,
+        hosts=hosts or tuple(dict.fromkeys((socket.gethostname(), "localhost", "127.0.0.1"))),
+        port=port,
+        root=root,
+        now=dt.datetime.now(dt.UTC),
+    )
+    base = closed.directory
+    print_line(
+        f"closed broker in {base}\n"
+        f"  run it:           amp4ec broker --directory {base}\n"
+        f"  the orchestrator: amp4ec orchestrator --broker @{closed.token_file('orchestrator')}\n"
+        f"  to operate it:    export AMP4EC_BROKER=@{closed.token_file('operator')}\n"
+        f"  a device more:    amp4ec join-token pi-1 --directory {base}\n"
+        f"  a client:         amp4ec join-token camera --role client --directory {base}\n"
+        f"keep {base / 'ca.key'} and tokens/ to yourself"
+    )
+    return 0
+
+
+@click.command("join-token")
+@click.argument("name", type=NAME, required=False)
+@click.option(
+    "--directory", type=_DIRECTORY, required=True, help="The closed broker's (`broker init`)."
+)
+@click.option("--role", type=click.Choice(_ROLES), default="agent", show_default=True)
+@click.option("--host", help="The broker's name as this one will call it.  [default: the first]")
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Write the token to this file, readable by you only, and not to the terminal.",
+)
+@click.option("--revoke", is_flag=True, help="Let NAME in no more; its connections end at once.")
+@click.option("--list", "list_", is_flag=True, help="List who may log in.")
+@json_option
+def join_token_command(
+    *,
+    name: str | None,
+    directory: Path,
+    role: str,
+    host: str | None,
+    output: Path | None,
+    revoke: bool,
+    list_: bool,
+    as_json: bool,
+) -> int:
+    """Give NAME a login to a closed broker, as one string, or take it back.
+
+    An agent's NAME is its node's. The token is shown once and kept nowhere.
+
+    \b
+    Example, and what to do with it on the device:
+        amp4ec join-token pi-1 --directory ~/amp4ec --output pi-1.token
+        amp4ec agent --broker @pi-1.token
+    """  # noqa: D301
+    from broker.access import Role, User
+    from broker.closed import ClosedBroker
+
+    closed = ClosedBroker.open(directory)
+    if list_:
+        if as_json:
+            print_json([{"name": user.name, "role": str(user.role)} for user in closed.users])
+        else:
+            for user in closed.users:
+                print_line(f"{user.role:<13} {user.name}")
+        return 0
+    if name is None:
+        raise click.UsageError("give a NAME, or --list")
+    if revoke:
+        user = closed.revoke(name)
+        if as_json:
+            print_json({"name": user.name, "role": str(user.role), "revoked": True})
+        else:
+            print_line(f"{user.role} {user.name} may not log in any more")
+        return 0
+    token = closed.add(User(name=name, role=Role(role)), host).token()
+    if output is not None:
+        with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(token + "\n")
+    if as_json:
+        shown = {"file": str(output)} if output is not None else {"token": token}
+        print_json({"name": name, "role": role, **shown})
+    else:
+        print_line(token if output is None else f"{role} {name}: token in {output}")
+    return 0
+
+
+def _closed(directory: Path | None) -> ClosedBroker | None:
+    # The file's name rather than the module's word: an open broker needs no certificates package.
+    if directory is None or not (directory / "closed.json").is_file():
+        return None
+    from broker.closed import ClosedBroker
+
+    return ClosedBroker.open(directory)
+
+
+def _is_loopback(bind: str) -> bool:
+    try:
+        return ipaddress.ip_address(bind).is_loopback
+    except ValueError:
+        return bind == "localhost"
