@@ -13,17 +13,19 @@ from __future__ import annotations
 import itertools
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deploy.photo import PHOTO
+from edge_agent.calibration import calibration_graphs
 from edge_agent.runtimes import LoadedStage, Runtime, open_runtime
 from orchestrator.models.examples import index_bounds, whole_numbers
 from orchestrator.models.macs import macs
 from orchestrator.models.slice import slice_stage
-from shared.graph import CostClass, Graph, cost_class
+from shared.graph import CostClass, Graph, Node, TensorSpec, cost_class
 from shared.manifest import Manifest
 from shared.messages.node import Calibration
 from shared.package import Measured
@@ -69,7 +71,7 @@ def measure(
         input_bytes=None if manifest.preprocess is None else PHOTO.stat().st_size,
         runtime_bytes=calibration.runtime_bytes,
         reference=dict(calibration.seconds),
-        class_shares=class_shares(manifest, seconds),
+        block_shares=block_shares(manifest, calibration.seconds),
     )
 
 
@@ -135,44 +137,45 @@ def time_input(transform: Transform) -> float:
     return statistics.median(samples[1:])
 
 
-def class_shares(manifest: Manifest, seconds: Sequence[float]) -> dict[str, float]:
-    """How the model's time divides over the classes that nodes are calibrated with; sums to 1.
+def block_shares(
+    manifest: Manifest, reference: Mapping[str, float]
+) -> tuple[tuple[float, ...], ...]:
+    """How each block's time divides over the classes that nodes are calibrated with; each row sums to 1.
 
-    Fitted to the blocks' times: multiply-adds by class, bytes for what only moves memory, and a fixed cost
-    per operator, each with a coefficient >= 0. There are five coefficients, so every set of them is tried
-    by ordinary least squares and the best without a negative one is taken.
+    A row has the order of `CostClass`. A block's operators are charged what this machine took for as much
+    work of their class when it was calibrated (`reference`), and each an operator's overhead beside it.
     """
-    names = [*(name.value for name in CostClass), "overhead"]
-    rows = np.array([_work(manifest, index) for index in range(len(manifest.blocks))])
-    measured = np.asarray(seconds, np.float64)
-    scale = np.maximum(rows.max(axis=0), 1e-12)
-    present = [column for column in range(len(names)) if rows[:, column].any()]
-    best, best_error = np.zeros(len(names)), float("inf")
-    for size in range(1, len(present) + 1):
-        for subset in itertools.combinations(present, size):
-            columns = list(subset)
-            fit, *_ = np.linalg.lstsq(rows[:, columns] / scale[columns], measured, rcond=None)
-            error = float(np.square(rows[:, columns] / scale[columns] @ fit - measured).sum())
-            if (fit >= 0).all() and error < best_error:
-                best, best_error = np.zeros(len(names)), error
-                best[columns] = fit
-    total = (rows / scale).sum(axis=0) * best
-    if not total.sum():
-        return {}
-    shares = total / total.sum()
-    return {name: float(share) for name, share in zip(names, shares, strict=True) if share > 0}
-
-
-def _work(manifest: Manifest, index: int) -> list[float]:
-    """One block's multiply-adds by class, its bytes moved by other operators, and its operators."""
+    graphs = calibration_graphs()
+    # Seconds for a unit of each class's work.
+    rates = np.array(
+        [
+            reference.get(name, 0.0) / _work(graph.nodes, graph.specs())[column]
+            for column, (name, graph) in enumerate((name, graphs[name]) for name in CostClass)
+        ]
+    )
     specs = manifest.graph.specs()
+    rows = []
+    for block in manifest.blocks:
+        seconds = _work(manifest.graph.nodes[slice(*block.nodes)], specs) * rates
+        total = float(seconds.sum())
+        # A block without an operator, or a reference without a figure: nothing says what bounds it.
+        shares = seconds / total if total > 0 else np.full(len(rates), 1.0 / len(rates))
+        rows.append(tuple(round(float(share), 6) for share in shares))
+    return tuple(rows)
+
+
+def _work(nodes: Iterable[Node], specs: dict[str, TensorSpec]) -> NDArray[np.float64]:
+    """Multiply-adds by class, bytes moved for what only moves memory, and a count of operators.
+
+    In the order of `CostClass`.
+    """
     work = dict.fromkeys(CostClass, 0.0)
-    nodes = manifest.graph.nodes[slice(*manifest.blocks[index].nodes)]
     for node in nodes:
         kind = cost_class(node, specs)
         moved = node.spec.nbytes + sum(specs[ref].nbytes for ref in node.refs())
         work[kind] += moved if kind is CostClass.MEMORY else macs(node, specs)
-    return [*work.values(), float(len(nodes))]
+        work[CostClass.OVERHEAD] += 1.0
+    return np.array([*work.values()])
 
 
 def _rounds(stages: Sequence[LoadedStage], inputs: dict[str, Array]) -> list[list[float]]:

@@ -33,7 +33,7 @@ import psutil
 from edge_agent.runtimes import LoadedStage, open_runtime
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, ProtocolError, StageError
-from shared.graph import Graph, GraphBuilder
+from shared.graph import CostClass, Graph, GraphBuilder
 from shared.messages.node import Calibration, Hardware
 from shared.tensor import Array
 
@@ -60,12 +60,12 @@ def calibrate(runtime: str) -> Calibration:
     """
     engine = open_runtime(runtime)
     began_s = time.process_time()
-    samples: dict[str, list[float]] = {name: [] for name in _GRAPHS}
+    graphs = calibration_graphs()
+    samples: dict[CostClass, list[float]] = {name: [] for name in graphs}
     with tempfile.TemporaryDirectory(prefix="amp4ec-calibration-") as folder:
-        stages: dict[str, tuple[LoadedStage, dict[str, Array]]] = {}
+        stages: dict[CostClass, tuple[LoadedStage, dict[str, Array]]] = {}
         try:
-            for name, build in _GRAPHS.items():
-                graph = build()
+            for name, graph in graphs.items():
                 digest, path = _write_weights(graph, Path(folder))
                 stage = engine.load(_with_blob(graph, digest), {digest: path}, threads=1)
                 stages[name] = (stage, _inputs(graph))
@@ -83,7 +83,7 @@ def calibrate(runtime: str) -> Calibration:
             for stage, _ in stages.values():
                 stage.unload()
     return Calibration(
-        seconds={name: round(statistics.median(times), 9) for name, times in samples.items()},
+        seconds={name.value: round(statistics.median(times), 9) for name, times in samples.items()},
         runtime_bytes=psutil.Process().memory_info().rss,
         measured_in_s=round(time.process_time() - began_s, 3),
     )
@@ -153,13 +153,18 @@ def _overhead() -> Graph:
     return b.build(x)
 
 
-_GRAPHS: dict[str, Callable[[], Graph]] = {
-    "conv_dense": _conv_dense,
-    "conv_depthwise": _conv_depthwise,
-    "matmul": _matmul,
-    "memory": _memory,
-    "overhead": _overhead,
+_GRAPHS: dict[CostClass, Callable[[], Graph]] = {
+    CostClass.CONV_DENSE: _conv_dense,
+    CostClass.CONV_DEPTHWISE: _conv_depthwise,
+    CostClass.MATMUL: _matmul,
+    CostClass.MEMORY: _memory,
+    CostClass.OVERHEAD: _overhead,
 }
+
+
+def calibration_graphs() -> dict[CostClass, Graph]:
+    """What is timed, by class: figures can be had per unit of work by what these do."""
+    return {name: build() for name, build in _GRAPHS.items()}
 
 
 def _inputs(graph: Graph) -> dict[str, Array]:

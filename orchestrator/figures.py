@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.dispatch_notes import Report
 from shared.codec import to_builtins
-from shared.messages.model import Figures
+from shared.messages.model import Figures, PredictionError
 from shared.messages.operation import Metrics, ModelMetrics
 
 WINDOW_S = 10.0
@@ -63,8 +63,20 @@ class Measured:
         return Figures(throughput_per_s=round(items / WINDOW_S, 1), latency_s=round(median_s, 4))
 
 
-def metrics(report: Report, nodes_online: int, own: Mapping[str, int]) -> Metrics:
-    """The summary of one second; `own` are the control plane's own counters."""
+def metrics(
+    report: Report,
+    nodes_online: int,
+    own: Mapping[str, int],
+    errors: Mapping[str, PredictionError],
+) -> Metrics:
+    """The summary of one second.
+
+    Args:
+        report: the dispatcher's.
+        nodes_online: how many nodes can be planned for.
+        own: the control plane's own counters.
+        errors: how far predicted stage times are from measured ones, by model.
+    """
     counters = report.snapshot.counters
     totals: dict[str, int] = {
         name: value for name, value in to_builtins(counters).items() if isinstance(value, int)
@@ -90,6 +102,7 @@ def metrics(report: Report, nodes_online: int, own: Mapping[str, int]) -> Metric
             answered_per_s=round(answered.requests / report.interval_s, 1) if answered else 0.0,
             latency_p50_s=_quantile(latencies_s, 0.5),
             latency_p95_s=_quantile(latencies_s, 0.95),
+            prediction_error=errors.get(load.model),
         )
     return Metrics(
         counters=totals,

@@ -176,5 +176,5 @@ def entry_of(package: ModelPackage, digest: str, options: ServeOptions, runtime:
         runtime=runtime,
         weights=package.manifest.weights.value,
         reference={name: dict(m.reference) for name, m in measured.items()},
-        class_shares=dict(measured[runtime].class_shares),
+        block_shares=measured[runtime].block_shares,
     )

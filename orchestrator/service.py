@@ -354,7 +354,9 @@ class Orchestrator:
         self._states.measured(report, now)
         if self._bus.connected:
             own = self._counters | Counter(dropped_outbox=self._outbox.dropped)
-            self._outbox.publish("metrics", metrics(report, len(self._cluster.alive()), own), qos=0)
+            errors = self._cluster.prediction_errors()
+            summary = metrics(report, len(self._cluster.alive()), own, errors)
+            self._outbox.publish("metrics", summary, qos=0)
 
     async def _tick(self) -> None:
         while True:

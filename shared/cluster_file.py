@@ -16,6 +16,7 @@
     zone = "home"             # optional, "default"
     byte_s = 1e-9             # optional, 0
     block_factors = [1, 2.5]  # optional, of one model: each block's seconds times this
+    input_factor = 1.0        # optional, the same for reading and preprocessing the input
 """
 
 from __future__ import annotations

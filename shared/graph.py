@@ -44,12 +44,14 @@ MAX_NAME_LENGTH = 400
 
 
 class CostClass(StrEnum):
-    """What bounds an operator's time; nodes are calibrated once per class."""
+    """What bounds an operator's time; nodes are calibrated once per class, and times split by them."""
 
     CONV_DENSE = "conv_dense"
     CONV_DEPTHWISE = "conv_depthwise"
     MATMUL = "matmul"
     MEMORY = "memory"
+    OVERHEAD = "overhead"
+    """What any operator costs beside its work: the same for each, so no operator's own class."""
 
 
 class Kernels(StrEnum):

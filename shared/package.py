@@ -6,13 +6,18 @@ and all that the orchestrator needs to plan, to slice and to write answers.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError
+from shared.graph import CostClass
 from shared.manifest import Manifest, validate_manifest
 from shared.messages.stage import Blob
 from shared.profile import ModelProfile
+
+_SUM_TOLERANCE = 1e-3
+"""Shares travel rounded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +28,8 @@ class Measured:
     image, `input_bytes` the size of that image's file, which is what travels to stage 0 (null: jobs are
     the graph's own dense tensors), `runtime_bytes` what the process holds with the runtime and no model.
     `reference` is that machine's own calibration (seconds by class of operator): a node's calibration
-    against it gives the node's speed. `class_shares` say how the model's time divides over those classes.
+    against it gives the node's speed. `block_shares` say how each block's time divides over those classes, in
+    the order of `CostClass`; each row sums to 1 (empty: not known).
     """
 
     block_seconds: tuple[float, ...]
@@ -31,7 +37,7 @@ class Measured:
     input_bytes: int | None = None
     runtime_bytes: int = 0
     reference: dict[str, float] = field(default_factory=dict)
-    class_shares: dict[str, float] = field(default_factory=dict)
+    block_shares: tuple[tuple[float, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +57,7 @@ class ModelPackage:
         """What the planner takes, as measured with `runtime`.
 
         Raises:
-            ConfigurationError: the model was not measured with that runtime.
+            ConfigurationError: the model was not measured with that runtime, or not block by block.
         """
         measured = self.measured.get(runtime)
         if measured is None:
@@ -60,6 +66,7 @@ class ModelPackage:
                 expected=f"one of {', '.join(sorted(self.measured)) or 'none'}",
                 got=runtime,
             )
+        _check_shares(measured, len(self.manifest.blocks))
         return self.manifest.with_seconds(measured.block_seconds).profile(
             input_seconds=measured.input_seconds,
             runtime_bytes=measured.runtime_bytes,
@@ -89,3 +96,24 @@ def read_package(data: bytes) -> ModelPackage:
     for runtime in package.measured:
         package.profile(runtime)
     return package
+
+
+def _check_shares(measured: Measured, num_blocks: int) -> None:
+    rows = measured.block_shares
+    if not rows:
+        return
+    if len(rows) != num_blocks:
+        raise ConfigurationError(
+            "block_shares", expected=f"{num_blocks} rows, one for each block", got=str(len(rows))
+        )
+    for index, row in enumerate(rows):
+        if (
+            len(row) != len(CostClass)
+            or not all(0.0 <= share <= 1.0 for share in row)
+            or not math.isclose(sum(row), 1.0, abs_tol=_SUM_TOLERANCE)
+        ):
+            raise ConfigurationError(
+                f"block_shares of block {index}",
+                expected=f"shares of {', '.join(CostClass)} that sum to 1",
+                got=repr(row),
+            )

@@ -134,7 +134,7 @@ class NodeProfile:
     """A device: `cpu` is the share of cores it may use, `speed` one core's relative to the profiled one.
 
     `block_factors` has, for one model, what each block's seconds are to be multiplied with beyond that; empty
-    is 1 for each. Preprocessing goes by `speed` alone.
+    is 1 for each; `input_factor` is the same for reading and preprocessing the job's input.
     `message_s` is the wall time that receiving or sending one message costs the node's own CPU, `byte_s` what
     each byte of it adds (copies, system calls, the codec); 0 leaves the plain cost of ALGORITHMS.md.
     """
@@ -151,6 +151,7 @@ class NodeProfile:
     zone: str = DEFAULT_ZONE
     byte_s: float = 0.0
     block_factors: tuple[float, ...] = ()
+    input_factor: float = 1.0
 
     def __post_init__(self) -> None:
         where = f"node {self.name!r}"
@@ -177,6 +178,7 @@ class NodeProfile:
             raise ConfigurationError(f"{where}: zone", expected="some text", got=repr(self.zone))
         for factor in self.block_factors:
             _positive(where, "block_factors", factor)
+        _positive(where, "input_factor", self.input_factor)
 
     @property
     def rate(self) -> float:
@@ -186,7 +188,7 @@ class NodeProfile:
     @property
     def best_rate(self) -> float:
         """The same with nothing but the work that suits it best: no mix is worked off faster."""
-        return self.rate / min((1.0, *self.block_factors))
+        return self.rate / min(self.input_factor, *(self.block_factors or (1.0,)))
 
     def factors(self, num_blocks: int) -> tuple[float, ...]:
         """`block_factors`, one for each block of a model; ones where it has none.

@@ -12,7 +12,7 @@ from deploy.cli.output import note, print_json, print_line
 from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
 from shared.codec import convert
-from shared.messages.model import ModelState
+from shared.messages.model import ModelState, PredictionError
 from shared.messages.operation import (
     Decisions,
     ExplainRequest,
@@ -118,6 +118,8 @@ def describe_model(model: ModelState) -> str:
             lines.append(
                 f"  {name:<9} {_per_second(figures.throughput_per_s)}, {_ms(figures.latency_s)}"
             )
+    if model.prediction_error is not None:
+        lines.append(f"  {describe_error(model.prediction_error)}")
     for pipeline in model.pipelines:
         rows = [("  stage", "node", "blocks", "weights", "sends", "predicted", "measured")]
         rows += [
@@ -156,6 +158,14 @@ def describe_decision(each: ModelDecision) -> str:
     ]
     table = _table(rows, right=set(range(2, 3 + len(names))))
     return f"{each.model}: the job of {each.age_s:.1f} s ago was sent {how}\n{table}"
+
+
+def describe_error(error: PredictionError) -> str:
+    """How far predicted stage times are from measured ones, for people."""
+    return (
+        f"stage times are off by {error.first_sight_ratio:.0%} at first sight, by {error.now_ratio:.0%} "
+        f"now (mean of {error.stages} measured, {error.items} items or more each)"
+    )
 
 
 def _table(rows: Sequence[Sequence[str]], right: set[int]) -> str:

@@ -54,7 +54,8 @@ from orchestrator.core.members import Altered, Change, Joined, Left, Members
 from orchestrator.core.nodes import Node
 from orchestrator.core.pipeline_figures import pipeline_figures
 from orchestrator.core.served import Served
-from shared.messages.model import Figures, ModelState
+from orchestrator.core.stage_times import prediction_error
+from shared.messages.model import Figures, ModelState, PredictionError
 
 __all__ = ["Cluster", "ClusterSettings"]
 
@@ -150,6 +151,15 @@ class Cluster:
         """What telemetry says of the nodes below each active pipeline."""
         active = [served.active for served in self.models.values() if served.active is not None]
         return pipeline_figures(now, active, self.nodes)
+
+    def prediction_errors(self) -> dict[str, PredictionError]:
+        """How far predicted stage times are from measured ones, by model; of plans in force."""
+        return {
+            name: error
+            for name, served in self.models.items()
+            if served.active is not None
+            and (error := prediction_error(served.active.times.values())) is not None
+        }
 
     def alive(self) -> list[Node]:
         """The nodes that can be planned for, by name."""

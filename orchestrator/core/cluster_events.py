@@ -20,8 +20,8 @@ class ModelEntry:
     """A model as the cluster knows it.
 
     `reference` has, per runtime, the calibration seconds of the machine that measured the profile;
-    a node's own calibration against it gives the node's speed. `class_shares` says how the model's
-    time divides over the classes of operators (empty: evenly).
+    a node's own calibration against it gives the node's speed. `block_shares` says how each block's
+    time divides over the classes of operators, in the order of `CostClass` (empty: evenly).
     """
 
     name: str
@@ -31,7 +31,7 @@ class ModelEntry:
     runtime: str
     weights: str
     reference: dict[str, dict[str, float]] = field(default_factory=dict)
-    class_shares: dict[str, float] = field(default_factory=dict)
+    block_shares: tuple[tuple[float, ...], ...] = ()
 
 
 # --- events

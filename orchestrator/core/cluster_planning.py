@@ -104,7 +104,6 @@ def make_room(context: Context, now: float, served: Served) -> None:
     if active is not None and crowded:
         served.active = None
         served.reason = held.cause
-        served.measured.clear()
         context.drain(active)
         context.tell(
             "break_before_make",

@@ -13,7 +13,8 @@ from orchestrator.core.cluster_events import (
 from orchestrator.core.cluster_planning import consider
 from orchestrator.core.generation import Generation, describe
 from orchestrator.core.served import Served
-from orchestrator.core.speeds import BYTE_CPU_S, MESSAGE_CPU_S, calibrated_speed
+from orchestrator.core.speeds import stage_components
+from orchestrator.core.stage_times import StageTimes
 from shared.messages.stage import StageReport
 
 StageKey = tuple[str, str, int, int]
@@ -47,7 +48,6 @@ def activate(context: Context, now: float, served: Served, generation: Generatio
     served.active, served.pending = generation, None
     served.reason, served.switched, served.ran = generation.cause, now, True
     served.failed, served.before = False, None
-    served.measured.clear()
     generation.activated = True
     announce(context, served)
     for index, pipeline in generation.running():
@@ -154,23 +154,21 @@ def measured(context: Context, event: StageMeasured) -> None:
     place = next(
         (s for i, n, s in generation.places_on(event.node) if (i, n) == (index, event.stage)), None
     )
-    if place is None:
+    hardware = node.state.hardware
+    if place is None or hardware is None:
+        return
+    times = generation.times.setdefault((index, event.stage), StageTimes())
+    window = times.gather(event.items, event.cpu_s, event.compute_s)
+    if window is None:
         return
     entry = generation.entry
-    start, stop = place.blocks
-    seconds = sum(block.seconds for block in entry.profile.blocks[start:stop])
-    seconds += entry.profile.input_seconds if start == 0 else 0.0
-    speed = calibrated_speed(node.state, entry)
-    # Sending is in a stage's time, but no part of how fast the node computes: taken for that, it would make a
-    # node with a small stage look slow, and its next stage smaller still.
-    sending_s = (MESSAGE_CPU_S + BYTE_CPU_S * entry.profile.boundary_bytes()[stop]) / speed
-    node.corrections.take(entry.name, event.cpu_s - sending_s, seconds / speed, event.items)
-    hardware = node.state.hardware
-    if served is not None and generation is served.active and hardware is not None:
-        share = min(hardware.cpu, 1.0)
-        # Wall time that an item costs the node: CPU time at the share it may use, or what
-        # passed, if others kept the node from its share.
-        served.measured[index, event.stage] = max(event.cpu_s / share, event.compute_s)
+    components = stage_components(node.state, entry, place.blocks)
+    corrections = node.corrections_of(entry.runtime)
+    expected_s = float(components @ corrections.multipliers(entry.name)) / hardware.cpu
+    times.add(window, min(hardware.cpu, 1.0), float(components.sum()) / hardware.cpu, expected_s)
+    if times.cpu_s is not None:
+        # A stage's thread is one of several where the node has more CPUs than one.
+        corrections.take(entry.name, components, times.cpu_s * max(hardware.cpu, 1.0))
 
 
 def _pending_reported(
@@ -235,4 +233,3 @@ def _after_loss(served: Served, why: str) -> None:
     served.reason = why
     if served.active is not None and served.active.dead():
         served.active = None
-        served.measured.clear()

@@ -34,7 +34,7 @@ def stage_work(profile: ModelProfile, node: NodeProfile, blocks: tuple[int, int]
     factors = node.factors(len(profile.blocks))[start:stop]
     inside = zip(profile.blocks[start:stop], factors, strict=True)
     work_s = sum(block.seconds * factor for block, factor in inside)
-    return work_s + profile.input_seconds if start == 0 else work_s
+    return work_s + profile.input_seconds * node.input_factor if start == 0 else work_s
 
 
 def stage_compute(work_s: float, node: NodeProfile, moved_bytes: float) -> float:

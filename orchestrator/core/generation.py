@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from orchestrator.core.cluster_events import ModelEntry, StageRef
 from orchestrator.core.evaluate import evaluate
 from orchestrator.core.plan import PipelinePlan, Plan, StagePlan
+from orchestrator.core.stage_times import StageTimes
 from shared.errors import PlanError
 from shared.profile import NodeProfile
 
@@ -44,6 +45,8 @@ class Generation:
     lost: set[int] = field(default_factory=set)
     drained: set[int] = field(default_factory=set)
     activated: bool = False
+    times: dict[tuple[int, int], StageTimes] = field(default_factory=dict)
+    """What was measured, by (pipeline index, stage)."""
 
     def __post_init__(self) -> None:
         if not self.names:

@@ -141,6 +141,8 @@ class Members:
         if _planned_by(before) == _planned_by(state):
             return []
         calibrated = before.calibration != state.calibration
+        if calibrated:
+            known.corrections.clear()  # they are relative to it
         what = "measured its speed" if calibrated else "changed"
         return [Altered(state.node, f"node {state.node} {what}", calibrated)]
 

@@ -16,6 +16,7 @@ from orchestrator.core.plan import (
 )
 from orchestrator.core.replan import strategy_of
 from orchestrator.core.served import Served
+from orchestrator.core.stage_times import StageTimes, prediction_error
 from shared.errors import ConfigurationError
 from shared.messages.model import (
     AlternativeRow,
@@ -38,9 +39,10 @@ def model_state(served: Served, measured: Figures) -> ModelState:
         state=served.state,
         model=served.name,
         generation=0 if shown is None else shown.number,
-        pipelines=[] if shown is None else _rows(served, shown),
+        pipelines=[] if shown is None else _rows(shown),
         predicted=Figures() if shown is None else _figures(shown.plan.predicted),
         measured=measured if served.active is not None else Figures(),
+        prediction_error=None if shown is None else prediction_error(shown.times.values()),
         reason=reason(served),
         # What is shown belongs together: a restarted orchestrator goes on from it.
         weights=told.weights,
@@ -111,35 +113,45 @@ def _published(pipelines: Sequence[PipelinePlan]) -> Predicted:
     return Predicted(sum(rates), max(latencies), 0.0, 0.0, 0.0)
 
 
-def _rows(served: Served, generation: Generation) -> list[PipelineRow]:
+def _rows(generation: Generation) -> list[PipelineRow]:
     profile = generation.entry.profile
     boundary = profile.boundary_bytes()
-    is_active = generation is served.active
     return [
         PipelineRow(
             pipeline=generation.names[index],
             stages=[
-                StageRow(
-                    stage=number,
-                    node=stage.node,
-                    blocks=stage.blocks,
-                    weight_bytes=sum(
-                        block.weight_bytes for block in profile.blocks[slice(*stage.blocks)]
-                    ),
-                    output_bytes=boundary[stage.blocks[1]],
-                    predicted_s=round(stage.compute_s, 6),
-                    measured_s=(
-                        round(seconds, 6)
-                        if is_active
-                        and (seconds := served.measured.get((index, number))) is not None
-                        else None
-                    ),
-                )
+                _row(stage, number, profile, boundary, generation.times.get((index, number)))
                 for number, stage in enumerate(pipeline.stages)
             ],
         )
         for index, pipeline in generation.running()
     ]
+
+
+def _row(
+    stage: StagePlan,
+    number: int,
+    profile: ModelProfile,
+    boundary: Sequence[int],
+    times: StageTimes | None,
+) -> StageRow:
+    start, stop = stage.blocks
+    times = times or StageTimes()
+    return StageRow(
+        stage=number,
+        node=stage.node,
+        blocks=stage.blocks,
+        weight_bytes=sum(block.weight_bytes for block in profile.blocks[start:stop]),
+        output_bytes=boundary[stop],
+        predicted_s=round(stage.compute_s, 6),
+        measured_s=_rounded(times.measured_s),
+        first_sight_s=_rounded(times.first_sight_s),
+        expected_s=_rounded(times.expected_s),
+    )
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 6)
 
 
 def _figures(predicted: Predicted | None) -> Figures:

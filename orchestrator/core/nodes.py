@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from orchestrator.core.cluster_events import ModelEntry
-from orchestrator.core.speeds import BYTE_CPU_S, MESSAGE_CPU_S, Corrections, calibrated_speed
+from orchestrator.core.corrections import Corrections
+from orchestrator.core.speeds import node_speed
 from shared.errors import ConfigurationError
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
@@ -29,7 +30,8 @@ class Node:
     telemetry: Telemetry | None = None
     report: Report | None = None
     """The latest of this life; kept, because one may come before the model that it speaks of."""
-    corrections: Corrections = field(default_factory=Corrections)
+    corrections: dict[str, Corrections] = field(default_factory=dict)
+    """By runtime."""
 
     @property
     def name(self) -> str:
@@ -49,25 +51,32 @@ class Node:
         stages = self.report.stages if self.report is not None else []
         return any(stage.state in ("fetching", "loading") for stage in stages)
 
+    def corrections_of(self, runtime: str) -> Corrections:
+        """What stages of a runtime said about the node's speed with it."""
+        return self.corrections.setdefault(runtime, Corrections())
+
     def profile(self, entry: ModelEntry) -> NodeProfile | None:
         """The planner's view, or None when it cannot run the model's runtime or says nonsense of itself."""
         hardware = self.state.hardware
         if hardware is None or entry.runtime not in self.state.runtimes:
             return None
-        speed = calibrated_speed(self.state, entry) / self.corrections.ratio(entry.name)
+        corrections = self.corrections_of(entry.runtime)
+        speed = node_speed(self.state, entry, corrections.multipliers(entry.name))
         try:
             return NodeProfile(
                 name=self.name,
                 cpu=hardware.cpu,
-                speed=speed,
+                speed=speed.speed,
                 memory_bytes=max(hardware.memory_bytes, 1),
                 up_bytes_per_s=LINK_BYTES_PER_S,
                 down_bytes_per_s=LINK_BYTES_PER_S,
-                message_s=MESSAGE_CPU_S / (hardware.cpu * speed),
-                byte_s=BYTE_CPU_S / (hardware.cpu * speed),
+                message_s=speed.message_cpu_s / hardware.cpu,
+                byte_s=speed.byte_cpu_s / hardware.cpu,
                 price_per_hour=self.state.price_per_hour,
                 power_w=self.state.power_w,
                 zone=self.state.zone,
+                block_factors=speed.block_factors,
+                input_factor=speed.input_factor,
             )
         except ConfigurationError:
             # Not to be planned for, and no reason for the others to suffer.

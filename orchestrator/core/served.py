@@ -66,8 +66,6 @@ class Served:
     chosen: Plan | None = None
     """The planner's latest answer, for its alternatives; the plan in force is the active one's."""
     free_choice: Plan | None = None
-    measured: dict[tuple[int, int], float] = field(default_factory=dict)
-    """Of the active generation: seconds per item by (pipeline index, stage)."""
     published: object = None
     """What the model's state was made from when it was published last."""
 

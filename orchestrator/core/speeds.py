@@ -1,11 +1,29 @@
-"""How fast a node is at a model: from its calibration, and corrected by what its stages took."""
+"""How fast a node is at a model, by what the model's blocks do: calibrated, and corrected by measured stages.
+
+A stage's CPU seconds have components: one for each class of operator (`CostClass`), one for reading and
+preprocessing the job's input, one for its two messages. The profiled machine's seconds of each, times the
+node's slowdown at it (its calibration over that machine's), times what measured stages say about it
+(`corrections.py`), are the seconds on this node.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
 
 from orchestrator.core.cluster_events import ModelEntry
+from orchestrator.core.cost import MESSAGES_PER_STAGE
+from shared.graph import CostClass
 from shared.messages.node import NodeState
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+COMPONENTS = (*(name.value for name in CostClass), "input", "messages")
+_CLASSES = len(CostClass)
+_INPUT, _MESSAGES = _CLASSES, _CLASSES + 1
 
 MESSAGE_CPU_S, BYTE_CPU_S = 0.0005, 1.0e-9
 """CPU seconds to receive or send one activation at QoS 1, and more for each byte of it, at speed 1.0.
@@ -13,53 +31,92 @@ MESSAGE_CPU_S, BYTE_CPU_S = 0.0005, 1.0e-9
 Measured on one x86 core, codec included, for both ways: 0.25 ms where messages come back to back, 0.5 ms
 where 15 ms pass between them, and 1 ms beside a runtime, whose work leaves nothing of Python in the caches.
 The last is what a stage pays. `python -m tests.benchmarks messaging` measures them."""
-CORRECTION_WEIGHT = 0.3
-CORRECTION_BOUNDS = (0.2, 5.0)
-SPEED_BOUNDS = (1e-3, 1e3)
+SLOWDOWN_BOUNDS = (1e-3, 1e3)
 """A calibration that says more or less than this is broken."""
-CORRECTION_ITEMS = 5
-"""A mean over fewer items says more about chance than about the node."""
 
 
-@dataclass(slots=True)
-class Corrections:
-    """Per model: measured CPU seconds over predicted, smoothed; above 1 is slower than thought."""
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """A node's speed at one model, as the fields of the same names of `NodeProfile`.
 
-    by_model: dict[str, float] = field(default_factory=dict)
+    `message_cpu_s` and `byte_cpu_s` are CPU seconds, at whatever share the node has.
+    """
 
-    def ratio(self, model: str) -> float:
-        """By how much a model's predicted seconds are to be multiplied; 1 without a measurement."""
-        return self.by_model.get(model, 1.0)
-
-    def take(self, model: str, measured_cpu_s: float, predicted_cpu_s: float, items: int) -> None:
-        """Take a stage's measured mean into account; `predicted_cpu_s` is the uncorrected one."""
-        if items < CORRECTION_ITEMS or predicted_cpu_s <= 0 or measured_cpu_s <= 0:
-            return
-        low, high = CORRECTION_BOUNDS
-        ratio = min(max(measured_cpu_s / predicted_cpu_s, low), high)
-        known = self.by_model.get(model)
-        self.by_model[model] = (
-            ratio if known is None else known + CORRECTION_WEIGHT * (ratio - known)
-        )
+    speed: float
+    block_factors: tuple[float, ...]
+    input_factor: float
+    message_cpu_s: float
+    byte_cpu_s: float
 
 
-def calibrated_speed(state: NodeState, entry: ModelEntry) -> float:
-    """Seconds that the profiled machine takes over seconds that this node takes, on the model's mix."""
-    reference = entry.reference.get(entry.runtime)
-    calibration = state.calibration.get(entry.runtime)
-    if reference is None or calibration is None:
-        return 1.0
-    classes = sorted(
-        name for name in set(reference) & set(calibration.seconds) if reference[name] > 0
+def node_speed(state: NodeState, entry: ModelEntry, multipliers: FloatArray) -> Speed:
+    """What the planner is to take a node for.
+
+    Args:
+        state: the node's birth, with its calibration.
+        entry: the model.
+        multipliers: by component, on top of the calibration; ones where nothing was measured.
+    """
+    slower = component_slowdowns(state, entry) * multipliers
+    work = block_work(entry)
+    here = work @ slower[:_CLASSES]
+    there = work.sum(axis=1)
+    speed = float(there.sum() / here.sum())
+    # A block that takes no time has no factor of its own.
+    factors = np.divide(here, there, out=np.full(len(there), 1.0 / speed), where=there > 0) * speed
+    return Speed(
+        speed=speed,
+        # All alike: nodes of one kind stay that for the planner, whatever the last digit.
+        block_factors=() if np.allclose(factors, 1.0, rtol=1e-6) else tuple(factors.tolist()),
+        input_factor=float(slower[_INPUT]) * speed,
+        message_cpu_s=MESSAGE_CPU_S * float(slower[_MESSAGES]),
+        byte_cpu_s=BYTE_CPU_S * float(slower[_MESSAGES]),
     )
-    if not classes:
-        return 1.0
-    # Each class's slowdown, weighted by the time that the model spends in it.
-    weight = {name: entry.class_shares.get(name, 0.0) for name in classes}
-    if not any(weight.values()):
-        weight = dict.fromkeys(classes, 1.0)
-    slowdown = sum(
-        weight[name] * calibration.seconds[name] / reference[name] for name in classes
-    ) / sum(weight.values())
-    low, high = SPEED_BOUNDS
-    return min(max(1.0 / slowdown, low), high)
+
+
+def stage_components(state: NodeState, entry: ModelEntry, blocks: tuple[int, int]) -> FloatArray:
+    """CPU seconds of one job in the stage `[start, stop)` on a node, by component, by calibration alone."""
+    start, stop = blocks
+    boundary = entry.profile.boundary_bytes()
+    seconds = np.zeros(len(COMPONENTS))
+    seconds[:_CLASSES] = block_work(entry)[start:stop].sum(axis=0)
+    seconds[_INPUT] = entry.profile.input_seconds if start == 0 else 0.0
+    seconds[_MESSAGES] = MESSAGES_PER_STAGE * MESSAGE_CPU_S
+    seconds[_MESSAGES] += BYTE_CPU_S * (boundary[start] + boundary[stop])
+    components: FloatArray = seconds * component_slowdowns(state, entry)
+    return components
+
+
+def block_work(entry: ModelEntry) -> FloatArray:
+    """Seconds of each block by class on the profiled machine, shape (L, classes)."""
+    seconds = np.array([block.seconds for block in entry.profile.blocks])
+    if not entry.block_shares:
+        return np.repeat(seconds[:, None] / _CLASSES, _CLASSES, axis=1)
+    work: FloatArray = seconds[:, None] * np.array(entry.block_shares)
+    return work
+
+
+def component_slowdowns(state: NodeState, entry: ModelEntry) -> FloatArray:
+    """By component, seconds on the node over seconds on the profiled machine; shape (components,).
+
+    A class that either did not measure is taken to be like the mean of the others; without any all are 1.
+    Reading the input and messages are work of many small steps, like operators' overhead.
+    """
+    reference = entry.reference.get(entry.runtime, {})
+    measured = state.calibration.get(entry.runtime)
+    seconds = {} if measured is None else measured.seconds
+    ratios = np.array(
+        [
+            seconds[name] / reference[name]
+            if seconds.get(name, 0.0) > 0 and reference.get(name, 0.0) > 0
+            else np.nan
+            for name in CostClass
+        ]
+    )
+    known = ratios[~np.isnan(ratios)]
+    ratios = np.clip(
+        np.where(np.isnan(ratios), known.mean() if known.size else 1.0, ratios), *SLOWDOWN_BOUNDS
+    )
+    small_steps = ratios[list(CostClass).index(CostClass.OVERHEAD)]
+    slower: FloatArray = np.concatenate((ratios, [small_steps, small_steps]))
+    return slower

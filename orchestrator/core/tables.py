@@ -68,9 +68,10 @@ class ModelTables:
         Raises:
             ConfigurationError: the node's factors are for another model.
         """
-        if not node.block_factors:
+        if not node.block_factors and node.input_factor == 1.0:
             return self.work_s
-        return _work(self.block_s * np.array(node.factors(self.num_blocks)), self.input_s)
+        block_s = self.block_s * np.array(node.factors(self.num_blocks))
+        return _work(block_s, self.input_s * node.input_factor)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.messages import Count, Digest, Name, Seconds, Version
+from shared.messages import Count, Digest, Name, Ratio, Seconds, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRow:
-    """One stage of a plan in force; seconds per item, wall time at the node's CPU share."""
+    """One stage of a plan in force; seconds per item, wall time at the node's CPU share.
+
+    `predicted_s` is the plan's. For the same stage `first_sight_s` is predicted by the node's calibration
+    alone, `expected_s` with what was measured before; they and `measured_s` come with measurements.
+    """
 
     stage: Count
     node: str
@@ -19,6 +23,8 @@ class StageRow:
     output_bytes: Count
     predicted_s: Seconds
     measured_s: Seconds | None = None
+    first_sight_s: Seconds | None = None
+    expected_s: Seconds | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,6 +41,21 @@ class Figures:
 
     throughput_per_s: float | None = None
     latency_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredictionError:
+    """Mean absolute error of predicted stage times, as a ratio of the measured ones.
+
+    `first_sight_ratio` is of what the nodes' calibration alone predicts, `now_ratio` of what was predicted
+    just before each of the last measurements. Over `stages` stages, each measured with at least `items`
+    items.
+    """
+
+    first_sight_ratio: Ratio
+    now_ratio: Ratio
+    stages: Count
+    items: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +92,7 @@ class ModelState:
     pipelines: list[PipelineRow] = field(default_factory=list)
     predicted: Figures = field(default_factory=Figures)
     measured: Figures = field(default_factory=Figures)
+    prediction_error: PredictionError | None = None
     reason: str = ""
     weights: str = ""
     manifest: Digest | None = None

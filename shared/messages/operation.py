@@ -9,7 +9,7 @@ from msgspec import Meta
 
 from shared.messages import Count, Name, Seconds, Version
 from shared.messages.job import ErrorBody
-from shared.messages.model import ServeOptions
+from shared.messages.model import PredictionError, ServeOptions
 from shared.messages.stage import Blob
 
 Transaction = Annotated[str, Meta(min_length=1, max_length=128)]
@@ -146,13 +146,17 @@ class Happening:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetrics:
-    """One model over the last second, with totals since the orchestrator started."""
+    """One model over the last second, with totals since the orchestrator started.
+
+    `prediction_error` is that of the plan in force, as in the model's state; null before a measurement.
+    """
 
     queued: Count
     in_flight: Count
     answered_per_s: float
     latency_p50_s: Seconds | None
     latency_p95_s: Seconds | None
+    prediction_error: PredictionError | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

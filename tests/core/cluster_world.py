@@ -49,7 +49,7 @@ def entry(name: str = "m", *, manifest: str = "a", weight: int = MB, **options: 
         options=ServeOptions(**options),
         runtime="torch",
         weights="random",
-        reference={"torch": {"conv": 0.1}},
+        reference={"torch": {"conv_dense": 0.1}},
     )
 
 
@@ -58,7 +58,7 @@ def birth(node: str, incarnation: int = 1, **other: Any) -> NodeState:
     cpu, memory = other.pop("cpu", 1.0), other.pop("memory", 1000 * MB)
     speed = other.pop("speed", None)
     if speed is not None:
-        measured = Calibration(seconds={"conv": 0.1 / speed}, runtime_bytes=1)
+        measured = Calibration(seconds={"conv_dense": 0.1 / speed}, runtime_bytes=1)
         other["calibration"] = {"torch": measured}
     values: dict[str, Any] = {
         "state": "online",

@@ -116,7 +116,11 @@ def suited(draw: st.DrawFn, most: int = 3) -> tuple[ModelProfile, list[NodeProfi
     count = len(profile.blocks)
     factors = st.lists(st.sampled_from([0.5, 1.0, 1.5, 4.0]), min_size=count, max_size=count)
     nodes = [
-        dataclasses.replace(one, block_factors=tuple(draw(st.one_of(st.just([]), factors))))
+        dataclasses.replace(
+            one,
+            block_factors=tuple(draw(st.one_of(st.just([]), factors))),
+            input_factor=draw(st.sampled_from([1.0, 0.5, 3.0])),
+        )
         for one in draw(some_nodes(most))
     ]
     return profile, nodes

@@ -88,7 +88,7 @@ def _pipelines(
                 received = profile.input_bytes if start == 0 else profile.cuts[start - 1].bytes
                 sent = profile.output_bytes if stop == count else profile.cuts[stop - 1].bytes
                 if start == 0:
-                    seconds.append(profile.input_seconds)
+                    seconds.append(profile.input_seconds * node.input_factor)
                 compute = sum(s / (node.cpu * node.speed) for s in seconds) + 2 * node.message_s
                 compute += node.byte_s * (received + sent)
                 parts = [compute, received / node.down_bytes_per_s, sent / node.up_bytes_per_s]

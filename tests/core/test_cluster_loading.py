@@ -355,7 +355,7 @@ def test_measured_times_show_and_strange_ones_do_not() -> None:
     world = loading("a", "b", min_stages=2)
     measured = StageMeasured(world.now, "m", "m-0", 1, 1, "b", 10, 0.06, 0.05)
     world.send(measured)
-    assert world.cluster.nodes["b"].corrections.by_model == {}, "it does not run yet"
+    assert world.cluster.nodes["b"].corrections_of("torch").models == {}, "it does not run yet"
     world.settle()
     for strange in (
         replace(measured, model="z"),
@@ -366,21 +366,43 @@ def test_measured_times_show_and_strange_ones_do_not() -> None:
         replace(measured, stage=7),
     ):
         assert world.send(strange) == []
-    assert world.cluster.nodes["b"].corrections.by_model == {}
+    assert world.cluster.nodes["b"].corrections_of("torch").models == {}
+    world.send(replace(measured, items=4))
+    assert world.state().prediction_error is None, "too few to say anything"
     world.send(measured)
-    # 30 ms were predicted. What sending takes is no part of how fast the node computes.
-    sending_s = MESSAGE_CPU_S + BYTE_CPU_S * entry("m").profile.output_bytes
-    corrected = world.cluster.nodes["b"].corrections.ratio("m")
-    assert corrected == pytest.approx((0.06 - sending_s) / 0.03)
-    assert corrected < 2.0
-    assert [s.measured_s for s in world.state().pipelines[0].stages] == [None, 0.06]
+    # Three blocks of 10 ms, and two messages.
+    first_sight_s = 0.03 + 2 * MESSAGE_CPU_S + BYTE_CPU_S * (1000 + entry("m").profile.output_bytes)
+    row = world.state().pipelines[0].stages[1]
+    assert row.measured_s == 0.06
+    assert row.first_sight_s == row.expected_s == row.predicted_s == pytest.approx(first_sight_s)
+    error = world.state().prediction_error
+    assert error is not None
+    assert (
+        error.first_sight_ratio
+        == error.now_ratio
+        == pytest.approx(1 - first_sight_s / 0.06, abs=1e-4)
+    )
+    assert (error.stages, error.items) == (1, 14)
+    assert world.cluster.prediction_errors() == {"m": error}
+    for _ in range(6):
+        world.send(measured)
+    row, error = world.state().pipelines[0].stages[1], world.state().prediction_error
+    assert error is not None
+    assert row.first_sight_s == pytest.approx(first_sight_s)
+    assert row.expected_s == pytest.approx(0.06, rel=0.02)
+    assert error.now_ratio < 0.05 < error.first_sight_ratio
+
+
+def test_what_a_stopped_model_taught_of_a_node_stays() -> None:
+    world = loading("a", "b", min_stages=2)
+    world.settle()
     world.stop()
-    world.send(measured)
-    # 30 ms were predicted. What sending takes is no part of how fast the node computes.
-    sending_s = MESSAGE_CPU_S + BYTE_CPU_S * entry("m").profile.output_bytes
-    corrected = world.cluster.nodes["b"].corrections.ratio("m")
-    assert corrected == pytest.approx((0.06 - sending_s) / 0.03)
-    assert corrected < 2.0
+    for _ in range(9):
+        world.send(StageMeasured(world.now, "m", "m-0", 1, 1, "b", 10, 0.06, 0.05))
+    node = world.cluster.nodes["b"].profile(entry("n"))
+    assert node is not None
+    # Not all of it: some of that was the model's own.
+    assert 0.5 < node.speed < 0.6
 
 
 def test_the_model_is_known_before_it_is_active() -> None:

@@ -14,7 +14,7 @@ from deploy.library import ModelLibrary, read_labels, read_transform
 from deploy.photo import PHOTO, photo_to_type
 from deploy.profile import (
     BlockTimes,
-    class_shares,
+    block_shares,
     time_blocks,
     time_input,
     without_entry_cost,
@@ -24,6 +24,7 @@ from orchestrator.models.importer import ImportedModel, import_module
 from orchestrator.models.source import parse_source
 from shared.codec import encode_json
 from shared.errors import ConfigurationError, ModelError
+from shared.graph import CostClass
 from shared.package import read_package
 from shared.transform import IMAGENET
 
@@ -80,16 +81,42 @@ def test_entry_cost(
     assert without_entry_cost(BlockTimes(blocks, pairs, whole)) == pytest.approx(expected)
 
 
-def test_class_shares_are_fitted(imported: ImportedModel) -> None:
-    manifest = imported.manifest
-    shares = class_shares(manifest, [0.01] * len(manifest.blocks))
-    assert sum(shares.values()) == pytest.approx(1.0)
-    assert set(shares) <= {"conv_dense", "conv_depthwise", "matmul", "memory", "overhead"}
-    # Times in proportion to multiply-adds of dense convolutions are due to those.
-    dense = [0.0] * len(manifest.blocks)
-    dense[0] = 0.02
-    shares = class_shares(manifest, dense)
-    assert max(shares, key=lambda name: shares[name]) in ("conv_dense", "memory")
+REFERENCE = {
+    "conv_dense": 0.004,
+    "conv_depthwise": 0.001,
+    "matmul": 0.001,
+    "memory": 0.002,
+    "overhead": 0.0001,
+}
+
+
+def test_block_shares_say_what_bounds_a_block(imported: ImportedModel) -> None:
+    rows = block_shares(imported.manifest, REFERENCE)
+    assert len(rows) == len(imported.manifest.blocks)
+    names = [name.value for name in CostClass]
+    for block, row in zip(imported.manifest.blocks, rows, strict=True):
+        assert sum(row) == pytest.approx(1.0, abs=1e-4)
+        operators = {node.op for node in imported.manifest.graph.nodes[slice(*block.nodes)]}
+        shares = dict(zip(names, row, strict=True))
+        assert (shares["matmul"] > 0) == ("linear" in operators)
+        assert shares["overhead"] > 0
+    assert max(dict(zip(names, rows[0], strict=True)).items(), key=lambda pair: pair[1])[0] in (
+        "conv_dense",
+        "memory",
+    )
+
+
+def test_a_slower_class_has_a_larger_share(imported: ImportedModel) -> None:
+    column = list(CostClass).index(CostClass.CONV_DEPTHWISE)
+    before = block_shares(imported.manifest, REFERENCE)
+    after = block_shares(imported.manifest, REFERENCE | {"conv_depthwise": 0.1})
+    changed = [b[column] < a[column] for b, a in zip(before, after, strict=True)]
+    assert changed == [row[column] > 0 for row in before]
+    assert any(changed)
+
+
+def test_block_shares_without_a_reference(imported: ImportedModel) -> None:
+    assert set(block_shares(imported.manifest, {})) == {(0.2,) * 5}
 
 
 def test_input_is_timed() -> None:
