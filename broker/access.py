@@ -69,6 +69,7 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
         Grant("read", "orchestrator_state"),
         Grant("write", "artifact_want", peer=ORCHESTRATOR),
         Grant("read", "artifact_piece", own="peer"),
+        Grant("readwrite", "artifact_probe", own="peer"),
         Grant("readwrite", "activation"),
         Grant("write", "stage_result"),
     ),

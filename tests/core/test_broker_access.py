@@ -25,6 +25,7 @@ def test_an_agent_speaks_for_itself_only() -> None:
         "topic read site/a/orchestrator/state",
         "topic write site/a/artifact/orchestrator/want",
         "topic read site/a/artifact/pi-1/piece",
+        "topic readwrite site/a/artifact/pi-1/probe",
         "topic readwrite site/a/pipeline/+/+/+",
         "topic write site/a/pipeline/+/+/result",
     ]
