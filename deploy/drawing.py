@@ -7,36 +7,17 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from shared.errors import ConfigurationError
-
-FORMATS = (".png", ".svg", ".pdf")
 INK, FAINT, PAPER = "#22303c", "#8a97a3", "#ffffff"
 BLUE, ORANGE, GREEN, RED, PURPLE = "#3b7dd8", "#e08a2e", "#3a9d6e", "#d1495b", "#8561c5"
 PALETTE = (BLUE, ORANGE, GREEN, PURPLE, "#4aa8b8", "#b8923a", "#a8547d", "#6f7f8f")
 _DPI = 150
 
 
-def check_path(option: str, path: Path) -> None:
-    """Refuse a picture that could not be written, before the work that it shows.
-
-    Raises:
-        ConfigurationError: no format of ours, or no such folder.
-    """
-    if path.suffix.lower() not in FORMATS:
-        raise ConfigurationError(
-            f"{option} {path} has no known format",
-            expected=f"a name that ends in {', '.join(FORMATS)}",
-            got=path.suffix or "no ending",
-        )
-    if not path.parent.is_dir():
-        raise ConfigurationError(
-            f"{option} {path}: there is no such folder", expected="a folder", got=str(path.parent)
-        )
-
-
-def figure(width: float, height: float) -> Figure:
-    """An empty picture of so many inches, with room made for what is on it."""
-    return Figure(figsize=(width, height), facecolor=PAPER, layout="constrained")
+def figure(width: float, height: float, *, arranged: bool = True) -> Figure:
+    """An empty picture of so many inches; `arranged` makes room for what stands beside its axes."""
+    return Figure(
+        figsize=(width, height), facecolor=PAPER, layout="constrained" if arranged else None
+    )
 
 
 def plain(axes: Axes) -> Axes:

@@ -15,15 +15,14 @@ from rich.text import Text
 PLAIN_WIDTH = 100
 """Columns where standard output is no terminal and COLUMNS does not say."""
 _GAP = 2
-_LEAST = 12
-"""A column that may be cut short is left at least so much."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
     """`drop`: columns of the highest number go first where the room does not suffice; 0 stays.
 
-    `cut` may be cut short, `wrap` broken into lines; any other column keeps its width.
+    `cut` may be cut short, `wrap` broken into lines, down to `least` characters; any other column keeps its
+    width.
     """
 
     title: str
@@ -31,6 +30,7 @@ class Column:
     drop: int = 0
     cut: bool = False
     wrap: bool = False
+    least: int = 12
 
     @property
     def flexible(self) -> bool:
@@ -75,19 +75,19 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], width
 def _needed(columns: Sequence[Column], widths: Sequence[int], kept: Sequence[int]) -> int:
     """The least width of the columns that are kept."""
     return _GAP * max(len(kept) - 1, 0) + sum(
-        min(widths[index], _LEAST) if columns[index].flexible else widths[index] for index in kept
+        min(widths[index], columns[index].least) if columns[index].flexible else widths[index]
+        for index in kept
     )
 
 
 def _narrow(columns: Sequence[Column], widths: list[int], kept: Sequence[int], width: int) -> None:
     """Take from the widest of the columns that give way until the table fits, or none gives more."""
-    giving = [index for index in kept if columns[index].flexible]
     excess = sum(widths[index] for index in kept) + _GAP * max(len(kept) - 1, 0) - width
     for _ in range(excess):
-        widest = max(giving, key=lambda index: widths[index], default=None)
-        if widest is None or widths[widest] <= _LEAST:
+        giving = [i for i in kept if columns[i].flexible and widths[i] > columns[i].least]
+        if not giving:
             return
-        widths[widest] -= 1
+        widths[max(giving, key=lambda index: widths[index])] -= 1
 
 
 def _length(cell: str | Text) -> int:

@@ -43,7 +43,7 @@ def significant(value: float) -> str:
 def _decimals(value: float) -> int:
     if value <= 0 or not math.isfinite(value):
         return 0
-    return min(max(2 - math.floor(math.log10(value)), 0), 6)
+    return min(max(2 - math.floor(math.log10(value)), 0), 9)
 
 
 def _scaled(value: float, units: tuple[str, ...]) -> str:

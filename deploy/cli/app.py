@@ -35,6 +35,7 @@ _COMMANDS = {
     "infer": "deploy.cli.infer",
     "status": "deploy.cli.status",
     "profile": "deploy.cli.profile",
+    "plan": "deploy.cli.plan",
 }
 _EXTRAS = {
     "torch": "agent,torch",

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
+from deploy.cli.files import check_output, read_file
 from deploy.cli.modelling import modelling_options
 from deploy.cli.options import LOG_LEVELS, json_option
 from deploy.cli.output import Progress, note, print_json
 from deploy.modelling import Modelling
 from shared.codec import encode_json
-from shared.errors import ConfigurationError
 
 _SAVED = ".json"
 
@@ -52,14 +52,13 @@ def profile_command(
     Example:
         amp4ec profile mobilenet_v2 --weights none --output p.json --draw p.png
     """  # noqa: D301
-    from deploy.drawing import check_path
     from deploy.profile_report import read_report
     from deploy.profile_tables import print_profile
 
     if log_level is not None:
         logging.getLogger().setLevel(log_level.upper())
-    if draw is not None:
-        check_path("--draw", draw)
+    check_output("--output", output)
+    check_output("--draw", draw, picture=True)
     if model.endswith(_SAVED):
         report = read_report(read_file("MODEL", Path(model)))
     else:
@@ -80,19 +79,3 @@ def profile_command(
         print_json(document)
     else:
         print_profile(report, layers=layers)
-
-
-def read_file(option: str, path: Path) -> bytes:
-    """The content of a file that an option names.
-
-    Raises:
-        ConfigurationError: it cannot be read.
-    """
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ConfigurationError(
-            f"{option} {path} cannot be read: {error.strerror or error}",
-            expected="a file",
-            got=str(path),
-        ) from error

@@ -46,7 +46,8 @@ def closed_port() -> int:
 def test_the_commands() -> None:
     services = ["broker", "orchestrator", "agent", "up"]
     assert (
-        sorted([*services, "join-token", "serve", "stop", "infer", "status", "profile"]) == COMMANDS
+        sorted([*services, "join-token", "serve", "stop", "infer", "status", "profile", "plan"])
+        == COMMANDS
     )
 
 
@@ -178,7 +179,7 @@ def test_configuration_file_with_a_slip_is_refused(tmp_path: Path) -> None:
 def test_what_needs_no_torch_imports_none() -> None:
     modules = [
         f"deploy.cli.{name}"
-        for name in ("app", "infer", "status", "serving", "services", "up", "profile")
+        for name in ("app", "infer", "status", "serving", "services", "up", "profile", "plan")
     ]
     program = (
         "import sys, importlib\n"

@@ -1,0 +1,150 @@
+"""A question to the planner as somebody asked it on a command line, and everything that is told about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.core.dispatch_settings import default_window
+from orchestrator.core.figures import Objective
+from orchestrator.core.goal import Goal
+from orchestrator.core.limits import NO_LIMITS, KeepInput, Limits
+from orchestrator.core.plan import (
+    DEFAULT_IN_FLIGHT,
+    PipelinePlan,
+    Plan,
+    PlanRequest,
+    Strategy,
+)
+from orchestrator.core.plan_document import plan_document
+from orchestrator.core.planner import plan as find_plan
+from orchestrator.core.simulate import Simulated, simulate
+from shared.codec import to_builtins
+from shared.errors import ConfigurationError
+from shared.profile import DEFAULT_ZONE, ModelProfile, NodeProfile
+
+LEAST_JOBS, JOBS_PER_PIPELINE = 400, 40
+"""Of a dry run: enough that filling and emptying the pipelines does not show in the rate."""
+_BEST_NODE = "the least possible (every node's best, and nothing sent)"
+_BOUNDS: dict[Goal, str] = {
+    Objective.THROUGHPUT: "the least possible time per job (all work spread evenly, and nothing sent)",
+    Objective.LATENCY: "the least possible latency (all work on the fastest node, and nothing sent)",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What a plan shall be like; see `PlanRequest`, whose fields these are."""
+
+    objective: Goal = Objective.THROUGHPUT
+    strategy: Strategy = Strategy.OPTIMAL
+    limits: Limits = NO_LIMITS
+    min_stages: int = 1
+    max_stages: int | None = None
+    exclude: frozenset[str] = frozenset()
+    in_flight: int = DEFAULT_IN_FLIGHT
+    input_zone: str | None = None
+    keep_input: KeepInput | None = None
+    broker_zone: str = DEFAULT_ZONE
+    orchestrator_zone: str = DEFAULT_ZONE
+
+    def request(self, profile: ModelProfile, nodes: Iterable[NodeProfile]) -> PlanRequest:
+        """The question for this model and these nodes.
+
+        Raises:
+            ConfigurationError: it contradicts itself, or names a node that is not there.
+        """
+        nodes = tuple(nodes)
+        names = {node.name for node in nodes}
+        for name in sorted(self.exclude - names):
+            raise ConfigurationError(
+                f"--exclude {name}: there is no such node",
+                expected=f"one of {', '.join(sorted(names))}",
+                got=name,
+            )
+        return PlanRequest(
+            profile=profile,
+            nodes=nodes,
+            objective=self.objective,
+            strategy=self.strategy,
+            limits=self.limits,
+            min_stages=self.min_stages,
+            max_stages=self.max_stages,
+            exclude=self.exclude,
+            in_flight=self.in_flight,
+            input_zone=self.input_zone,
+            keep_input=self.keep_input,
+            broker_zone=self.broker_zone,
+            orchestrator_zone=self.orchestrator_zone,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class DryRun:
+    """The plan simulated: saturated with the dispatcher's window of jobs in flight, and one job at a time."""
+
+    window: int
+    saturated: Simulated
+    alone: Simulated
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A plan with what was asked for beside it."""
+
+    request: PlanRequest
+    plan: Plan
+    dry_run: DryRun | None = None
+
+    def document(self) -> dict[str, Any]:
+        """ALGORITHMS.md's plan, with `dry_run` where it was asked for."""
+        document = plan_document(self.plan)
+        if self.dry_run is not None:
+            document["dry_run"] = to_builtins(self.dry_run)
+        return document
+
+
+def answer(request: PlanRequest, *, explain: bool = False) -> Answer:
+    """Plan, and simulate the plan where that is asked for.
+
+    Raises:
+        PlanError: no plan satisfies the request; says which constraint cannot be met.
+        ConfigurationError: the request contradicts itself or the model.
+    """
+    plan = find_plan(request)
+    return Answer(
+        request,
+        plan,
+        dry_run=dry_run(plan.pipelines) if explain else None,
+    )
+
+
+def dry_run(pipelines: Sequence[PipelinePlan]) -> DryRun:
+    """Simulate jobs through the pipelines."""
+    jobs = max(LEAST_JOBS, JOBS_PER_PIPELINE * len(pipelines))
+    window = max(default_window(len(pipeline.stages)) for pipeline in pipelines)
+    return DryRun(window, simulate(pipelines, jobs, window), simulate(pipelines, jobs, 1))
+
+
+def kind_of(pipelines: Sequence[PipelinePlan]) -> str:
+    """A plan in words: `one node`, `3 copies`, `pipeline of 3`, `2 pipelines of 2 and 1 copy`."""
+    lengths = [len(pipeline.stages) for pipeline in pipelines]
+    parts = []
+    for length in sorted(set(lengths), reverse=True):
+        many = lengths.count(length)
+        if length == 1:
+            parts.append(f"{many} copies" if many > 1 else "1 copy")
+        else:
+            parts.append(f"{many} pipelines of {length}" if many > 1 else f"pipeline of {length}")
+    text = " and ".join(parts)
+    return "one node" if text == "1 copy" else text
+
+
+def gap_text(plan: Plan) -> str:
+    """How far the plan is from what no plan can be below, in words; empty where that says nothing."""
+    gap = plan.gap_ratio
+    if not math.isfinite(gap):
+        return ""
+    return f"at most {max(gap, 0.0):.1%} above {_BOUNDS.get(plan.objective, _BEST_NODE)}"
