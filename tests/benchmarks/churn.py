@@ -3,13 +3,14 @@
 Three agents at 0.5, 0.3 and 0.2 CPU serve MobileNetV2 in three stages, a client asks ten times a second. In
 turn each agent is killed (SIGKILL), and started again once the others have taken over; its calibration and
 weights are in its cache by then. `kill` runs from the signal, `join` from the birth's arrival here. Every job
-must be answered.
+must be answered. All of it for each way to run a stage: torch imported with the first stage, torch imported
+before the birth (`--preload`), and ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deploy.local import LocalCluster
 from tests.benchmarks.clusters import MODEL, SHARES, THREE_STAGES, calibrated, serve
@@ -20,11 +21,26 @@ from tests.benchmarks.report import Bar, Row
 from tests.benchmarks.watch import Watch, watching
 
 _PERIOD_S = 0.1
-_KILL = "10 JPEGs a second, three stages at 0.5/0.3/0.2 CPU; each agent in turn"
-_JOIN = f"{_KILL}; caches warm"
+_METHOD = "10 JPEGs a second, three stages at 0.5/0.3/0.2 CPU; each agent in turn"
 _WITHIN_S = 180.0
 _ANSWER = Bar(2.0, of="high")
 _DETECTION = Bar(0.2, of="high")
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """A way to run stages: what it is called, and the flags that ask for it."""
+
+    name: str
+    runtime: str
+    agent_arguments: tuple[str, ...]
+
+
+_WAYS = (
+    _Way("torch", "torch", ()),
+    _Way("torch --preload", "torch", ("--preload",)),
+    _Way("onnxruntime", "onnxruntime", ()),
+)
 
 
 @dataclass(slots=True)
@@ -43,13 +59,21 @@ class _Times:
 
 async def run(context: Context) -> list[Row]:
     """See the module."""
+    rows: list[Row] = []
+    for way in _WAYS:
+        rows += await _churned(context, way)
+    return rows
+
+
+async def _churned(context: Context, way: _Way) -> list[Row]:
     cycles = context.choose(3, 20)
+    directory = f"churn-{way.name.replace(' ', '')}"
     async with (
-        calibrated(context, "churn") as cluster,
+        calibrated(context, directory, agent_arguments=way.agent_arguments) as cluster,
         watching(cluster) as watch,
         cluster.client() as client,
     ):
-        await serve(context, cluster, THREE_STAGES)
+        await serve(context, cluster, replace(THREE_STAGES, runtime=way.runtime))
         trickle = Trickle(client, MODEL, jpeg_input(), _PERIOD_S)
         churn = _Churn(cluster, watch, trickle)
         names = list(churn.shares)
@@ -57,12 +81,18 @@ async def run(context: Context) -> list[Row]:
             await trickle.newer_than(0, _WITHIN_S)
             for cycle in range(cycles):
                 name = names[cycle % len(names)]
-                context.say(f"churn: {cycle + 1} of {cycles}, {name} ({churn.shares[name]} CPU)")
+                context.say(
+                    f"churn, {way.name}: {cycle + 1} of {cycles}, {name} ({churn.shares[name]} CPU)"
+                )
                 await churn.kill(name)
                 await churn.join(name)
     for error in trickle.failed[:5]:
         context.say(f"churn: a job failed: {error}")
-    return [*_kill_rows(churn.kills), *_join_rows(churn.joins), _answered(trickle)]
+    return [
+        *_kill_rows(churn.kills, way.name),
+        *_join_rows(churn.joins, way.name),
+        _answered(trickle, way.name),
+    ]
 
 
 class _Churn:
@@ -108,30 +138,31 @@ class _Churn:
         times.add("answer", self.shares[name], answer.at - origin)
 
 
-def _kill_rows(times: _Times) -> list[Row]:
-    parts = _parts(times)
+def _kill_rows(times: _Times, way: str) -> list[Row]:
+    parts, method = _parts(times), f"{way}; {_METHOD}"
     return [
         Row.of(
             "kill", "SIGKILL to will seen (detection)", "s", times.of("detection"),
-            method=_KILL, bar=_DETECTION,
+            method=method, bar=_DETECTION,
         ),
         Row.of(
             "kill", "SIGKILL to first answer of the new generation", "s", times.of("answer"),
-            method=_KILL, against=parts, bar=_ANSWER,
+            method=method, against=parts, bar=_ANSWER,
         ),
-        *_by_share("kill", "SIGKILL to first answer", times, _KILL),
+        *_by_share("kill", "SIGKILL to first answer", times, method),
     ]  # fmt: skip
 
 
-def _join_rows(times: _Times) -> list[Row]:
+def _join_rows(times: _Times, way: str) -> list[Row]:
+    method = f"{way}; {_METHOD}; caches warm"
     return [
         Row.of(
             "join", "birth to first answer of the new generation", "s", times.of("answer"),
-            method=_JOIN, against=_parts(times), bar=_ANSWER,
+            method=method, against=_parts(times), bar=_ANSWER,
         ),
-        *_by_share("join", "birth to first answer", times, _JOIN),
+        *_by_share("join", "birth to first answer", times, method),
         Row.of(
-            "join", "process start to birth", "s", times.of("birth"), method=_JOIN,
+            "join", "process start to birth", "s", times.of("birth"), method=method,
             against="the interpreter and its imports, at the agent's CPU share",
         ),
     ]  # fmt: skip
@@ -154,11 +185,11 @@ def _median(values: list[float]) -> float:
     return sorted(values)[len(values) // 2]
 
 
-def _answered(trickle: Trickle) -> Row:
+def _answered(trickle: Trickle, way: str) -> Row:
     share = 100.0 * len(trickle.answered) / max(1, trickle.sent)
     return Row.of(
         "churn", "jobs answered through all of it", "%", [share],
-        method="a job each 0.1 s, by the client that repeats what was not answered",
+        method=f"{way}; a job each 0.1 s, by the client that repeats what was not answered",
         against=f"{trickle.sent} jobs; {describe(trickle.latencies_ms())}",
         bar=Bar(100.0, sense="at least"),
     )  # fmt: skip

@@ -29,6 +29,7 @@ async def calibrated(
     *,
     cpus: Sequence[float] | None = SHARES,
     agents: int = len(SHARES),
+    agent_arguments: Sequence[str] = (),
 ) -> AsyncIterator[LocalCluster]:
     """A cluster whose agents have measured themselves, so that nothing does so during a measurement.
 
@@ -37,8 +38,11 @@ async def calibrated(
         name: of its directory.
         cpus: each agent's share; None for equal parts of the machine.
         agents: how many.
+        agent_arguments: further flags of `amp4ec agent`.
     """
-    cluster = LocalCluster(context.directory / name, agents=agents, cpus=cpus)
+    cluster = LocalCluster(
+        context.directory / name, agents=agents, cpus=cpus, agent_arguments=agent_arguments
+    )
     context.say(f"{name}: starting broker, orchestrator and {agents} agents")
     async with cluster:
         await cluster.wait_for_nodes()
