@@ -177,4 +177,5 @@ def entry_of(package: ModelPackage, digest: str, options: ServeOptions, runtime:
         weights=package.manifest.weights.value,
         reference={name: dict(m.reference) for name, m in measured.items()},
         block_shares=measured[runtime].block_shares,
+        blobs=tuple(block.blob or "" for block in package.manifest.blocks),
     )

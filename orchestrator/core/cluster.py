@@ -75,8 +75,8 @@ class Cluster:
         restoring: bool = False,
     ) -> None:
         settings = settings or ClusterSettings()
-        self._restoring = restoring
-        self._context = Context(settings, Members(settings.stall_s), Assignments(first_revision))
+        members, assignments = Members(settings.stall_s), Assignments(first_revision)
+        self._context = Context(settings, members, assignments, restoring=restoring)
 
     @property
     def settings(self) -> ClusterSettings:
@@ -129,7 +129,7 @@ class Cluster:
             case ModelRestored():
                 cluster_requests.restored(context, event)
             case RestoreEnded():
-                self._restoring = False
+                cluster_requests.restore_ended(context, event)
             case PipelineDrained():
                 cluster_stages.drained(context, event)
             case StageMeasured():
@@ -199,7 +199,7 @@ class Cluster:
     def _tick(self, now: float) -> None:
         context = self._context
         self._changed(now, context.members.expired(now))
-        for served in context.models.values():
+        for served in context.in_order():
             cluster_stages.load_timed_out(context, now, served)
             cluster_planning.tick(context, now, served)
             cluster_requests.expire(context, now, served)
@@ -208,9 +208,10 @@ class Cluster:
         """What follows from the state, however it came about."""
         context = self._context
         cluster_stages.forget_drained(context)
-        for served in context.models.values():
+        cluster_planning.consider_neighbours(context, now)
+        for served in context.in_order():
             cluster_planning.make_room(context, now, served)
-        if not self._restoring:
+        if not context.restoring:
             context.actions += context.assignments.changed(self._desired)
         for served in context.models.values():
             essence = model_view.essence(served)

@@ -17,19 +17,30 @@ from shared.errors import ErrorCode
 class Context:
     """The cluster's state.
 
+    `restoring`: what an earlier orchestrator had retained is not all known yet, so nothing is planned.
     `draining` are generations of any model, stopped ones too: their stages stay until the last job is
-    out of them. `numbers` has each model's latest generation number, and outlives the model.
+    out of them. `numbers` has each model's latest generation number, and outlives the model. `moved` are the
+    models that have taken or left room since the others were looked at, with what there is to say of it.
     """
 
     settings: ClusterSettings
     members: Members
     assignments: Assignments
+    restoring: bool = False
     models: dict[str, Served] = field(default_factory=dict)
     draining: list[Generation] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
+    moved: dict[str, str] = field(default_factory=dict)
     actions: list[Action] = field(default_factory=list)
     finished: list[Finish] = field(default_factory=list)
     """Said last in a step, when the state that they speak of is published."""
+
+    def in_order(self) -> list[Served]:
+        """The models in the order in which they are planned: rates that were asked for first, then age."""
+        return sorted(
+            self.models.values(),
+            key=lambda m: (m.entry.options.rate_per_s is None, m.asked, m.name),
+        )
 
     def next_number(self, model: str) -> int:
         """A new generation's number."""

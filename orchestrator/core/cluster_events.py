@@ -21,7 +21,9 @@ class ModelEntry:
 
     `reference` has, per runtime, the calibration seconds of the machine that measured the profile;
     a node's own calibration against it gives the node's speed. `block_shares` says how each block's
-    time divides over the classes of operators, in the order of `CostClass` (empty: evenly).
+    time divides over the classes of operators, in the order of `CostClass` (empty: evenly). `blobs` are the
+    digests of each block's weights ("" for a block without any); where they are not given no two models
+    share weights.
     """
 
     name: str
@@ -32,6 +34,11 @@ class ModelEntry:
     weights: str
     reference: dict[str, dict[str, float]] = field(default_factory=dict)
     block_shares: tuple[tuple[float, ...], ...] = ()
+    blobs: tuple[str, ...] = ()
+
+    def weights_key(self, block: int) -> str:
+        """What the weights of a block are known by on a node: equal keys are the same bytes, there once."""
+        return f"{self.runtime}/{self.blobs[block] if self.blobs else f'{self.manifest}/{block}'}"
 
 
 # --- events

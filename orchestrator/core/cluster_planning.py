@@ -1,31 +1,52 @@
-"""When to plan a model again, and how a new plan is set on its way: beside the old one, or after it."""
+"""When to plan a model again, and how a new plan is set on its way: beside the old one, or after it.
+
+Models share the nodes. Each is planned for what the others leave (`sharing`), those first that asked for a
+rate, then those that were asked for earlier. One that moves has its neighbours considered. Where nothing
+forces a switch it has to pay for all together: the gains and losses of all models, multiplied, must come to
+the threshold. So no model gains what another loses, and since each such switch brings the product up, they
+come to an end.
+"""
 
 from __future__ import annotations
 
-from orchestrator.core import replan
+from orchestrator.core import cluster_sharing, replan, sharing
 from orchestrator.core.cluster_context import Context
+from orchestrator.core.footprint import crowded
 from orchestrator.core.generation import Generation, describe
+from orchestrator.core.hysteresis import gain_ratio
 from orchestrator.core.plan import Plan
 from orchestrator.core.served import Again, Served
+from orchestrator.core.sharing import Offers
 from shared.errors import ConfigurationError, PlanError
-from shared.profile import NodeProfile
 
 MOST_DOUBLINGS = 5
 """Of the cool-down, when switch after switch is made for measured speeds alone."""
+NOTICED = 0.01
+"""What others gain or lose by a switch is said when it is more than this."""
 
 
 def consider_all(context: Context, now: float, cause: str) -> None:
     """Nodes came, went or changed: look at each model again."""
-    for served in context.models.values():
+    for served in context.in_order():
         served.drifts = 0
         consider(context, now, served, cause)
 
 
 def consider_measured(context: Context, now: float, cause: str) -> None:
     """Nodes measured their speed. Nobody switches models about for that while they load or cool down."""
-    for served in context.models.values():
+    for served in context.in_order():
         if not served.loads and not cools_down(context, now, served):
             consider(context, now, served, cause)
+
+
+def consider_neighbours(context: Context, now: float) -> None:
+    """Models took or left room: look at the others, those that have none at once, unless they cool down."""
+    moved, context.moved = context.moved, {}
+    for served in context.in_order():
+        causes = [cause for model, cause in sorted(moved.items()) if model != served.name]
+        waits = served.active is None or served.replaces or served.loads
+        if causes and (waits or not cools_down(context, now, served)):
+            consider(context, now, served, "; ".join(causes))
 
 
 def consider(
@@ -37,14 +58,15 @@ def consider(
     least gain that is worth a switch, if not that of the settings.
     """
     least = context.settings.gain_threshold if threshold is None else threshold
-    if served.loads:
+    if served.loads or context.restoring:
+        served.reason = served.reason or cause
         waits = served.again
         served.again = Again(cause, least if waits is None else min(least, waits.threshold))
         return None
     served.considered, served.again = now, None
     entry = served.entry
-    everyone = _profiles(context, served)
-    nodes = [node for node in everyone if served.blocked.get(node.name, now) <= now]
+    everyone = cluster_sharing.offered(context, served)
+    nodes = [n for n in everyone.profiles if served.blocked.get(n.name, now) <= now]
     served.usable, served.present = len(nodes), len(context.members.alive())
     wanted = entry.options.min_stages or 1
     if not served.tried and len(nodes) < wanted > 1:
@@ -52,27 +74,82 @@ def consider(
         if waited < context.settings.settle_s:
             served.reason = f"waits for {wanted} nodes, {len(nodes)} are here"
             return None
+    zones = context.settings.zones
     try:
-        choice = replan.choose(entry, nodes)
+        choice = replan.choose(entry, nodes, zones)
     except (PlanError, ConfigurationError) as error:
-        why = str(error) if nodes else replan.no_nodes(entry, context.members.alive())
+        why = cluster_sharing.why_not(context, served, str(error) if nodes else "")
         _no_plan(context, now, served, why)
         return why
-    served.chosen, served.free_choice = choice.plan, replan.free_choice(entry, nodes)
+    served.chosen, served.free_choice = choice.plan, replan.free_choice(entry, nodes, zones)
     active = served.active
     if active is not None and not served.replaces and active.same_placement(choice.plan):
-        active.reprice(everyone)
+        reprice(context, active, everyone)
         return None
-    worth = replan.worth(served, choice, everyone, least)
-    if worth is not None:
-        begin(context, now, served, choice.plan, f"{cause}; {worth}" if cause else worth)
+    worth = replan.necessity(served, choice) or _pays(context, served, choice, everyone, least)
+    if worth is None:
+        assert active is not None
+        reprice(context, active, everyone)
+    else:
+        said = f"{cause}; {worth}" if cause else worth
+        begin(context, now, served, choice.plan, said, offers=everyone)
     return None
 
 
-def begin(context: Context, now: float, served: Served, plan: Plan, cause: str) -> None:
+def reprice(context: Context, generation: Generation, offers: Offers) -> None:
+    """Take the figures of what runs, and what is reserved for it, from the nodes of now.
+
+    They stay where it cannot be priced.
+    """
+    entry = generation.entry
+    try:
+        priced = replan.price(
+            entry, offers.profiles, generation.pipelines(), context.settings.zones
+        )
+    except PlanError:
+        return
+    generation.reprice(priced)
+    rate = entry.options.rate_per_s
+    generation.reserved = sharing.reserve(rate, priced.pipelines, offers.shares)
+
+
+def _pays(
+    context: Context, served: Served, choice: replan.Choice, offers: Offers, least: float
+) -> str | None:
+    """Why to switch from what runs to the plan that was chosen, or None to stay.
+
+    `offers` are all that live: a node on which a load failed a moment ago may well hold what runs.
+    """
+    active, plan = served.active, choice.plan
+    assert active is not None
+    try:
+        present = replan.price(
+            served.entry, offers.profiles, active.pipelines(), context.settings.zones
+        ).predicted
+    except PlanError as error:
+        return f"the present plan cannot run: {error}"
+    strays = replan.strays(served.entry, present, choice)
+    if strays is not None:
+        return strays
+    gain = gain_ratio(present, plan.predicted, plan.objective, plan.yardstick)
+    if gain < 0.0:
+        return None  # the best that a bounded search or a strategy of the paper has found
+    others = cluster_sharing.effect_on_others(context, served, plan, offers)
+    if not (1.0 + gain) * others >= 1.0 + least:
+        return None
+    said = f"predicted gain {gain:.0%}"
+    if abs(others - 1.0) > NOTICED:
+        said += f", to the other models {others - 1.0:+.0%}"
+    return said
+
+
+def begin(
+    context: Context, now: float, served: Served, plan: Plan, cause: str, *, offers: Offers
+) -> None:
     """Give a plan a number and have it loaded as soon as there is room for it."""
     number = context.next_number(served.name)
-    served.held = Generation(served.entry, number, plan, now, cause)
+    held = served.held = Generation(served.entry, number, plan, now, cause)
+    held.reserved = sharing.reserve(served.entry.options.rate_per_s, plan.pipelines, offers.shares)
     served.tried, served.failed = True, False
     if served.active is None:
         served.reason = cause
@@ -99,22 +176,35 @@ def make_room(context: Context, now: float, served: Served) -> None:
         served.held = None
         consider(context, now, served, "a node was lost before it could load")
         return
-    nodes = context.members.nodes
-    crowded = [] if active is None else replan.crowded(held, [active], nodes)
-    if active is not None and crowded:
+    profiles = [
+        profile
+        for name in sorted(held.nodes())
+        if (profile := context.members.nodes[name].profile(held.entry)) is not None
+    ]
+    others = [other for other in context.models.values() if other is not served]
+    stays = [generation for other in others if (generation := other.stays) is not None]
+    if crowded(held, stays, profiles):
+        # A node has less than it had when this was planned.
+        served.held = None
+        consider(context, now, served, "the room that was planned with is gone")
+        return
+    there = [*context.draining, *(g for other in others for g in other.generations())]
+    if crowded(held, there, profiles):
+        return
+    in_the_way = [] if active is None else crowded(held, [*stays, active], profiles)
+    if active is not None and in_the_way:
         served.active = None
         served.reason = held.cause
         context.drain(active)
         context.tell(
             "break_before_make",
             f"{served.name} generations {active.number} and {held.number} do not fit together on "
-            f"{', '.join(crowded)}: the old one is drained first, requests wait",
+            f"{', '.join(in_the_way)}: the old one is drained first, requests wait",
             model=served.name,
             generation=held.number,
         )
         return
-    beside = context.draining if active is None else [*context.draining, active]
-    if replan.crowded(held, beside, nodes):
+    if active is not None and crowded(held, [*there, active], profiles):
         return
     held.began = now
     served.pending, served.held = held, None
@@ -137,14 +227,6 @@ def cools_down(context: Context, now: float, served: Served) -> bool:
     """Whether the last switch was too short a time ago for one that only pays."""
     doublings = min(served.drifts, MOST_DOUBLINGS)
     return now - served.switched < context.settings.cool_down_s * (1 << doublings)
-
-
-def _profiles(context: Context, served: Served) -> list[NodeProfile]:
-    return [
-        profile
-        for node in context.members.alive()
-        if (profile := node.profile(served.entry)) is not None
-    ]
 
 
 def _no_plan(context: Context, now: float, served: Served, why: str) -> None:

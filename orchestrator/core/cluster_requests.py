@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from orchestrator.core import model_view, replan
+from orchestrator.core import cluster_sharing, model_view, replan
 from orchestrator.core.cluster_context import Context
 from orchestrator.core.cluster_events import (
     Finish,
@@ -13,10 +13,11 @@ from orchestrator.core.cluster_events import (
     ModelRestored,
     PublishModel,
     ReplanAsked,
+    RestoreEnded,
     ServeAsked,
     StopAsked,
 )
-from orchestrator.core.cluster_planning import consider
+from orchestrator.core.cluster_planning import consider, reprice
 from orchestrator.core.cluster_stages import activate, announce, give_up_replacing
 from orchestrator.core.generation import Generation
 from orchestrator.core.served import Served, Waiting
@@ -27,7 +28,7 @@ def serve(context: Context, event: ServeAsked) -> None:
     """Serve a model, or something else under its name; the same once more changes nothing."""
     entry, served = event.entry, context.models.get(event.entry.name)
     try:
-        replan.check(entry)
+        replan.check(entry, context.settings.zones)
     except ConfigurationError as error:
         finish = Finish(event.transaction, "serve", entry.name, str(error), ErrorCode.BAD_INPUT)
         context.finished.append(finish)
@@ -70,6 +71,8 @@ def stop(context: Context, event: StopAsked) -> None:
         return
     if served.active is not None:
         context.drain(served.active)
+    else:
+        context.moved[event.model] = f"{event.model} made room"
     context.actions.append(ModelForgotten(event.model))
     context.finish_all(served, "it was stopped")
     context.tell("model_stopped", f"{event.model} is not served any more", model=event.model)
@@ -110,7 +113,7 @@ def restored(context: Context, event: ModelRestored) -> None:
         served.ran = ran
         consider(context, event.now, served, cause)
         return
-    generation.reprice([p for n in context.members.alive() if (p := n.profile(entry)) is not None])
+    reprice(context, generation, cluster_sharing.offered(context, served))
     if generation.unready():
         served.pending, served.reason = generation, generation.cause
     else:
@@ -118,6 +121,15 @@ def restored(context: Context, event: ModelRestored) -> None:
     # What the nodes were measured at is forgotten: no switch for a mere gain until it is known again.
     # But with a part of the plan lost, what is left has to be worth keeping.
     consider(context, event.now, served, cause, None if generation.lost else math.inf)
+
+
+def restore_ended(context: Context, event: RestoreEnded) -> None:
+    """All that was served is known: plan what was put off until one model's plan can see the others'."""
+    context.restoring = False
+    for served in context.in_order():
+        again = served.again
+        if again is not None and not served.loads:
+            consider(context, event.now, served, again.cause, again.threshold)
 
 
 def expire(context: Context, now: float, served: Served) -> None:

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from shared.profile import DEFAULT_ZONE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zones:
+    """The trust zones of orchestrator and broker: every tensor crosses both."""
+
+    orchestrator: str = DEFAULT_ZONE
+    broker: str = DEFAULT_ZONE
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClusterSettings:
-    """When to act. Seconds, and the least gain that is worth a switch."""
+    """When to act, in seconds, the least gain that is worth a switch, and where we are."""
 
     gain_threshold: float = 0.15
     cool_down_s: float = 30.0
@@ -23,3 +33,4 @@ class ClusterSettings:
     """How long a node on which a model failed to load is left out for that model."""
     stall_s: float = 2.0
     """A longer time between two ticks is our own stall: no node is blamed for silence in it."""
+    zones: Zones = Zones()

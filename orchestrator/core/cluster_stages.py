@@ -49,6 +49,7 @@ def activate(context: Context, now: float, served: Served, generation: Generatio
     served.reason, served.switched, served.ran = generation.cause, now, True
     served.failed, served.before = False, None
     generation.activated = True
+    context.moved[served.name] = f"{served.name} runs elsewhere than before"
     announce(context, served)
     for index, pipeline in generation.running():
         context.actions.append(
@@ -87,6 +88,7 @@ def announce(context: Context, served: Served) -> None:
 def load_failed(context: Context, now: float, served: Served, reasons: dict[str, str]) -> None:
     """A generation cannot be loaded by some nodes: try the others, else say so."""
     served.pending = None
+    context.moved[served.name] = f"{served.name} made room"
     said = []
     for node, reason in sorted(reasons.items()):
         served.blocked[node] = now + context.settings.blocked_s
@@ -139,6 +141,7 @@ def forget_drained(context: Context) -> None:
         how = "is drained and unloaded" if generation.drained else "is gone with its nodes"
         text = f"{name} generation {number} {how}"
         context.tell("generation_drained", text, model=name, generation=number)
+        context.moved[name] = f"{name} made room"
 
 
 def measured(context: Context, event: StageMeasured) -> None:

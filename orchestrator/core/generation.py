@@ -15,11 +15,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from orchestrator.core.cluster_events import ModelEntry, StageRef
-from orchestrator.core.evaluate import evaluate
-from orchestrator.core.plan import PipelinePlan, Plan, StagePlan
+from orchestrator.core.plan import PipelinePlan, Plan, Priced, StagePlan
 from orchestrator.core.stage_times import StageTimes
-from shared.errors import PlanError
-from shared.profile import NodeProfile
 
 LONGEST_NAME = 60
 """Of a model, in a pipeline's name: a level of a topic has 64 characters, and the index needs its own."""
@@ -31,7 +28,8 @@ class Generation:
 
     `names` are the pipelines' topic levels. `ready` are (pipeline index, stage) whose node said so, `assumed`
     those that ran when the orchestrator was started anew and whose node has not spoken yet. `lost` and
-    `drained` are indices of pipelines that ended. `activated`: the dispatcher was told.
+    `drained` are indices of pipelines that ended. `activated`: the dispatcher was told. `reserved` is the
+    share of each node's CPU that is kept for the rate that was asked for.
     """
 
     entry: ModelEntry
@@ -45,6 +43,7 @@ class Generation:
     lost: set[int] = field(default_factory=set)
     drained: set[int] = field(default_factory=set)
     activated: bool = False
+    reserved: dict[str, float] = field(default_factory=dict)
     times: dict[tuple[int, int], StageTimes] = field(default_factory=dict)
     """What was measured, by (pipeline index, stage)."""
 
@@ -107,12 +106,8 @@ class Generation:
         """Whether `plan` puts the same blocks on the same nodes as what runs."""
         return _placement(self.pipelines()) == _placement(plan.pipelines)
 
-    def reprice(self, nodes: Sequence[NodeProfile]) -> None:
-        """Take the figures of what runs from the nodes of now; they stay where it cannot be priced."""
-        try:
-            priced = evaluate(self.entry.profile, nodes, self.pipelines())
-        except PlanError:
-            return
+    def reprice(self, priced: Priced) -> None:
+        """Take the figures of what runs as they are now (of `pipelines()`, in that order)."""
         pipelines = list(self.plan.pipelines)
         for (index, _), pipeline in zip(list(self.running()), priced.pipelines, strict=True):
             pipelines[index] = pipeline

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from orchestrator.core.cluster_events import ModelEntry
 from orchestrator.core.generation import Generation, describe
+from orchestrator.core.goal import parse_goal
 from orchestrator.core.plan import (
     Alternative,
-    Objective,
     PipelinePlan,
     Plan,
     Predicted,
@@ -51,6 +51,9 @@ def model_state(served: Served, measured: Figures) -> ModelState:
         runtime=told.runtime,
         alternatives=[] if served.chosen is None else _alternatives(served.chosen.alternatives),
         free_choice=_free(served.free_choice),
+        cpu_reserved={}
+        if shown is None
+        else {node: round(share, 4) for node, share in sorted(shown.reserved.items())},
     )
 
 
@@ -90,13 +93,13 @@ def generation_from(entry: ModelEntry, state: ModelState, now: float) -> Generat
     if not all(_covers(pipeline, entry.profile) for pipeline in pipelines):
         return None
     try:
-        strategy = strategy_of(entry)
+        strategy, goal = strategy_of(entry), parse_goal(entry.options.objective)
     except ConfigurationError:
         return None
     plan = Plan(
         model=entry.name,
         strategy=strategy,
-        objective=Objective(entry.options.objective),
+        objective=goal,
         pipelines=pipelines,
         predicted=_published(pipelines),
         alternatives=(),
@@ -160,6 +163,9 @@ def _figures(predicted: Predicted | None) -> Figures:
     return Figures(
         throughput_per_s=round(predicted.throughput_per_s, 3),
         latency_s=round(predicted.latency_s, 6),
+        energy_j=round(predicted.energy_j, 6),
+        cost_per_1000=round(predicted.cost_per_1000, 6),
+        exposure_ratio=round(predicted.exposure_ratio, 4),
     )
 
 

@@ -8,7 +8,10 @@ from typing import Literal
 
 from orchestrator.core.cluster_events import ModelEntry
 from orchestrator.core.generation import Generation
-from orchestrator.core.plan import Plan
+from orchestrator.core.plan import Plan, Predicted
+
+RATE_GRAIN = 0.01
+"""A rate missed by no more than this share of it counts as reached: predictions are no better than that."""
 
 
 @dataclass(slots=True)
@@ -88,6 +91,16 @@ class Served:
         return self.active or self.pending or self.held
 
     @property
+    def newest(self) -> Generation | None:
+        """The generation that runs, or will when it is loaded."""
+        return self.held or self.pending or self.active
+
+    @property
+    def stays(self) -> Generation | None:
+        """Of those that nodes hold now, the one that does not make way for another that loads."""
+        return self.pending or self.active
+
+    @property
     def loads(self) -> bool:
         """Whether a generation is on its way."""
         return self.pending is not None or self.held is not None
@@ -104,20 +117,38 @@ class Served:
         if self.pending is not None:
             yield self.pending
 
+    def all_generations(self) -> Iterator[Generation]:
+        """Those, and the one that is held back: all that is to be kept free for this model."""
+        yield from self.generations()
+        if self.held is not None:
+            yield self.held
+
     def satisfied(self) -> bool:
-        """Whether what was asked for runs, in the number of stages that was asked for."""
+        """Whether what was asked for runs, with the stages and at the rate that were asked for."""
         active = self.active
-        return active is not None and active.entry is self.entry and not misses_stages(active)
+        return (
+            active is not None
+            and active.entry is self.entry
+            and not misses_stages(active)
+            and not misses_rate(active.entry, active.plan.predicted)
+        )
 
     def shortage(self) -> str:
-        """What of the number of stages asked for there is, when there are fewer; else empty."""
+        """What there is of the stages and the rate asked for, when it is less; else empty."""
         shown = self.shown
         if shown is None or shown.entry is not self.entry:
             return ""
-        fewest, wanted = min(shown.num_stages()), self.entry.options.min_stages or 1
-        if fewest >= wanted:
-            return ""
-        return f"{fewest} of the {wanted} stages asked for: {self._why_short(wanted)}"
+        parts = []
+        options = self.entry.options
+        fewest, wanted = min(shown.num_stages()), options.min_stages or 1
+        if fewest < wanted:
+            parts.append(f"{fewest} of the {wanted} stages asked for: {self._why_short(wanted)}")
+        if misses_rate(self.entry, shown.plan.predicted):
+            reached = shown.plan.predicted.throughput_per_s
+            parts.append(
+                f"{reached:.3g} of the {options.rate_per_s:g} jobs/s asked for: {self._why_slow()}"
+            )
+        return "; ".join(parts)
 
     def _why_short(self, wanted: int) -> str:
         if self.active is not None and self.loads:
@@ -128,9 +159,20 @@ class Served:
             return f"{self.usable} node{' is' if self.usable == 1 else 's are'} here"
         return f"no plan of more fits the {self.usable} nodes"
 
+    def _why_slow(self) -> str:
+        if self.active is not None and self.loads:
+            return "another plan loads"
+        return f"the most that {self.usable} node{' has' if self.usable == 1 else 's have'} left"
+
 
 def misses_stages(generation: Generation) -> bool:
     """Whether a pipeline has fewer or more stages than were asked for."""
     options = generation.entry.options
     low, high = options.min_stages or 1, options.max_stages
     return any(n < low or (high is not None and n > high) for n in generation.num_stages())
+
+
+def misses_rate(entry: ModelEntry, predicted: Predicted) -> bool:
+    """Whether a plan is predicted to stay below the rate that was asked for."""
+    rate = entry.options.rate_per_s
+    return rate is not None and predicted.throughput_per_s < rate * (1.0 - RATE_GRAIN)

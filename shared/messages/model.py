@@ -37,10 +37,17 @@ class PipelineRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Predicted or measured figures of a plan; None where nothing was measured yet."""
+    """Predicted or measured figures of a plan; None where nothing was measured yet.
+
+    Energy is joules per job, cost money per 1,000 jobs, exposure the share of the multiply-adds that is left
+    to do when a tensor first leaves the input's zone.
+    """
 
     throughput_per_s: float | None = None
     latency_s: float | None = None
+    energy_j: float | None = None
+    cost_per_1000: float | None = None
+    exposure_ratio: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,13 +76,26 @@ class AlternativeRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeOptions:
-    """How a model shall be served; what a re-plan and a restarted orchestrator need again."""
+    """How a model shall be served; what a re-plan and a restarted orchestrator need again.
+
+    `objective` is one (`latency`) or several with weights (`latency=0.7,cost=0.3`). A plan that breaks a
+    limit is not taken; `keep_input_in` is a zone that the input must not leave, or `ZONE:BLOCKS` or
+    `ZONE:SHARE%` for what the first blocks make of it, too. `rate_per_s` are jobs per second to keep CPU
+    for; where they cannot be had the model is served with the most that can.
+    """
 
     strategy: str = "optimal"
-    objective: Literal["throughput", "latency"] = "throughput"
+    objective: str = "throughput"
     min_stages: Count | None = None
     max_stages: Count | None = None
     runtime: str = "auto"
+    rate_per_s: float | None = None
+    max_latency_s: float | None = None
+    min_throughput_per_s: float | None = None
+    max_energy_j: float | None = None
+    max_cost_per_1000: float | None = None
+    max_exposure_ratio: float | None = None
+    keep_input_in: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,7 +103,8 @@ class ModelState:
     """What runs where.
 
     `alternatives` are the plans that lost; `free_choice` says what the planner would have chosen
-    without the number of stages that was asked for.
+    without the number of stages that was asked for. `cpu_reserved` is the share of each node's CPU that is
+    kept for the rate that was asked for.
     """
 
     state: Literal["serving", "loading", "unserved", "failed"]
@@ -100,4 +121,5 @@ class ModelState:
     runtime: str = ""
     alternatives: list[AlternativeRow] = field(default_factory=list)
     free_choice: AlternativeRow | None = None
+    cpu_reserved: dict[str, float] = field(default_factory=dict)
     v: Version = 1

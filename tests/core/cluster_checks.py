@@ -22,7 +22,9 @@ from orchestrator.core.cluster_events import (
     StageRef,
     Tell,
 )
+from orchestrator.core.footprint import footprints
 from orchestrator.core.generation import Generation
+from orchestrator.core.sharing import uses_of
 from shared.codec import decode_json, encode_json
 from shared.messages.model import Figures, ModelState
 
@@ -66,9 +68,25 @@ def assert_valid(cluster: Cluster) -> None:
         assert state is not None
         assert decode_json(encode_json(state), ModelState) == state
         assert state.reason, "a state always says why"
-    if not cluster._restoring:
+    assert_shared(cluster)
+    if not cluster._context.restoring:
         for node, stages in context.assignments._out.items():
             assert stages == cluster._desired(node)
+
+
+def assert_shared(cluster: Cluster) -> None:
+    """No node is told to hold more than it has room for, nor promised to be faster than it is."""
+    on = Counter(name for generation in live_generations(cluster) for name in generation.nodes())
+    for name, taken in footprints(live_generations(cluster)).items():
+        hardware = cluster.nodes[name].state.hardware
+        assert hardware is not None
+        fits = taken.bytes <= hardware.memory_bytes * 9 // 10
+        # One that is alone may be from before its node shrank.
+        assert fits or on[name] == 1, f"{name} is told to hold too much"
+    reserved: Counter[str] = Counter()
+    for use in uses_of(cluster.models.values()):
+        reserved.update(use.reserved or {})
+    assert all(share <= 1.0 + 1e-6 for share in reserved.values()), reserved
 
 
 @dataclass

@@ -293,11 +293,11 @@ class World:
         self.now += seconds
         return self.send(Tick(self.now))
 
-    def wait(self, seconds: float, *, settle: bool = True) -> list[Action]:
-        """Time passes in steps of half a second; agents that live send telemetry."""
+    def wait(self, seconds: float, *, settle: bool = True, step_s: float = 0.5) -> list[Action]:
+        """Time passes in steps; agents that live send telemetry."""
         before = len(self.log)
-        for _ in range(round(seconds * 2)):
-            self.now += 0.5
+        for _ in range(round(seconds / step_s)):
+            self.now += step_s
             for name, agent in sorted(self.agents.items()):
                 if agent.up and not agent.mute:
                     self.send(NodeHeard(self.now, telemetry(name, agent.state.incarnation)))

@@ -6,13 +6,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import replace
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
-from orchestrator.core import replan
+from orchestrator.core import cluster_sharing, replan
 from orchestrator.core.cluster import ClusterSettings
 from orchestrator.core.cluster_events import (
     ModelEntry,
@@ -22,6 +23,7 @@ from orchestrator.core.cluster_events import (
     NodeReported,
     PipelineDrained,
     StageMeasured,
+    Tell,
 )
 from shared.errors import PlanError
 from shared.messages.stage import Report
@@ -29,7 +31,7 @@ from tests.core.cluster_world import MB, Death, World, birth, death, entry, tele
 
 SETTINGS = ClusterSettings(load_timeout_s=20.0, blocked_s=10.0)
 NAMES = st.sampled_from(["a", "b", "c", "d"])
-MODELS = st.sampled_from(["m", "m", "n"])
+MODELS = st.sampled_from(["m", "m", "n", "o"])
 ENTRIES: dict[str, ModelEntry] = {
     made.manifest: made
     for made in (
@@ -37,11 +39,16 @@ ENTRIES: dict[str, ModelEntry] = {
         entry("m", manifest="b", weight=15 * MB),
         entry("n", manifest="c"),
         entry("n", manifest="d", weight=15 * MB),
+        entry("o", manifest="e", weight=5 * MB),
     )
 }
 
+MOST_SWITCHES = 4
+"""Of one model in the minutes after the last thing that happened, when the others may move as well."""
+
 KINDS = st.sampled_from(sorted(ENTRIES))
 LEAST = st.sampled_from([None, None, 2, 3])
+RATES = st.sampled_from([None, None, 2.0, 20.0, 500.0])
 MEMORY = st.sampled_from([20 * MB, 60 * MB, 120 * MB, 120 * MB, 1000 * MB])
 
 
@@ -56,13 +63,21 @@ class Histories(RuleBasedStateMachine):
         memory=MEMORY,
         kind=KINDS,
         least=LEAST,
+        rate=RATES,
         settled=st.booleans(),
     )
     def begins(
-        self, some: set[str], memory: int, kind: str, least: int | None, settled: bool
+        self,
+        some: set[str],
+        memory: int,
+        kind: str,
+        least: int | None,
+        *,
+        rate: float | None,
+        settled: bool,
     ) -> None:
         self.world.join(*sorted(some), memory=memory)
-        self.is_asked_for(kind, least, "throughput", 60.0, twice=False)
+        self.is_asked_for(kind, least, "throughput", rate, timeout_s=60.0, twice=False)
         if settled:
             self.world.wait(3)
 
@@ -186,13 +201,21 @@ class Histories(RuleBasedStateMachine):
         kind=KINDS,
         least=LEAST,
         objective=st.sampled_from(["throughput", "latency"]),
+        rate=RATES,
         timeout_s=st.sampled_from([0.0, 5.0, 60.0]),
         twice=st.booleans(),
     )
     def is_asked_for(
-        self, kind: str, least: int | None, objective: str, timeout_s: float, twice: bool
+        self,
+        kind: str,
+        least: int | None,
+        objective: str,
+        rate: float | None,
+        *,
+        timeout_s: float,
+        twice: bool,
     ) -> None:
-        options = replace(ENTRIES[kind].options, min_stages=least)
+        options = replace(ENTRIES[kind].options, min_stages=least, rate_per_s=rate)
         if objective == "latency":
             options = replace(options, objective="latency")
         made = replace(ENTRIES[kind], options=options)
@@ -238,15 +261,21 @@ class Histories(RuleBasedStateMachine):
         world.settle()
         world.wait(12)
         for name, served in world.cluster.models.items():
-            nodes = [p for n in world.cluster.alive() if (p := n.profile(served.entry)) is not None]
+            context = world.cluster._context
+            nodes = cluster_sharing.offered(context, served).profiles
             try:
-                replan.choose(served.entry, nodes)
+                replan.choose(served.entry, nodes, context.settings.zones)
             except PlanError:
                 continue
             assert world.state(name).state == "serving"
-        world.wait(50)
+        mark = len(world.log)
+        world.wait(300, step_s=1.5)
+        switches = Counter(
+            a.model for a in world.log[mark:] if isinstance(a, Tell) and a.event == "replanned"
+        )
+        assert all(count <= MOST_SWITCHES for count in switches.values()), "no to and fro"
         assert not world.cluster._context.draining
-        quiet = world.wait(10)
+        quiet = world.wait(60, step_s=1.5)
         assert quiet == [], "a quiet cluster does nothing"
         for name in list(world.cluster.models):
             world.stop(name)

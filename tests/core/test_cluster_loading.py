@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from orchestrator.core import replan
 from orchestrator.core.cluster import ClusterSettings
 from orchestrator.core.cluster_events import (
     ActivatePipeline,
@@ -20,6 +19,7 @@ from orchestrator.core.cluster_events import (
     PushAssignment,
     StageMeasured,
 )
+from orchestrator.core.footprint import crowded, footprints
 from orchestrator.core.generation import pipeline_name
 from orchestrator.core.speeds import BYTE_CPU_S, MESSAGE_CPU_S
 from tests.core.cluster_world import MB, World, entry, stage_report, telemetry
@@ -311,9 +311,11 @@ def test_shared_weights_and_runtime_count_once() -> None:
     active = world.served().active
     assert active is not None
     twice = replace(active, number=2)
-    alone = replan.bytes_together([active], "a")
-    assert replan.bytes_together([active, twice], "a") - alone < MB
-    assert replan.crowded(twice, [active], world.cluster.nodes) == []
+    alone = footprints([active])["a"].bytes
+    assert footprints([active, twice])["a"].bytes - alone < MB
+    node = world.cluster.nodes["a"].profile(active.entry)
+    assert node is not None
+    assert crowded(twice, [active], [node]) == []
 
 
 def test_what_joined_while_it_loaded_is_considered_then() -> None:

@@ -15,7 +15,6 @@ from orchestrator.core.cluster_events import (
     NodeBorn,
     PushAssignment,
     RestoreEnded,
-    Tick,
 )
 from shared.messages.model import ModelState
 from tests.core.cluster_world import MB, World, birth, entry
@@ -58,8 +57,9 @@ def test_nothing_is_pushed_before_all_is_read() -> None:
     assert not any(isinstance(a, PushAssignment) for a in world.log)
     world.serve(entry())
     assert not any(isinstance(a, PushAssignment) for a in world.log)
-    (push,) = world.send(RestoreEnded(world.now))
-    assert isinstance(push, PushAssignment)
+    mark = len(world.log)
+    world.send(RestoreEnded(world.now))
+    (push,) = since(world, mark, PushAssignment)
     assert len(push.stages) == 1
 
 
@@ -203,7 +203,7 @@ def test_a_strategy_of_a_later_version() -> None:
     world = World(restoring=True)
     world.join("a")
     world.send(ModelRestored(world.now, entry(strategy="magic"), state))
-    world.send(Tick(world.now + 2))
+    world.send(RestoreEnded(world.now))
     assert world.state().state == "unserved"
     assert "strategy" in world.state().reason
 
