@@ -6,10 +6,12 @@ own fault as well, with its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from orchestrator.core import cluster_events as events
 from orchestrator.doubts import Doubts
@@ -19,6 +21,7 @@ from orchestrator.restore import Restore
 from shared.bus import Message
 from shared.codec import decode_json
 from shared.errors import ProtocolError
+from shared.messages import Count, Name
 from shared.messages.model import ModelState
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.operation import OrchestratorState
@@ -30,6 +33,17 @@ from shared.transfer import Transfers
 log = logging.getLogger(__name__)
 
 SUBSCRIPTIONS = ("node_state", "telemetry", "report", "model_state", "assignment", "request")
+
+_OF_NODES = {"node_state": "birth", "telemetry": "telemetry", "report": "report"}
+"""What nodes say of themselves, by topic: the cluster hears of it when it cannot be read."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Life:
+    """What a message that is broken elsewhere may still say."""
+
+    node: Name
+    incarnation: Count
 
 
 class Intake:
@@ -70,7 +84,12 @@ class Intake:
         """Deal with one message; raises nothing."""
         try:
             name, levels = self._topics.parse(message.topic)
-            self._message(name, levels, message)
+            try:
+                self._message(name, levels, message)
+            except ProtocolError as error:
+                if name in _OF_NODES:
+                    self._refused(_OF_NODES[name], levels["node"], message.payload, error)
+                raise
         except ProtocolError as error:
             self._counters["bad_messages"] += 1
             if self._counters["bad_messages"].bit_count() == 1:  # a flood must not flood the log
@@ -111,6 +130,14 @@ class Intake:
             case _:
                 # Our own words come back to us, and a cleared topic says nothing: neither is an error.
                 return
+
+    def _refused(self, what: str, node: str, payload: bytes, error: ProtocolError) -> None:
+        """Have it complained about once; that the node lives may be readable all the same."""
+        incarnation = None
+        with contextlib.suppress(ProtocolError):
+            life = decode_json(payload, _Life)
+            incarnation = life.incarnation if life.node == node else None
+        self._step(events.MessageRefused(time.monotonic(), node, what, error.message, incarnation))
 
     def _node(self, now: float, state: NodeState, message: Message) -> None:
         match state.state:

@@ -32,6 +32,7 @@ from orchestrator.core.cluster_events import (
     Action,
     AssignmentSeen,
     Event,
+    MessageRefused,
     ModelRestored,
     NodeBorn,
     NodeDied,
@@ -50,7 +51,7 @@ from orchestrator.core.cluster_events import (
 )
 from orchestrator.core.cluster_settings import ClusterSettings
 from orchestrator.core.dispatch_events import PipelineFigures
-from orchestrator.core.members import Altered, Change, Joined, Left, Members
+from orchestrator.core.members import Altered, Change, Joined, Left, Members, Refused, Shrunk
 from orchestrator.core.nodes import Node
 from orchestrator.core.pipeline_figures import pipeline_figures
 from orchestrator.core.served import Served
@@ -116,6 +117,8 @@ class Cluster:
                 if node is not None and node.alive and node.report is report:
                     context.assignments.seen(report.node, report.revision)
                     cluster_stages.reported(context, event)
+            case MessageRefused(now, node_name, what, problem, incarnation):
+                self._changed(now, members.refused(now, node_name, what, problem, incarnation))
             case AssignmentSeen():
                 context.assignments.seen(event.node, event.revision)
                 for model, number in event.generations:
@@ -169,8 +172,15 @@ class Cluster:
         """Nodes came, went or changed: lose what they held, then plan once for all of it."""
         context = self._context
         only_measured = True
+        causes: list[str] = []
         for change in changes:
             match change:
+                case Refused(node, what, text, problem):
+                    context.tell(f"{what}_refused", text, node=node, reason=problem)
+                    continue
+                case Shrunk(node, cause):
+                    cluster_planning.consider_memory(context, now, node, cause)
+                    continue
                 case Joined():
                     only_measured = False
                     context.tell("node_joined", change.text, node=change.node)
@@ -189,12 +199,11 @@ class Cluster:
                     context.tell(name, change.cause, node=change.node)
                 case _:
                     assert_never(change)
-        if changes:
-            causes = "; ".join(change.cause for change in changes)
-            if only_measured:
-                cluster_planning.consider_measured(context, now, causes)
-            else:
-                cluster_planning.consider_all(context, now, causes)
+            causes.append(change.cause)
+        if causes and only_measured:
+            cluster_planning.consider_measured(context, now, "; ".join(causes))
+        elif causes:
+            cluster_planning.consider_all(context, now, "; ".join(causes))
 
     def _tick(self, now: float) -> None:
         context = self._context

@@ -77,6 +77,17 @@ class NodeReported:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageRefused:
+    """A node's message that could not be read; `incarnation` where at least that could be."""
+
+    now: float
+    node: str
+    what: str
+    problem: str
+    incarnation: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class AssignmentSeen:
     """A retained assignment: revisions go on from it, and so do generation numbers.
 
@@ -173,6 +184,7 @@ Event = (
     | NodeDied
     | NodeHeard
     | NodeReported
+    | MessageRefused
     | AssignmentSeen
     | ServeAsked
     | StopAsked

@@ -49,6 +49,27 @@ def consider_neighbours(context: Context, now: float) -> None:
             consider(context, now, served, "; ".join(causes))
 
 
+def consider_memory(context: Context, now: float, node: str, cause: str) -> None:
+    """A node has less memory for us: plan anew what no longer fits, before it is killed there."""
+    for served in context.in_order():
+        active = served.active
+        if active is None or node not in active.nodes():
+            continue
+        try:
+            offers, zones = cluster_sharing.offered(context, served), context.settings.zones
+            replan.price(active.entry, offers.profiles, active.pipelines(), zones)
+        except PlanError as error:
+            context.tell(
+                "memory_short",
+                f"{served.name} generation {active.number}: {cause}: {error}",
+                node=node,
+                model=served.name,
+                generation=active.number,
+                reason=str(error),
+            )
+            consider(context, now, served, cause)
+
+
 def consider(
     context: Context, now: float, served: Served, cause: str, threshold: float | None = None
 ) -> str | None:

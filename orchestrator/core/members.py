@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from orchestrator.core.nodes import Node
+from orchestrator.core.sanity import Complaints, birth_problem, telemetry_problem
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
 
@@ -46,7 +47,25 @@ class Altered:
     calibrated: bool
 
 
-Change = Joined | Left | Altered
+@dataclass(frozen=True, slots=True)
+class Shrunk:
+    """A living node has noticeably less memory for us than it had."""
+
+    node: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A node said something that cannot be true; said once per life and kind of message."""
+
+    node: str
+    what: str
+    text: str
+    problem: str
+
+
+Change = Joined | Left | Altered | Shrunk | Refused
 
 
 @dataclass(slots=True)
@@ -55,6 +74,7 @@ class Members:
 
     stall_s: float
     nodes: dict[str, Node] = field(default_factory=dict)
+    _complaints: Complaints = field(default_factory=Complaints)
     _ticked: float | None = None
 
     def alive(self) -> list[Node]:
@@ -68,6 +88,16 @@ class Members:
 
     def born(self, now: float, state: NodeState) -> list[Change]:
         """A birth, or the same once more."""
+        self._complaints.born(state.node)
+        changes = self._born(now, state)
+        if state.hardware is not None:
+            self.nodes[state.node].condition.born(state.hardware.memory_bytes)
+        problem = birth_problem(state)
+        if problem is not None:
+            changes += self._complain(state.node, "birth", problem)
+        return changes
+
+    def _born(self, now: float, state: NodeState) -> list[Change]:
         known = self.nodes.get(state.node)
         if known is None:
             self.nodes[state.node] = Node(state, heard=now)
@@ -83,7 +113,11 @@ class Members:
             changes.append(_left(known, "started anew"))
         report = None if anew else known.report
         self.nodes[state.node] = Node(
-            state, heard=now, corrections=known.corrections, report=report
+            state,
+            heard=now,
+            corrections=known.corrections,
+            condition=known.condition,
+            report=report,
         )
         return [*changes, _joined(state, anew=anew)]
 
@@ -100,12 +134,27 @@ class Members:
         return [_left(known, why)] if was_alive else []
 
     def heard(self, now: float, telemetry: Telemetry) -> list[Change]:
-        """Telemetry renews the lease, and brings a silent node back."""
+        """Telemetry renews the lease, and brings a silent node back; one that makes no sense does no more."""
         node = self._living(telemetry.node, telemetry.incarnation)
         if node is None:
-            return []
+            return self._stranger(telemetry.node, telemetry.incarnation)
+        changes = self._sign_of_life(now, node)
+        problem = telemetry_problem(telemetry)
+        if problem is not None:
+            return [*changes, *self._complain(node.name, "telemetry", problem)]
         node.telemetry = telemetry
-        return self._sign_of_life(now, node)
+        if node.condition.take(now, telemetry):
+            cause = f"node {node.name} has {node.memory_bytes / 1e6:.0f} MB left for us"
+            changes.append(Shrunk(node.name, cause))
+        return changes
+
+    def refused(
+        self, now: float, name: str, what: str, problem: str, incarnation: int | None
+    ) -> list[Change]:
+        """A node's message that could not be read; it lives where that much could be (`incarnation`)."""
+        node = None if incarnation is None else self._living(name, incarnation)
+        alive = [] if node is None else self._sign_of_life(now, node)
+        return [*alive, *self._complain(name, what, problem)]
 
     def reported(self, now: float, report: Report) -> list[Change]:
         """So does a report."""
@@ -129,6 +178,27 @@ class Members:
                 node.alive = False
                 changes.append(_left(node, f"is silent for {now - node.heard:.1f} s (lease)"))
         return changes
+
+    def _complain(self, name: str, what: str, problem: str) -> list[Change]:
+        known = self.nodes.get(name)
+        incarnation = 0 if known is None else known.state.incarnation
+        if not self._complaints.is_new(name, incarnation, what):
+            return []
+        return [Refused(name, what, f"{what} of node {name} is refused: {problem}", problem)]
+
+    def _stranger(self, name: str, incarnation: int) -> list[Change]:
+        """Telemetry of a life that is not the node's: chance, or two agents of one name."""
+        known = self.nodes.get(name)
+        if known is not None and known.state.incarnation == incarnation:
+            return []  # it left, and this came late; or it is about to say its birth again
+        if not self._complaints.is_strange(name):
+            return []
+        expected = (
+            "no birth of it is known"
+            if known is None
+            else f"its birth said {known.state.incarnation}: does another agent have this name?"
+        )
+        return self._complain(name, "telemetry", f"it is of incarnation {incarnation}, {expected}")
 
     def _living(self, name: str, incarnation: int) -> Node | None:
         node = self.nodes.get(name)

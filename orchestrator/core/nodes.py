@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from orchestrator.core.cluster_events import ModelEntry
+from orchestrator.core.condition import Condition
 from orchestrator.core.corrections import Corrections
+from orchestrator.core.sanity import birth_problem
 from orchestrator.core.speeds import node_speed
 from shared.errors import ConfigurationError
 from shared.messages.node import NodeState, Telemetry
@@ -16,7 +18,7 @@ LEASE_INTERVALS = 3
 LEASE_GRACE_S = 0.5
 """Added to the lease: telemetry of a throttled node comes up to a CFS period late, and queues here."""
 LINK_BYTES_PER_S = 100e6
-"""Until links are measured, none is taken to be a bottleneck below a gigabit's worth."""
+"""Until a link is measured it is not taken to be a bottleneck below a gigabit's worth."""
 LOADING_GRACE_S = 30.0
 
 
@@ -32,6 +34,7 @@ class Node:
     """The latest of this life; kept, because one may come before the model that it speaks of."""
     corrections: dict[str, Corrections] = field(default_factory=dict)
     """By runtime."""
+    condition: Condition = field(default_factory=Condition)
 
     @property
     def name(self) -> str:
@@ -55,10 +58,19 @@ class Node:
         """What stages of a runtime said about the node's speed with it."""
         return self.corrections.setdefault(runtime, Corrections())
 
+    @property
+    def memory_bytes(self) -> int:
+        """What the agent may take in all: what telemetry says, else the limit of its birth."""
+        if self.condition.memory_bytes is not None:
+            return self.condition.memory_bytes
+        return 0 if self.state.hardware is None else self.state.hardware.memory_bytes
+
     def profile(self, entry: ModelEntry) -> NodeProfile | None:
         """The planner's view, or None when it cannot run the model's runtime or says nonsense of itself."""
         hardware = self.state.hardware
         if hardware is None or entry.runtime not in self.state.runtimes:
+            return None
+        if birth_problem(self.state) is not None:
             return None
         corrections = self.corrections_of(entry.runtime)
         speed = node_speed(self.state, entry, corrections.multipliers(entry.name))
@@ -67,9 +79,9 @@ class Node:
                 name=self.name,
                 cpu=hardware.cpu,
                 speed=speed.speed,
-                memory_bytes=max(hardware.memory_bytes, 1),
-                up_bytes_per_s=LINK_BYTES_PER_S,
-                down_bytes_per_s=LINK_BYTES_PER_S,
+                memory_bytes=max(self.memory_bytes, 1),
+                up_bytes_per_s=self.condition.up_bytes_per_s or LINK_BYTES_PER_S,
+                down_bytes_per_s=self.condition.down_bytes_per_s or LINK_BYTES_PER_S,
                 message_s=speed.message_cpu_s / hardware.cpu,
                 byte_s=speed.byte_cpu_s / hardware.cpu,
                 price_per_hour=self.state.price_per_hour,

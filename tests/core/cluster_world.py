@@ -75,33 +75,36 @@ def death(node: str, incarnation: int = 1, state: Death = "lost") -> NodeState:
     return NodeState(state=state, node=node, incarnation=incarnation)
 
 
-def telemetry(node: str, incarnation: int = 1) -> Telemetry:
-    return Telemetry(
-        node=node,
-        incarnation=incarnation,
-        uptime_s=1.0,
-        cpu_percent=50.0,
-        memory_used_bytes=1,
-        memory_limit_bytes=2,
-        network_received_bytes=0,
-        network_sent_bytes=0,
-        round_trip_s=None,
-        queue=0,
-        stability=1.0,
-    )
+def telemetry(node: str, incarnation: int = 1, **other: Any) -> Telemetry:
+    values: dict[str, Any] = {
+        "node": node,
+        "incarnation": incarnation,
+        "uptime_s": 1.0,
+        "cpu_percent": 50.0,
+        "memory_used_bytes": 1,
+        "memory_limit_bytes": 2,
+        "network_received_bytes": 0,
+        "network_sent_bytes": 0,
+        "round_trip_s": None,
+        "queue": 0,
+        "stability": 1.0,
+    }
+    return Telemetry(**(values | other))
 
 
 @dataclass
 class Agent:
     """A node's agent: does what it is told, and says so when the test lets it.
 
-    `broken` are models, by name or manifest, that it cannot load; `mute` agents send nothing.
+    `broken` are models, by name or manifest, that it cannot load; `mute` agents send nothing; `figures` are
+    fields of its telemetry.
     """
 
     state: NodeState
     up: bool = True
     mute: bool = False
     broken: set[str] = field(default_factory=set)
+    figures: dict[str, Any] = field(default_factory=dict)
     revision: int = -1
     stages: tuple[StageRef, ...] = ()
     reported: object = None
@@ -300,7 +303,8 @@ class World:
             self.now += step_s
             for name, agent in sorted(self.agents.items()):
                 if agent.up and not agent.mute:
-                    self.send(NodeHeard(self.now, telemetry(name, agent.state.incarnation)))
+                    sample = telemetry(name, agent.state.incarnation, **agent.figures)
+                    self.send(NodeHeard(self.now, sample))
             self.tick()
             if settle:
                 self.settle()

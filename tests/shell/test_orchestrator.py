@@ -158,6 +158,15 @@ async def test_malformed_messages_cost_nothing(world: World) -> None:
         other = encode_json(FakeAgent(TOPICS, world.control, "y").state)
         world.broker.publish("test/node/x/state", other, 1)
         await until(lambda: orchestrator._counters["bad_messages"] >= 5)
+        for _ in range(5):
+            world.broker.publish(
+                "test/node/a/telemetry", b'{"node": "a", "incarnation": 1, "cpu_percent": -1}', 1
+            )
+        await until(lambda: orchestrator._counters["bad_messages"] >= 10)
+        expected = {"birth": ["x"], "report": ["x"], "telemetry": ["x", "a"]}
+        await until(lambda: len(world.operator.told("telemetry_refused")) == 2)
+        for what, nodes in expected.items():
+            assert [told.node for told in world.operator.told(f"{what}_refused")] == nodes
         assert [node.name for node in orchestrator._cluster.alive()] == ["a"]
         assert (await world.operator.serve(Model())).status == "ok"
         assert orchestrator._counters["internal_errors"] == 0
