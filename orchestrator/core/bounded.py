@@ -8,25 +8,39 @@ thousand nodes of three kinds cost a few groups. Nothing here looks at a clock: 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from orchestrator.core import cost
 from orchestrator.core.chain import lengths_found, long_pipeline
-from orchestrator.core.mixture import Pattern, best_latency, best_throughput
+from orchestrator.core.choice import chosen_exactly
+from orchestrator.core.exact import pipeline_burdens
+from orchestrator.core.figures import Objective
+from orchestrator.core.goal import Goal, objectives_of
+from orchestrator.core.judge import Judge
+from orchestrator.core.limits import NO_LIMITS
+from orchestrator.core.mixture import Pattern
 from orchestrator.core.partition import TIE, lattice, lattice_size
-from orchestrator.core.problem import Problem
-from orchestrator.core.tables import StageTables, stage_tables
+from orchestrator.core.problem import Problem, place
+from orchestrator.core.tables import FloatArray, Kind, StageTables, stage_tables
+from shared.profile import NodeProfile
 
 EXACT_STATES = 1024
 """Up to so many sets of nodes (2^10: ten unlike nodes, a thousand equal ones) the plan is exact."""
 
 _WORK = 24_000_000
 """Candidates that the groups of one dealing may cost together: a few tenths of a second."""
+_LABEL_STATES = 64
+"""Up to so many sets of nodes where one figure does not decide: six unlike nodes."""
+
+_LABEL_WORK = _WORK // 100
+"""Labels cost that much more than single figures."""
+
 _ROUNDS = 12
 _PEELS = 16
 _CHAIN_KINDS = 32
@@ -35,44 +49,113 @@ Group = tuple[tuple[int, int], ...]
 """Nodes by kind: (kind, count) pairs, kinds ascending."""
 
 
+def bounded_choice(problem: Problem, judge: Judge) -> list[Pattern]:
+    """A good plan by any goal under any limits; empty where none was found.
+
+    The exact choice over the most promising nodes, and, where throughput counts, what the groups find: each
+    group's pipelines keep the limits (of a mean or a ratio, the whole keeps what its parts keep), and of all
+    of them the first so many in the order of one of the goal's figures.
+    """
+    if judge.goal is Objective.THROUGHPUT and not judge.limits.objectives:
+        return bounded_throughput(problem)
+    many = judge.limits.min_throughput_per_s is not None
+    many |= bool({Objective.THROUGHPUT, Objective.EXPOSURE} & {*objectives_of(judge.goal)})
+    candidates = [_of_shortlist(problem, judge)]
+    if many:
+        solvers = [
+            _Solver(problem, _within_groups(judge, objective))
+            for objective in dict.fromkeys((Objective.THROUGHPUT, *objectives_of(judge.goal)))
+        ]
+        candidates += [
+            _prefix(dealt, solver, judge)
+            for solver in solvers
+            for dealt in _dealings(problem, solver)
+        ]
+    candidates.append(_chains(problem, judge.goal)[: None if many else 1])
+    priced = [
+        (one, problem.price(place(one, problem.kinds)).predicted) for one in candidates if one
+    ]
+    good = [(judge.key(predicted), one) for one, predicted in priced if judge.allows(predicted)]
+    return min(good)[1] if good else []
+
+
 def bounded_throughput(problem: Problem) -> list[Pattern]:
     """A good set of pipelines; never worse than a copy on each node. Empty where none was found."""
-    solver = _Solver(problem)
-    ranked = _by_rate(problem)
-    mixed = _groups_within_budget(ranked, problem)
+    solver = _Solver(problem, Judge(Objective.THROUGHPUT, NO_LIMITS))
     best: list[Pattern] = []
-    for dealt in (mixed, _alike(ranked, max(_states(group) for group in mixed))):
-        found = [pattern for group in dealt for pattern in solver.solve(group)]
-        found = _improve(_peel(found, solver), solver)
+    for found in _dealings(problem, solver):
         if _total(found, solver) > _total(best, solver) * (1 + TIE):
             best = found
-    return best or _chains(problem, np.maximum)
+    return best or _chains(problem, Objective.THROUGHPUT)
 
 
-def bounded_latency(problem: Problem) -> list[Pattern]:
-    """A pipeline of low latency, over the most promising nodes; empty where none was found."""
-    few = shortlist(problem, EXACT_STATES)
+def _dealings(problem: Problem, solver: _Solver) -> Iterator[list[Pattern]]:
+    """The pipelines that groups find, once for each way of dealing."""
+    ranked = _by_rate(problem)
+    work = _WORK if solver.plain else _LABEL_WORK
+    mixed = _groups_within_budget(ranked, problem, work)
+    for dealt in (mixed, _alike(ranked, max(_states(group) for group in mixed))):
+        found = [pattern for group in dealt for pattern in solver.solve(group)]
+        yield _improve(_peel(found, solver), solver)
+
+
+def _of_shortlist(problem: Problem, judge: Judge) -> list[Pattern]:
+    plain = isinstance(judge.goal, Objective) and not judge.limits.objectives
+    few = shortlist(problem, EXACT_STATES if plain else _LABEL_STATES)
     kinds = [problem.kinds[kind] for kind, _ in few]
+    counts = [count for _, count in few]
     tables = stage_tables(problem.model, kinds)
-    found = best_latency(tables, lattice([n for _, n in few]), stages=problem.stages)
-    return _globally(found, few) or _chains(problem, np.add)[:1]
+    some = tuple(
+        Kind(kind.node, kind.names[:count]) for kind, count in zip(kinds, counts, strict=True)
+    )
+    return _globally(chosen_exactly(problem, some, tables, lattice(counts), judge)[0], few)
+
+
+def _within_groups(judge: Judge, objective: Objective) -> Judge:
+    """What groups are solved for: one objective, under the limits that each group can keep by itself."""
+    return Judge(objective, dataclasses.replace(judge.limits, min_throughput_per_s=None))
+
+
+def _prefix(found: list[Pattern], solver: _Solver, judge: Judge) -> list[Pattern]:
+    """The best plan among the first so many pipelines, in the order of each figure that the goal looks at."""
+    best: tuple[tuple[float, ...], list[Pattern]] | None = None
+    for objective in objectives_of(judge.goal):
+        ordered = sorted(found, key=lambda one: (solver.own(one)[objective], one))
+        burdens = solver.prefixes(ordered)
+        nodes = np.cumsum([len(pattern) for pattern in ordered])
+        last = judge.best(burdens, nodes)
+        if last is None:
+            continue
+        key = (float(judge.values(burdens)[last]), float(burdens[Objective.THROUGHPUT][last]))
+        if best is None or key < best[0]:
+            best = key, ordered[: last + 1]
+    return best[1] if best is not None else []
 
 
 def shortlist(problem: Problem, states: int, taken: Iterable[Pattern] = ()) -> Group:
     """The most promising free nodes, as many as `states` sets allow.
 
-    The fastest, the largest and the best linked in turn; `taken` are pipelines whose nodes are not free.
+    The fastest, the largest and the best linked in turn, and the thriftiest, the cheapest and those in the
+    input's zone where that counts; `taken` are pipelines whose nodes are not free.
     """
     free = Counter(dict(enumerate(problem.counts)))
     free.subtract(kind for pattern in taken for kind, _, _ in pattern)
     nodes = [kind.node for kind in problem.kinds]
+    counts = {*objectives_of(problem.request.objective), *problem.request.limits.objectives}
+    promising: list[Callable[[NodeProfile], float]] = [
+        lambda node: -node.rate,
+        lambda node: -node.memory_bytes,
+        lambda node: -min(node.up_bytes_per_s, node.down_bytes_per_s),
+    ]
+    if Objective.ENERGY in counts:
+        promising.append(lambda node: node.power_w / node.rate)
+    if Objective.COST in counts:
+        promising.append(lambda node: node.price_per_hour / node.rate)
+    if Objective.EXPOSURE in counts or problem.model.first_outside:
+        promising.append(lambda node: node.zone != problem.model.home_zone)
     rankings = [
-        sorted(range(len(nodes)), key=key)
-        for key in (
-            lambda k: (-nodes[k].rate, k),
-            lambda k: (-nodes[k].memory_bytes, k),
-            lambda k: (-min(nodes[k].up_bytes_per_s, nodes[k].down_bytes_per_s), k),
-        )
+        sorted(range(len(nodes)), key=lambda k, key=key: (key(nodes[k]), k))  # type: ignore[misc]
+        for key in promising
     ]
     chosen: Counter[int] = Counter()
     most = len(problem.request.profile.blocks)
@@ -93,22 +176,52 @@ class _Solver:
     """Exact plans for groups, each composition once; patterns carry the problem's numbers of kinds."""
 
     problem: Problem
+    judge: Judge
     _solved: dict[Group, list[Pattern]] = field(default_factory=dict)
-    _rates: dict[Pattern, float] = field(default_factory=dict)
+    _own: dict[Pattern, dict[Objective, float]] = field(default_factory=dict)
+
+    @property
+    def plain(self) -> bool:
+        """Whether one figure decides, which is quick."""
+        return not self.judge.limits.objectives
 
     def solve(self, group: Group) -> list[Pattern]:
         if group not in self._solved:
-            tables = stage_tables(self.problem.model, [self.problem.kinds[k] for k, _ in group])
+            kinds = [self.problem.kinds[kind] for kind, _ in group]
             counts = [count for _, count in group]
-            found = best_throughput(tables, lattice(counts), stages=self.problem.stages)
+            tables = stage_tables(self.problem.model, kinds)
+            some = tuple(
+                Kind(kind.node, kind.names[:count])
+                for kind, count in zip(kinds, counts, strict=True)
+            )
+            found, _ = chosen_exactly(self.problem, some, tables, lattice(counts), self.judge)
             self._solved[group] = _globally(found, group)
             for pattern, local in zip(self._solved[group], found, strict=True):
-                slowest = max(tables.period_s[kind, i, j] for kind, i, j in local)
-                self._rates[pattern] = 1.0 / float(slowest)
+                self._own[pattern] = pipeline_burdens(tables, local)
         return self._solved[group]
 
+    def own(self, pattern: Pattern) -> dict[Objective, float]:
+        """The burdens of a plan of this pipeline alone."""
+        return self._own[pattern]
+
     def throughput(self, pattern: Pattern) -> float:
-        return self._rates[pattern]
+        return 1.0 / self._own[pattern][Objective.THROUGHPUT]
+
+    def prefixes(self, ordered: Sequence[Pattern]) -> dict[Objective, FloatArray]:
+        """The burdens of the plans that are the first so many pipelines."""
+        own = {
+            objective: np.array([self.own(pattern)[objective] for pattern in ordered])
+            for objective in Objective
+        }
+        rates = 1.0 / own[Objective.THROUGHPUT]
+        total = np.cumsum(rates)
+        return {
+            Objective.THROUGHPUT: 1.0 / total,
+            Objective.LATENCY: np.maximum.accumulate(own[Objective.LATENCY]),
+            Objective.ENERGY: np.cumsum(own[Objective.ENERGY] * rates) / total,
+            Objective.COST: np.cumsum(own[Objective.COST] * rates) / total,
+            Objective.EXPOSURE: np.maximum.accumulate(own[Objective.EXPOSURE]),
+        }
 
     def efficiency(self, pattern: Pattern) -> float:
         """Share of its nodes' speed that a pipeline turns into work."""
@@ -138,14 +251,14 @@ def _states(group: Group) -> int:
     return lattice_size([count for _, count in group])
 
 
-def _groups_within_budget(ranked: list[int], problem: Problem) -> list[Group]:
+def _groups_within_budget(ranked: list[int], problem: Problem, most: int) -> list[Group]:
     """Deal the nodes round into as few groups as the budget of work allows."""
     cells = (problem.model.num_blocks + 1) ** 2
     for limit in (EXACT_STATES, 512, 256, 128, 64, 32, 16, 8):
         groups = _deal(ranked, limit)
         unlike = set(groups)
         work = sum(_states(group) * len(group) * cells // 2 for group in unlike)
-        if work <= _WORK:
+        if work <= most:
             return groups
     return groups
 
@@ -214,11 +327,11 @@ def _windows(pipelines: int) -> Iterator[int]:
     return iter(range(0, min(pipelines, 2 * _ROUNDS), 2))
 
 
-def _chains(problem: Problem, combine: np.ufunc) -> list[Pattern]:
+def _chains(problem: Problem, goal: Goal) -> list[Pattern]:
     """Long pipelines one after the other, until the nodes do not give another."""
     found: list[Pattern] = []
     for _ in range(_PEELS):
-        pattern = chain_of(problem, found, combine, problem.stages)
+        pattern = chain_of(problem, found, goal, problem.stages)
         if pattern is None:
             break
         found.append(pattern)
@@ -226,17 +339,21 @@ def _chains(problem: Problem, combine: np.ufunc) -> list[Pattern]:
 
 
 def chain_of(
-    problem: Problem, taken: Sequence[Pattern], combine: np.ufunc, stages: range
+    problem: Problem, taken: Sequence[Pattern], goal: Goal, stages: range
 ) -> Pattern | None:
     """One long pipeline over the largest nodes that `taken` leaves free, or None where none was found.
 
-    `combine` is the maximum for the best period, the sum for the lowest latency.
+    For the lowest latency or the least energy where that is the goal, else for the best period.
     """
     chosen, counts, tables, memory = _largest(problem, taken, at_least=stages.start)
     if not chosen:
         return None
-    costs = tables.period_s if combine is np.maximum else tables.latency_s
-    pattern = long_pipeline(costs, counts, memory, combine, stages=stages)
+    if goal is Objective.LATENCY:
+        pattern = long_pipeline(tables.latency_s, counts, memory, np.add, stages=stages)
+    elif goal is Objective.ENERGY:
+        pattern = long_pipeline(tables.energy_j, counts, memory, np.add, stages=stages)
+    else:
+        pattern = long_pipeline(tables.period_s, counts, memory, np.maximum, stages=stages)
     return pattern and tuple((chosen[kind], i, j) for kind, i, j in pattern)
 
 

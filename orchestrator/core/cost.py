@@ -133,10 +133,21 @@ def pipeline_exposure(
     """
     for stage, node in zip(stages, nodes, strict=True):
         if node.zone != input_zone:
-            total = sum(block.macs for block in profile.blocks)
-            done = sum(block.macs for block in profile.blocks[: stage.blocks[0]])
-            return 1.0 - done / total if total else 1.0
+            return exposures(profile)[stage.blocks[0]]
     return 0.0
+
+
+def exposures(profile: ModelProfile) -> list[float]:
+    """The exposure ratio where the first stage outside starts at boundary 0..L; never rising.
+
+    1 at every block of a model whose multiply-adds were not counted.
+    """
+    total = sum(block.macs for block in profile.blocks)
+    done, ratios = 0, []
+    for block in profile.blocks:
+        ratios.append(1.0 - done / total if total else 1.0)
+        done += block.macs
+    return [*ratios, 0.0]
 
 
 def plan_exposure(exposures: Sequence[float]) -> float:

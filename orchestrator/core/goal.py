@@ -5,12 +5,13 @@ own sake, so that `latency=0.7,cost=0.3` does not depend on seconds or milliseco
 
     score = sum over objectives of  weight * (1 + (burden - best) / unit)
 
-`burden` is the figure with less being better (seconds per job for throughput), `best` that of the plan which
-is best by this objective alone, under the same limits of zone and memory. `unit` is `best` itself, so that a
-term is `burden / best`: 1 at its best, 2 at twice that. Where the best is 0 (a node that costs nothing)
-there is no such ratio; the unit is then 1 for exposure, which is a share already, and for the others the
-worst figure among the plans that are best by one of the goal's objectives: a term is 1 at nothing and 2 at
-that worst. If that is 0 too, the unit is 1. The least possible score is 1.
+`burden` is the figure with less being better (seconds per job for throughput), `best` the least that a plan
+which looks at nothing else has, on the same nodes, with the same zones, limit on exposure and numbers of
+stages (the other limits left out). `unit` is `best` itself, so that a term is `burden / best`: 1 at its
+best, 2 at twice that. Where the best is 0 (a node that costs nothing) there is no such ratio; the unit is
+then 1 for exposure, which is a share already, and for energy and cost what the model's work takes on the
+node where it takes most: a term is 1 at nothing and 2 at that. If that is 0 too, the unit is 1. The least
+possible score is 1.
 """
 
 from __future__ import annotations
@@ -112,15 +113,19 @@ class Yardstick:
     marks: tuple[tuple[Objective, float, float], ...]
 
 
-def yardstick(best_of: Mapping[Objective, Predicted]) -> Yardstick:
-    """The yardstick from the plans that are best by one of the goal's objectives each."""
+def yardstick(
+    weights: Weights, best: Mapping[Objective, float], worst: Mapping[Objective, float]
+) -> Yardstick:
+    """The yardstick of a goal.
+
+    `best` are the least burdens that can be had, by objective; `worst` are the units where those are 0.
+    """
     marks = []
-    for objective, predicted in best_of.items():
-        best = burden(predicted, objective)
-        unit = best
-        if best == 0.0 and objective is not Objective.EXPOSURE:
-            unit = max(burden(other, objective) for other in best_of.values())
-        marks.append((objective, best, unit or 1.0))
+    for objective, _ in weights.weights:
+        unit = best[objective]
+        if unit == 0.0:
+            unit = 1.0 if objective is Objective.EXPOSURE else worst[objective]
+        marks.append((objective, best[objective], unit or 1.0))
     return Yardstick(tuple(marks))
 
 

@@ -56,9 +56,12 @@ def _burdens(
 
 
 def _better_of(present: Predicted, candidate: Predicted, weights: Weights) -> Yardstick:
+    burdens = {
+        objective: sorted((burden(present, objective), burden(candidate, objective)))
+        for objective, _ in weights.weights
+    }
     return yardstick(
-        {
-            objective: min(present, candidate, key=lambda one: burden(one, objective))
-            for objective, _ in weights.weights
-        }
+        weights,
+        {objective: least for objective, (least, _) in burdens.items()},
+        {objective: most for objective, (_, most) in burdens.items()},
     )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from orchestrator.core import cost
 from orchestrator.core.bounded import EXACT_STATES, chain_lengths, shortlist
+from orchestrator.core.figures import Objective, figure, in_words
+from orchestrator.core.judge import Judge
+from orchestrator.core.limits import LIMIT_OF, NO_LIMITS, Limits, keeps
 from orchestrator.core.mixture import allowed_states
+from orchestrator.core.optimum import optimum
 from orchestrator.core.partition import lattice, search
 from orchestrator.core.plan import PlanRequest, Strategy
-from orchestrator.core.problem import Problem, pose
+from orchestrator.core.problem import Problem, place, pose
 from orchestrator.core.tables import stage_tables
 from shared.errors import PlanError
 
@@ -48,6 +54,16 @@ def no_plan(problem: Problem) -> PlanError:
         return PlanError(f"no node to plan for{excluded}", expected="at least one node", got="none")
     feasible = _feasible(problem)
     whole_only = request.strategy is not Strategy.OPTIMAL
+    if problem.model.first_outside and not feasible:
+        anywhere = pose(
+            dataclasses.replace(
+                request,
+                keep_input=None,
+                input_zone=request.home_zone,
+                limits=dataclasses.replace(request.limits, max_exposure_ratio=None),
+            )
+        )
+        return _out_of_zone(problem, anywhere) if _feasible(anywhere) else _too_large(anywhere)
     if not feasible:
         return _too_large(problem)
     if whole_only and request.min_stages > 1:
@@ -91,10 +107,99 @@ def no_whole(problem: Problem) -> PlanError:
     )
 
 
+def beyond_limits(problem: Problem, judge: Judge) -> PlanError:
+    """The error where no plan keeps the limits: which cannot be had, or which contradict each other."""
+    free = Judge(Objective.THROUGHPUT, NO_LIMITS)
+    if not optimum(problem, free).patterns:
+        return no_plan(problem)
+    limits = judge.limits
+    limited = [one for one in limits.objectives if one is not Objective.EXPOSURE]
+    for objective in limited:
+        nearest = _best_within(problem, objective, NO_LIMITS)
+        if nearest is not None and not keeps(objective, nearest, limits.of(objective)):
+            return _limit_error(objective, limits, nearest, "")
+    for objective in limited:
+        others = dataclasses.replace(limits, **{LIMIT_OF[objective]: None})
+        nearest = _best_within(problem, objective, others)
+        if nearest is not None:
+            within = " and ".join(
+                _limit_words(other, others) for other in limited if other is not objective
+            )
+            return _limit_error(objective, limits, nearest, f" with {within}")
+    return PlanError(
+        f"the limits {', '.join(_limit_words(one, limits) for one in limited)} contradict each other",
+        expected="limits that one plan can keep together",
+        got="none found for any of them under the others",
+    )
+
+
+def _best_within(problem: Problem, objective: Objective, limits: Limits) -> float | None:
+    patterns = optimum(problem, Judge(objective, limits)).patterns
+    if not patterns:
+        return None
+    return figure(problem.price(place(patterns, problem.kinds)).predicted, objective)
+
+
+def _limit_error(objective: Objective, limits: Limits, nearest: float, within: str) -> PlanError:
+    limit = limits.of(objective)
+    assert limit is not None
+    reaches = in_words(objective, nearest)
+    side = "or less" if objective is Objective.THROUGHPUT else "or more"
+    return PlanError(
+        f"{_limit_words(objective, limits)} cannot be had{within}: {_NEAREST[objective]} {reaches}",
+        expected=f"{LIMIT_OF[objective]} of {reaches} {side}",
+        got=in_words(objective, limit),
+    )
+
+
+def _limit_words(objective: Objective, limits: Limits) -> str:
+    name = LIMIT_OF[objective].split("_")
+    return f"{name[0]}_{name[1]} {in_words(objective, limits.of(objective) or 0.0)}"
+
+
+_NEAREST = {
+    Objective.THROUGHPUT: "the best plan has",
+    Objective.LATENCY: "the fastest plan takes",
+    Objective.ENERGY: "the most frugal plan takes",
+    Objective.COST: "the cheapest plan costs",
+    Objective.EXPOSURE: "the least exposed plan is",
+}
+
+
+def _out_of_zone(problem: Problem, anywhere: Problem) -> PlanError:
+    """The error where memory allows a plan, but not with so much of the model inside the input's zone."""
+    request = problem.request
+    patterns = optimum(anywhere, Judge(Objective.EXPOSURE, NO_LIMITS)).patterns
+    priced = anywhere.price(place(patterns, anywhere.kinds))
+    if request.keep_input is None:
+        return _limit_error(Objective.EXPOSURE, request.limits, priced.predicted.exposure_ratio, "")
+    zones = {node.name: node.zone for node in request.usable}
+    zone = request.keep_input.zone
+    inside = min(
+        next(
+            (s.blocks[0] for s in pipe.stages if zones[s.node] != zone), len(request.profile.blocks)
+        )
+        for pipe in priced.pipelines
+    )
+    blocks = _of(problem.model.first_outside, "block")
+    return PlanError(
+        f"the nodes of zone {zone!r} cannot hold the first {blocks} of {request.profile.model}, from "
+        f"which nothing is to leave; at most the first {inside} can stay there",
+        expected=f"a depth of {inside} blocks at most, or more memory in zone {zone!r}",
+        got=blocks,
+    )
+
+
 def whole_needs(problem: Problem) -> str:
     """What the whole model needs on one node, against what there is."""
-    largest = max(cost.usable_bytes(node) for node in problem.request.usable)
-    return f"needs {_size(problem.whole_bytes)} on one node, the largest free is {_size(largest)}"
+    model, nodes = problem.model, problem.request.usable
+    where = ""
+    if model.first_outside:
+        nodes = tuple(node for node in nodes if node.zone == model.home_zone)
+        where = f" in zone {model.home_zone!r}"
+    largest = max((cost.usable_bytes(node) for node in nodes), default=0)
+    needed = _size(problem.whole_bytes)
+    return f"needs {needed} on one node{where}, the largest free is {_size(largest)}"
 
 
 def _too_large(problem: Problem) -> PlanError:

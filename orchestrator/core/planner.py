@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from orchestrator.core.alternatives import alternatives
-from orchestrator.core.plan import Objective, Plan, PlanRequest
+from orchestrator.core.bounds import lower_bound
+from orchestrator.core.infeasible import no_plan
+from orchestrator.core.optimum import judge_for
+from orchestrator.core.plan import Plan, PlanRequest
 from orchestrator.core.problem import pose
 from orchestrator.core.strategies import STRATEGIES
+from shared.errors import PlanError
 
 
 def plan(request: PlanRequest) -> Plan:
@@ -16,22 +20,27 @@ def plan(request: PlanRequest) -> Plan:
     is (`infeasible.feasible_stage_counts` has it as numbers).
     """
     problem = pose(request)
-    proposal = STRATEGIES[request.strategy](problem)
+    judge = judge_for(problem)
+    if judge is None:
+        raise no_plan(problem)
+    proposal = STRATEGIES[request.strategy](problem, judge)
     priced = problem.price(proposal.placed)
-    rates = [node.best_rate for node in request.usable]
-    match request.objective:
-        case Objective.THROUGHPUT:
-            speed = sum(rates)
-        case _:
-            speed = max(rates)
+    if not judge.allows(priced.predicted):
+        raise PlanError(
+            f"strategy {request.strategy} {request.limits.breach(priced.predicted)}; "
+            "strategy optimal looks for a plan within the limits",
+            expected="a plan within the limits",
+            got=f"the plan of strategy {request.strategy}",
+        )
     return Plan(
         model=request.profile.model,
         strategy=request.strategy,
         objective=request.objective,
         pipelines=priced.pipelines,
         predicted=priced.predicted,
-        alternatives=alternatives(problem, priced),
-        lower_bound=request.profile.work_s / speed,
+        alternatives=alternatives(problem, judge, priced),
+        lower_bound=lower_bound(problem, request.objective),
         leaf_counts=proposal.leaf_counts,
         notes=proposal.notes,
+        yardstick=judge.yardstick,
     )

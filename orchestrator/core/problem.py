@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from orchestrator.core import cost
 from orchestrator.core.evaluate import Placement, price
-from orchestrator.core.figures import burden
+from orchestrator.core.limits import GRAIN
 from orchestrator.core.mixture import Pattern
-from orchestrator.core.plan import Goal, Objective, PlanRequest, Priced
+from orchestrator.core.plan import PlanRequest, Priced
 from orchestrator.core.tables import Kind, ModelTables, group_nodes, model_tables
 from shared.errors import PlanError
 from shared.profile import NodeProfile
@@ -35,8 +35,8 @@ class Problem:
         return int(self.model.memory_bytes[0, -1])
 
     def holding_all(self) -> list[NodeProfile]:
-        """The nodes on which the whole model fits, sorted by name."""
-        return [n for n in self.request.usable if cost.usable_bytes(n) >= self.whole_bytes]
+        """The nodes on which the whole model fits and may be, sorted by name."""
+        return [node for node in self.request.usable if self.model.fits(node)[0, -1]]
 
     def price(self, placed: list[list[Placement]]) -> Priced:
         """Price placements under this request."""
@@ -60,23 +60,62 @@ class Proposal:
 
 
 def pose(request: PlanRequest) -> Problem:
-    """Work out a request."""
-    if (
-        request.objective not in (Objective.THROUGHPUT, Objective.LATENCY)
-        or request.limits.objectives
-        or request.keep_input
-    ):
-        raise PlanError(
-            f"no search for {request.objective} under limits yet",
-            expected="objective throughput or latency, no limits",
-            got=str(request.objective),
-        )
+    """Work out a request.
+
+    Raises PlanError where the input is to stay in a zone that it cannot stay in: broker or orchestrator are
+    elsewhere, or the zone has no node.
+    """
+    _check_zones(request)
     return Problem(
         request=request,
-        model=model_tables(request.profile, request.in_flight),
+        model=model_tables(
+            request.profile,
+            request.in_flight,
+            home_zone=request.home_zone,
+            first_outside=_first_outside(request),
+        ),
         kinds=group_nodes(request.usable),
         stages=range(request.min_stages, request.stage_limit + 1),
     )
+
+
+def _first_outside(request: PlanRequest) -> int:
+    """The first block that may run outside the input's zone, by `keep_input` and the limit on exposure."""
+    depth = request.keep_input.depth(request.profile) if request.keep_input is not None else 0
+    most = request.limits.max_exposure_ratio
+    if most is None:
+        return depth
+    exposed = cost.exposures(request.profile)
+    return max(depth, next(j for j, ratio in enumerate(exposed) if ratio <= most * (1 + GRAIN)))
+
+
+def _check_zones(request: PlanRequest) -> None:
+    keep = request.keep_input
+    if keep is None:
+        return
+    elsewhere = {
+        name: zone
+        for name, zone in (
+            ("broker", request.broker_zone),
+            ("orchestrator", request.orchestrator_zone),
+        )
+        if zone != keep.zone
+    }
+    if elsewhere:
+        where = " and ".join(f"{name} is in zone {zone!r}" for name, zone in elsewhere.items())
+        raise PlanError(
+            f"{where}: keeping the input in zone {keep.zone!r} is refused, since every tensor crosses "
+            "broker and orchestrator",
+            expected=f"broker and orchestrator in zone {keep.zone!r}",
+            got=", ".join(f"{name} in {zone!r}" for name, zone in elsewhere.items()),
+        )
+    zones = sorted({node.zone for node in request.usable})
+    if zones and keep.zone not in zones:
+        raise PlanError(
+            f"zone {keep.zone!r} has no node; zones are: {', '.join(zones)}",
+            expected=f"one of {', '.join(zones)}",
+            got=keep.zone,
+        )
 
 
 def place(patterns: Iterable[Pattern], kinds: tuple[Kind, ...]) -> list[list[Placement]]:
@@ -86,9 +125,3 @@ def place(patterns: Iterable[Pattern], kinds: tuple[Kind, ...]) -> list[list[Pla
         [(next(free[kind]), (start, stop)) for kind, start, stop in pattern]
         for pattern in sorted(patterns)
     ]
-
-
-def better_first(objective: Goal, priced: Priced) -> float:
-    """A key that sorts plans best first."""
-    assert isinstance(objective, Objective)
-    return burden(priced.predicted, objective)

@@ -1,4 +1,4 @@
-"""How a plan is found: strategies behind one interface, `Problem -> Proposal`.
+"""How a plan is found: strategies behind one interface, `(Problem, Judge) -> Proposal`.
 
 A strategy raises the error of `infeasible.py` where it finds nothing.
 """
@@ -7,61 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from orchestrator.core.bounded import EXACT_STATES, bounded_latency, bounded_throughput
-from orchestrator.core.infeasible import no_plan, no_whole
-from orchestrator.core.mixture import Pattern, best_latency, best_throughput
+from orchestrator.core.infeasible import beyond_limits, no_plan, no_whole
+from orchestrator.core.judge import Judge
+from orchestrator.core.optimum import optimum
 from orchestrator.core.paper_rules import equal, ralos
-from orchestrator.core.partition import lattice, lattice_size
-from orchestrator.core.plan import Objective, Strategy
-from orchestrator.core.problem import Problem, Proposal, better_first, place
-from orchestrator.core.tables import stage_tables
-
-BOUNDED_NOTE = (
-    "the cluster is too large for an exact search; the gap to the lower bound is what it may miss"
-)
+from orchestrator.core.plan import Strategy
+from orchestrator.core.problem import Problem, Proposal, place
 
 
-def optimal(problem: Problem) -> Proposal:
-    """One node, copies, pipelines and mixtures, whichever is best; exact up to EXACT_STATES sets of nodes."""
-    if not problem.kinds or not problem.stages:
-        raise no_plan(problem)
-    exact = lattice_size(problem.counts) <= EXACT_STATES
-    patterns = (_exact if exact else _bounded)(problem)
-    if not patterns:
-        raise no_plan(problem)
-    return Proposal(place(patterns, problem.kinds), () if exact else (BOUNDED_NOTE,))
+def optimal(problem: Problem, judge: Judge) -> Proposal:
+    """One node, copies, pipelines and mixtures, whichever is best."""
+    found = optimum(problem, judge)
+    if found.patterns:
+        return Proposal(place(found.patterns, problem.kinds), found.notes)
+    if judge.limits.objectives:
+        raise beyond_limits(problem, judge)
+    raise no_plan(problem)
 
 
-def _exact(problem: Problem) -> list[Pattern]:
-    tables = stage_tables(problem.model, problem.kinds)
-    states = lattice(problem.counts)
-    match problem.request.objective:
-        case Objective.THROUGHPUT:
-            return best_throughput(tables, states, stages=problem.stages)
-        case _:
-            return best_latency(tables, states, stages=problem.stages)
+def single(problem: Problem, judge: Judge) -> Proposal:
+    """The whole model on the node that is best for it alone, of those that keep the limits; ties by name."""
+    placed = [[stage] for stage in replicate(problem, judge).placed]
+    return Proposal(min(placed, key=lambda one: judge.key(problem.price(one).predicted)))
 
 
-def _bounded(problem: Problem) -> list[Pattern]:
-    match problem.request.objective:
-        case Objective.THROUGHPUT:
-            return bounded_throughput(problem)
-        case _:
-            return bounded_latency(problem)
-
-
-def single(problem: Problem) -> Proposal:
-    """The whole model on the node that is best for it alone; ties by name."""
-    if 1 not in problem.stages:
-        raise no_plan(problem)
-    placed = [[[(node.name, (0, problem.model.num_blocks))]] for node in problem.holding_all()]
-    if not placed:
-        raise no_whole(problem)
-    objective = problem.request.objective
-    return Proposal(min(placed, key=lambda one: better_first(objective, problem.price(one))))
-
-
-def replicate(problem: Problem) -> Proposal:
+def replicate(problem: Problem, _judge: Judge) -> Proposal:
     """A copy of the whole model on each node where it fits."""
     if 1 not in problem.stages:
         raise no_plan(problem)
@@ -72,10 +42,10 @@ def replicate(problem: Problem) -> Proposal:
     return Proposal(placed)
 
 
-STRATEGIES: dict[Strategy, Callable[[Problem], Proposal]] = {
+STRATEGIES: dict[Strategy, Callable[[Problem, Judge], Proposal]] = {
     Strategy.OPTIMAL: optimal,
     Strategy.SINGLE: single,
     Strategy.REPLICATE: replicate,
-    Strategy.EQUAL: equal,
-    Strategy.RALOS: ralos,
+    Strategy.EQUAL: lambda problem, _: equal(problem),
+    Strategy.RALOS: lambda problem, _: ralos(problem),
 }

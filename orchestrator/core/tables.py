@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from orchestrator.core import cost
-from shared.profile import ModelProfile, NodeProfile
+from shared.profile import DEFAULT_ZONE, ModelProfile, NodeProfile
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
@@ -47,7 +47,8 @@ class ModelTables:
     `boundary_bytes` has shape (L+1,), `block_s` (L,). The three `_s` are seconds at 1.0 CPU
     of the profiled machine; `work_s` is that of a node without factors of its own, with preprocessing
     (`input_s`) where start is 0. `memory_bytes` is what a stage needs, without headroom. Entries with
-    stop <= start mean nothing; `possible` is False there.
+    stop <= start mean nothing; `possible` is False there. `exposed` has, per start, the exposure ratio of a
+    stage outside the `home_zone` of the input; none outside may start before block `first_outside`.
     """
 
     boundary_bytes: FloatArray
@@ -56,11 +57,21 @@ class ModelTables:
     work_s: FloatArray
     memory_bytes: IntArray
     possible: npt.NDArray[np.bool_]
+    exposed: FloatArray
+    home_zone: str
+    first_outside: int
 
     @property
     def num_blocks(self) -> int:
         """L."""
         return len(self.boundary_bytes) - 1
+
+    def fits(self, node: NodeProfile) -> npt.NDArray[np.bool_]:
+        """The stages that a node's memory and zone allow."""
+        fits = self.possible & (self.memory_bytes <= cost.usable_bytes(node))
+        if node.zone != self.home_zone:
+            fits[: self.first_outside] = False
+        return fits
 
     def work_on(self, node: NodeProfile) -> FloatArray:
         """`work_s` with each block's factor on that node.
@@ -76,16 +87,27 @@ class ModelTables:
 
 @dataclass(frozen=True, slots=True)
 class StageTables:
-    """Each stage on each kind, shape (K, L+1, L+1), in seconds; infinite where it is none or does not fit.
+    """Each stage on each kind, shape (K, L+1, L+1); infinite where it is none, does not fit or may not be.
 
-    `latency_s` is compute + receive + send.
+    `latency_s` is compute + receive + send, `energy_j` that of one job. The exposure of a pipeline is the
+    greatest of its stages', since the earlier a stage outside starts, the more it sees. `price_per_hour` has
+    shape (K,).
     """
 
     period_s: FloatArray
     latency_s: FloatArray
+    energy_j: FloatArray
+    exposure_ratio: FloatArray
+    price_per_hour: FloatArray
 
 
-def model_tables(profile: ModelProfile, in_flight: int) -> ModelTables:
+def model_tables(
+    profile: ModelProfile,
+    in_flight: int,
+    *,
+    home_zone: str = DEFAULT_ZONE,
+    first_outside: int = 0,
+) -> ModelTables:
     """Work out a model's tables; `in_flight` jobs are buffered in the worst case."""
     size = len(profile.blocks) + 1
     block_s = np.array([block.seconds for block in profile.blocks])
@@ -105,14 +127,16 @@ def model_tables(profile: ModelProfile, in_flight: int) -> ModelTables:
         work_s=_work(block_s, profile.input_seconds),
         memory_bytes=weights[None, :] - weights[:, None] + peaks + profile.runtime_bytes + buffers,
         possible=possible,
+        exposed=np.array(cost.exposures(profile)),
+        home_zone=home_zone,
+        first_outside=first_outside,
     )
 
 
 def stage_tables(model: ModelTables, kinds: Sequence[Kind]) -> StageTables:
     """Price every stage on every kind, in the order of `kinds`."""
     size = model.num_blocks + 1
-    period = np.empty((len(kinds), size, size))
-    latency = np.empty((len(kinds), size, size))
+    period, latency, energy, exposure = np.empty((4, len(kinds), size, size))
     for index, kind in enumerate(kinds):
         node = kind.node
         moved = model.boundary_bytes[:, None] + model.boundary_bytes[None, :]
@@ -120,10 +144,14 @@ def stage_tables(model: ModelTables, kinds: Sequence[Kind]) -> StageTables:
         compute = model.work_on(node) / node.rate + messages
         receive = (model.boundary_bytes / node.down_bytes_per_s)[:, None]
         send = (model.boundary_bytes / node.up_bytes_per_s)[None, :]
-        fits = model.possible & (model.memory_bytes <= cost.usable_bytes(node))
+        fits = model.fits(node)
         period[index] = np.where(fits, np.maximum(compute, np.maximum(receive, send)), np.inf)
         latency[index] = np.where(fits, compute + receive + send, np.inf)
-    return StageTables(period, latency)
+        energy[index] = np.where(fits, node.power_w * compute, np.inf)
+        outside = model.exposed[:, None] if node.zone != model.home_zone else 0.0
+        exposure[index] = np.where(fits, outside, np.inf)
+    prices = np.array([kind.node.price_per_hour for kind in kinds])
+    return StageTables(period, latency, energy, exposure, prices)
 
 
 def _work(block_s: FloatArray, input_s: float) -> FloatArray:

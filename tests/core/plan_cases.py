@@ -32,6 +32,7 @@ def model(
     *,
     weights: Sequence[int] = (),
     peaks: Sequence[int] = (),
+    macs: Sequence[int] = (),
     **other: Any,
 ) -> ModelProfile:
     """A model of so many blocks; what is not given weighs nothing."""
@@ -39,9 +40,15 @@ def model(
     return ModelProfile(
         "toy",
         tuple(
-            BlockProfile(i, f"block{i}", 100, w, s, p)
-            for i, (s, w, p) in enumerate(
-                zip(seconds, weights or [0] * count, peaks or [0] * count, strict=True)
+            BlockProfile(i, f"block{i}", m, w, s, p)
+            for i, (s, w, p, m) in enumerate(
+                zip(
+                    seconds,
+                    weights or [0] * count,
+                    peaks or [0] * count,
+                    macs or [100] * count,
+                    strict=True,
+                )
             )
         ),
         tuple(CutProfile(j, a, 1) for j, a in enumerate(cuts or [0] * (count - 1), start=1)),
@@ -78,6 +85,7 @@ def models(draw: st.DrawFn) -> ModelProfile:
         several_of(6, count - 1),
         weights=several_of(10, count),
         peaks=several_of(4, count),
+        macs=several_of(3, count),
         input_bytes=draw(st.integers(0, 6)),
         output_bytes=draw(st.integers(0, 3)),
         input_seconds=float(draw(st.integers(0, 2))),
@@ -107,6 +115,22 @@ def some_nodes(draw: st.DrawFn, most: int = 3) -> list[NodeProfile]:
             )
         )
     return nodes
+
+
+@st.composite
+def priced_nodes(draw: st.DrawFn, most: int = 3) -> list[NodeProfile]:
+    """Nodes that cost, draw power and stand in zones; some for nothing."""
+    return [
+        dataclasses.replace(
+            one,
+            price_per_hour=draw(st.sampled_from([0.0, 0.0, 1.0, 3.0])),
+            power_w=draw(st.sampled_from([0.0, 1.0, 4.0, 7.0])),
+            zone=draw(st.sampled_from(["default", "default", "cloud"])),
+        )
+        if draw(st.integers(0, 3))
+        else dataclasses.replace(one, price_per_hour=2.0, power_w=3.0)
+        for one in draw(some_nodes(most))
+    ]
 
 
 @st.composite

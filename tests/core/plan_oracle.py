@@ -21,6 +21,14 @@ class Outcome:
     pipelines: tuple[tuple[Stage, ...], ...]
     throughput: float
     latency: float
+    energy: float
+    price_per_hour: float
+    exposure: float
+
+    @property
+    def cost(self) -> float:
+        """Per 1,000 jobs."""
+        return self.price_per_hour / 3600 / self.throughput * 1000
 
     @property
     def nodes(self) -> int:
@@ -34,14 +42,16 @@ def every_plan(
     in_flight: int,
     min_stages: int = 1,
     max_stages: int = 99,
+    home: str = "default",
+    first_outside: int = 0,
 ) -> list[Outcome]:
-    """All plans that fit, each with its figures."""
+    """All plans that fit, each with its figures; nothing outside `home` starts before `first_outside`."""
     plans: list[Outcome] = []
     for groups in _groupings(tuple(nodes)):
         choices = [
             [
                 one
-                for one in _pipelines(profile, group, in_flight)
+                for one in _pipelines(profile, group, in_flight, home, first_outside)
                 if min_stages <= len(one.pipelines[0]) <= max_stages
             ]
             for group in groups
@@ -51,6 +61,10 @@ def every_plan(
                 tuple(one.pipelines[0] for one in chosen),
                 sum(one.throughput for one in chosen),
                 max(one.latency for one in chosen),
+                sum(one.energy * one.throughput for one in chosen)
+                / sum(one.throughput for one in chosen),
+                sum(one.price_per_hour for one in chosen),
+                max(one.exposure for one in chosen),
             )
             for chosen in itertools.product(*choices)
             if chosen
@@ -72,14 +86,19 @@ def _groupings(nodes: tuple[NodeProfile, ...]) -> Iterator[list[tuple[NodeProfil
 
 
 def _pipelines(
-    profile: ModelProfile, group: tuple[NodeProfile, ...], in_flight: int
+    profile: ModelProfile,
+    group: tuple[NodeProfile, ...],
+    in_flight: int,
+    home: str,
+    first_outside: int,
 ) -> Iterator[Outcome]:
     count = len(profile.blocks)
+    all_macs = sum(block.macs for block in profile.blocks)
     for order in itertools.permutations(group):
         for cuts in itertools.combinations(range(1, count), len(order) - 1):
             ends = (0, *cuts, count)
             periods: list[float] = []
-            latency = 0.0
+            latency = energy = exposure = 0.0
             for node, start, stop in zip(order, ends, ends[1:], strict=False):
                 seconds = [
                     block.seconds * (node.block_factors[block.index] if node.block_factors else 1.0)
@@ -100,10 +119,44 @@ def _pipelines(
                 )
                 if 10 * memory > 9 * node.memory_bytes:
                     break
+                if node.zone != home:
+                    if start < first_outside:
+                        break
+                    left = sum(block.macs for block in profile.blocks[start:])
+                    exposure = max(exposure, left / all_macs if all_macs else 1.0)
+                energy += node.power_w * compute
                 periods.append(max(parts))
                 latency += sum(parts)
             else:
                 stages = tuple(
                     (node.name, (i, j)) for node, i, j in zip(order, ends, ends[1:], strict=False)
                 )
-                yield Outcome((stages,), 1 / max(periods), latency)
+                price = sum(node.price_per_hour for node in order)
+                yield Outcome((stages,), 1 / max(periods), latency, energy, price, exposure)
+
+
+def sensible(plans: Sequence[Outcome], tracked: Sequence[str]) -> list[Outcome]:
+    """Without the plans that have a pipeline which another one on the same nodes beats.
+
+    As good in throughput and in each figure of `tracked`, and better in one. A plan of one such pipeline is never
+    better for it, but its slowness may pull down a mean over pipelines; the planner does not look there.
+    """
+    rows = {
+        plan.pipelines[0]: (1 / plan.throughput, *(getattr(plan, name) for name in tracked))
+        for plan in plans
+        if len(plan.pipelines) == 1
+    }
+    by_nodes: dict[frozenset[str], list[tuple[float, ...]]] = {}
+    for pipeline, row in rows.items():
+        by_nodes.setdefault(frozenset(node for node, _ in pipeline), []).append(row)
+
+    def beaten(pipeline: tuple[Stage, ...]) -> bool:
+        mine = rows[pipeline]
+        return any(
+            all(a <= b * (1 + 1e-9) for a, b in zip(other, mine, strict=True))
+            and any(a < b * (1 - 1e-9) for a, b in zip(other, mine, strict=True))
+            for other in by_nodes[frozenset(node for node, _ in pipeline)]
+        )
+
+    worse = {pipeline for pipeline in rows if beaten(pipeline)}
+    return [plan for plan in plans if not worse.intersection(plan.pipelines)]

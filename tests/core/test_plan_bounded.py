@@ -10,11 +10,11 @@ from orchestrator.core import bounded
 from orchestrator.core.bounded import EXACT_STATES, bounded_throughput
 from orchestrator.core.evaluate import evaluate
 from orchestrator.core.infeasible import feasible_stage_counts
+from orchestrator.core.optimum import BOUNDED_NOTE
 from orchestrator.core.partition import lattice_size
 from orchestrator.core.plan import Objective, PlanRequest, Strategy
 from orchestrator.core.planner import plan
 from orchestrator.core.problem import place, pose
-from orchestrator.core.strategies import BOUNDED_NOTE
 from shared.errors import PlanError
 from shared.profile import ModelProfile, NodeProfile
 from tests.core.plan_cases import model, node
@@ -99,7 +99,7 @@ def test_latency_over_a_thousand_nodes_is_that_of_the_best_few() -> None:
     assert found.gap_ratio < 0.3
 
 
-@pytest.mark.parametrize("objective", [Objective.THROUGHPUT, Objective.LATENCY])
+@pytest.mark.parametrize("objective", Objective)
 def test_more_unlike_nodes_in_one_pipeline_than_the_exact_search_can_hold(
     objective: Objective,
 ) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from random import Random
 
 import pytest
@@ -41,22 +40,6 @@ def ask(
         max_stages=limit[1],
         in_flight=IN_FLIGHT,
     )
-
-
-def value(found: Plan) -> float:
-    """Greater is better."""
-    match found.objective:
-        case Objective.THROUGHPUT:
-            return found.predicted.throughput_per_s
-        case _:
-            return -found.predicted.latency_s
-
-
-def best_value(request: PlanRequest) -> float:
-    try:
-        return value(plan(request))
-    except PlanError:
-        return float("-inf")
 
 
 def outcome(request: PlanRequest) -> Plan | str:
@@ -107,7 +90,6 @@ def test_latency_is_never_worse_than_exhaustive_search(
     plans = every_plan(
         profile, nodes, in_flight=IN_FLIGHT, min_stages=limit[0], max_stages=limit[1]
     )
-    plans = [one for one in plans if len(one.pipelines) == 1]
     if not plans:
         with pytest.raises(PlanError):
             plan(request)
@@ -124,7 +106,7 @@ def test_latency_is_never_worse_than_exhaustive_search(
 
 
 @several
-@given(models(), some_nodes(), st.sampled_from([Objective.THROUGHPUT, Objective.LATENCY]))
+@given(models(), some_nodes(), st.sampled_from(Objective))
 def test_a_plan_is_what_its_pipelines_cost(
     profile: ModelProfile, nodes: list[NodeProfile], objective: Objective
 ) -> None:
@@ -150,7 +132,7 @@ def test_a_plan_is_what_its_pipelines_cost(
 @given(
     models(),
     some_nodes(),
-    st.sampled_from([Objective.THROUGHPUT, Objective.LATENCY]),
+    st.sampled_from(Objective),
     st.randoms(use_true_random=False),
 )
 def test_the_order_of_the_nodes_does_not_matter(
@@ -159,40 +141,6 @@ def test_the_order_of_the_nodes_does_not_matter(
     shuffled = list(nodes)
     random.shuffle(shuffled)
     assert outcome(ask(profile, shuffled, objective)) == outcome(ask(profile, nodes, objective))
-
-
-@several
-@given(
-    models(),
-    some_nodes(4),
-    st.sampled_from([Objective.THROUGHPUT, Objective.LATENCY]),
-    st.tuples(
-        st.integers(0, 3),
-        st.sampled_from(["cpu", "memory_bytes", "up_bytes_per_s", "down_bytes_per_s"]),
-        st.integers(2, 4),
-    ),
-)
-def test_a_better_node_never_makes_it_worse(
-    profile: ModelProfile,
-    nodes: list[NodeProfile],
-    objective: Objective,
-    change: tuple[int, str, int],
-) -> None:
-    which, field, factor = change
-    old = nodes[which % len(nodes)]
-    new = dataclasses.replace(old, **{field: getattr(old, field) * factor})
-    better = [new if one is old else one for one in nodes]
-    before, after = (best_value(ask(profile, n, objective)) for n in (nodes, better))
-    assert after >= before - abs(before) * LOOSE or before == float("-inf")
-
-
-@several
-@given(models(), some_nodes(4), st.sampled_from([Objective.THROUGHPUT, Objective.LATENCY]))
-def test_another_node_never_makes_it_worse(
-    profile: ModelProfile, nodes: list[NodeProfile], objective: Objective
-) -> None:
-    before, after = (best_value(ask(profile, n, objective)) for n in (nodes[:-1], nodes))
-    assert after >= before - abs(before) * LOOSE or before == float("-inf")
 
 
 @several

@@ -74,13 +74,14 @@ def test_the_order_of_nodes_follows_their_links() -> None:
     assert shape(plan(ask(profile, nodes))) == [[("b", (0, 1)), ("a", (1, 2))]]
 
 
-def test_latency_prefers_one_node_unless_memory_forces_two() -> None:
+def test_latency_prefers_copies_unless_memory_forces_a_cut() -> None:
     links = {"up_bytes_per_s": 1e6, "down_bytes_per_s": 1e6}
     profile = model([0.1, 0.1], [100_000], weights=[40 * MB, 40 * MB])
     found = plan(
         ask(profile, [node("a", **links), node("b", **links)], objective=Objective.LATENCY)
     )
-    assert shape(found) == [[("a", (0, 2))]]
+    # The second copy costs no latency, and doubles the throughput
+    assert shape(found) == [[("a", (0, 2))], [("b", (0, 2))]]
     assert found.predicted.latency_s == pytest.approx(0.2)
     assert found.lower_bound == pytest.approx(0.2)
     small = [node(name, memory_bytes=50 * MB, **links) for name in "ab"]
@@ -91,8 +92,9 @@ def test_latency_prefers_one_node_unless_memory_forces_two() -> None:
 
 def test_latency_ties_go_to_the_greater_throughput() -> None:
     # Free links: cutting costs no latency, and the even cut doubles the rate.
-    profile = model([0.1, 0.1, 0.2])
-    found = plan(ask(profile, [node("a"), node("b")], objective=Objective.LATENCY))
+    profile = model([0.1, 0.1, 0.2], weights=[40 * MB] * 3)
+    nodes = [node(name, memory_bytes=100 * MB) for name in "ab"]
+    found = plan(ask(profile, nodes, objective=Objective.LATENCY))
     assert shape(found) == [[("a", (0, 2)), ("b", (2, 3))]]
 
 

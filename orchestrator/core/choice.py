@@ -1,0 +1,62 @@
+"""The exact choice: by dynamic programming for one objective, else among all plans worth considering.
+
+The quick way first: where the best plan by one objective keeps the limits, nothing can be better. Else
+limits and weights both choose among the same front of plans (`plan_front.py`).
+"""
+
+from __future__ import annotations
+
+from orchestrator.core.exact import best_plan
+from orchestrator.core.figures import Objective
+from orchestrator.core.judge import Judge
+from orchestrator.core.mixture import Pattern
+from orchestrator.core.partition import Lattice
+from orchestrator.core.pipeline_front import Columns, pipeline_front
+from orchestrator.core.plan_front import PlanFront, plan_front
+from orchestrator.core.problem import Problem, place
+from orchestrator.core.tables import Kind, StageTables
+
+
+def chosen_exactly(
+    problem: Problem,
+    kinds: tuple[Kind, ...],
+    tables: StageTables,
+    states: Lattice,
+    judge: Judge,
+) -> tuple[list[Pattern], float]:
+    """The best plan over the nodes of `kinds` that keeps the limits; no pipelines where there is none.
+
+    And the ratio by which a better one may have been missed.
+    """
+    known: list[list[Pattern]] = []
+    if isinstance(judge.goal, Objective):
+        patterns = best_plan(judge.goal, tables, states, stages=problem.stages)
+        if not patterns or judge.allows(problem.price(place(patterns, kinds)).predicted):
+            return patterns, 0.0
+    front = all_plans(problem, tables, states, judge)
+    best = judge.best(front.burdens, front.nodes)
+    found = [] if best is None else [front.patterns(best)]
+    if front.error_ratio:
+        # What one objective is best at is known exactly, and may have been thinned out
+        known = [
+            patterns
+            for objective in (*judge.tracked, Objective.THROUGHPUT, Objective.COST)
+            if (patterns := best_plan(objective, tables, states, stages=problem.stages))
+        ]
+    priced = [(patterns, problem.price(place(patterns, kinds))) for patterns in (*found, *known)]
+    good = [(patterns, one.predicted) for patterns, one in priced if judge.allows(one.predicted)]
+    if not good:
+        return [], front.error_ratio
+    return min(good, key=lambda pair: judge.key(pair[1]))[0], front.error_ratio
+
+
+def all_plans(problem: Problem, tables: StageTables, states: Lattice, judge: Judge) -> PlanFront:
+    """The front over what the goal and the limits look at; latency above its limit is left out."""
+    pipelines = pipeline_front(
+        tables,
+        states,
+        Columns(judge.tracked),
+        stages=problem.stages,
+        max_latency_s=judge.ceiling(Objective.LATENCY),
+    )
+    return plan_front(tables, pipelines)

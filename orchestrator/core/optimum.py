@@ -1,0 +1,68 @@
+"""The best plan by a goal under limits, over everything there is: exact where it can be, else bounded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestrator.core.bounded import EXACT_STATES, bounded_choice
+from orchestrator.core.bounds import dearest
+from orchestrator.core.choice import chosen_exactly
+from orchestrator.core.figures import Objective, burden
+from orchestrator.core.goal import Weights, yardstick
+from orchestrator.core.judge import Judge
+from orchestrator.core.limits import NO_LIMITS
+from orchestrator.core.mixture import Pattern
+from orchestrator.core.partition import lattice, lattice_size
+from orchestrator.core.problem import Problem, place
+from orchestrator.core.tables import stage_tables
+
+BOUNDED_NOTE = (
+    "the cluster is too large for an exact search; the gap to the lower bound is what it may miss"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Optimum:
+    """What was found (no pipelines: nothing), and what a reader should know about the search."""
+
+    patterns: list[Pattern]
+    notes: tuple[str, ...] = ()
+
+
+def optimum(problem: Problem, judge: Judge) -> Optimum:
+    """One node, copies, pipelines and mixtures, whichever is best; exact up to EXACT_STATES sets of nodes."""
+    if not problem.kinds or not problem.stages:
+        return Optimum([])
+    if lattice_size(problem.counts) > EXACT_STATES:
+        return Optimum(bounded_choice(problem, judge), (BOUNDED_NOTE,))
+    tables = stage_tables(problem.model, problem.kinds)
+    states = lattice(problem.counts)
+    patterns, error_ratio = chosen_exactly(problem, problem.kinds, tables, states, judge)
+    return Optimum(patterns, thinned_note(error_ratio))
+
+
+def thinned_note(error_ratio: float) -> tuple[str, ...]:
+    """What to say where plans were thinned out."""
+    if not error_ratio:
+        return ()
+    note = (
+        f"too many plans to compare them all: one better by up to {error_ratio:.1%} in each figure "
+        "may have been missed"
+    )
+    return (note,)
+
+
+def judge_for(problem: Problem) -> Judge | None:
+    """The judge of a request; of a weighted goal with its yardstick. None where no plan can run at all."""
+    request = problem.request
+    goal = request.objective
+    if not isinstance(goal, Weights):
+        return Judge(goal, request.limits)
+    best: dict[Objective, float] = {}
+    for objective, _ in goal.weights:
+        found = optimum(problem, Judge(objective, NO_LIMITS)).patterns
+        if not found:
+            return None
+        predicted = problem.price(place(found, problem.kinds)).predicted
+        best[objective] = burden(predicted, objective)
+    return Judge(goal, request.limits, yardstick(goal, best, dearest(problem)))
