@@ -138,8 +138,9 @@ def _pipelines(
 def sensible(plans: Sequence[Outcome], tracked: Sequence[str]) -> list[Outcome]:
     """Without the plans that have a pipeline which another one on the same nodes beats.
 
-    As good in throughput and in each figure of `tracked`, and better in one. A plan of one such pipeline is never
-    better for it, but its slowness may pull down a mean over pipelines; the planner does not look there.
+    As good in throughput and in each figure of `tracked`, and better in one. A plan of one such pipeline is
+    never better for it, but its slowness may pull down a mean over pipelines; the planner does not look
+    there.
     """
     rows = {
         plan.pipelines[0]: (1 / plan.throughput, *(getattr(plan, name) for name in tracked))
