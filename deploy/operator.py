@@ -21,6 +21,7 @@ from shared.errors import Amp4ecError, JobError, ProtocolError
 from shared.messages.operation import (
     ExplainRequest,
     OrchestratorState,
+    PlanRequest,
     ReplanRequest,
     Response,
     ServeRequest,
@@ -35,12 +36,13 @@ CONNECT_S = 5.0
 _PATIENCE_S = 1.0
 Step = Callable[[str], None]
 """Gets a line of progress."""
-Request = ServeRequest | StopRequest | ReplanRequest | ExplainRequest
+Request = ServeRequest | StopRequest | ReplanRequest | ExplainRequest | PlanRequest
 _VERBS: Mapping[type, str] = {
     ServeRequest: "serve",
     StopRequest: "stop",
     ReplanRequest: "replan",
     ExplainRequest: "explain",
+    PlanRequest: "plan",
 }
 
 

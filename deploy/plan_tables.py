@@ -11,7 +11,7 @@ from deploy.plan_view import LinkView, PipelineView, StageView, view
 from deploy.planning import Answer, DryRun, gap_text, kind_of
 from deploy.tables import Column, console, table
 from deploy.text import milliseconds, per_second, percent, significant, size
-from orchestrator.core.figures import Predicted
+from orchestrator.core.figures import Objective, Predicted, figure
 from orchestrator.core.plan import PipelinePlan, Plan, PlanRequest
 
 _BAR = 20
@@ -41,7 +41,7 @@ _ALTERNATIVES = (
 
 
 def print_answer(answer: Answer) -> None:
-    """Print a plan; what was asked for beside it (alternatives and dry run) as well."""
+    """Print a plan; what was asked for beside it (alternatives and dry run, a front) as well."""
     out = console()
     plan, request = answer.plan, answer.request
     out.print(headline(plan, request), style="bold", soft_wrap=True)
@@ -60,6 +60,9 @@ def print_answer(answer: Answer) -> None:
     if answer.dry_run is not None:
         out.print()
         _print_why(out, answer, answer.dry_run)
+    if answer.front is not None:
+        out.print()
+        _print_front(out, answer)
 
 
 def headline(plan: Plan, request: PlanRequest) -> str:
@@ -187,3 +190,35 @@ def where(pipelines: Sequence[PipelinePlan]) -> str:
     ]
     more = len(pipelines) - _MOST_NAMED
     return " + ".join(parts) + (f" + {more} more" if more > 0 else "")
+
+
+def _print_front(out: Console, answer: Answer) -> None:
+    front = answer.front
+    assert front is not None
+    out.print(
+        f"the front over {', '.join(front.objectives)}: no plan is better in one and as good in all"
+    )
+    rows = [
+        [kind_of(point.pipelines), *_cells(point.predicted), where(point.pipelines), ""]
+        for point in front.points
+    ]
+    out.print(table(_ALTERNATIVES, rows, out.width))
+    for note in front.notes:
+        out.print(f"note: {note}")
+
+
+def axis_title(objective: Objective) -> str:
+    """An objective with its unit, for an axis."""
+    return {
+        Objective.THROUGHPUT: "throughput, jobs/s",
+        Objective.LATENCY: "latency, ms",
+        Objective.ENERGY: "energy, J a job",
+        Objective.COST: "cost per 1,000 jobs",
+        Objective.EXPOSURE: "exposure, %",
+    }[objective]
+
+
+def axis_value(predicted: Predicted, objective: Objective) -> float:
+    """The figure in the unit of `axis_title`."""
+    scale = {Objective.LATENCY: 1e3, Objective.EXPOSURE: 100.0}.get(objective, 1.0)
+    return figure(predicted, objective) * scale

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.core.dispatch_settings import default_window
 from orchestrator.core.figures import Objective
+from orchestrator.core.front import front as find_front
 from orchestrator.core.goal import Goal
 from orchestrator.core.limits import NO_LIMITS, KeepInput, Limits
 from orchestrator.core.plan import (
     DEFAULT_IN_FLIGHT,
+    Front,
     PipelinePlan,
     Plan,
     PlanRequest,
     Strategy,
 )
-from orchestrator.core.plan_document import plan_document
+from orchestrator.core.plan_document import front_document, plan_document
 from orchestrator.core.planner import plan as find_plan
 from orchestrator.core.simulate import Simulated, simulate
 from shared.codec import to_builtins
@@ -32,6 +34,8 @@ _BOUNDS: dict[Goal, str] = {
     Objective.THROUGHPUT: "the least possible time per job (all work spread evenly, and nothing sent)",
     Objective.LATENCY: "the least possible latency (all work on the fastest node, and nothing sent)",
 }
+AXES = (2, 3)
+"""How many objectives a front is drawn over: two axes, and perhaps a colour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,11 +51,19 @@ class Wish:
     in_flight: int = DEFAULT_IN_FLIGHT
     input_zone: str | None = None
     keep_input: KeepInput | None = None
-    broker_zone: str = DEFAULT_ZONE
-    orchestrator_zone: str = DEFAULT_ZONE
+    broker_zone: str | None = None
+    orchestrator_zone: str | None = None
+
+    def at(self, broker_zone: str, orchestrator_zone: str) -> Wish:
+        """The same where broker and orchestrator are, unless the wish itself says so."""
+        return replace(
+            self,
+            broker_zone=self.broker_zone or broker_zone,
+            orchestrator_zone=self.orchestrator_zone or orchestrator_zone,
+        )
 
     def request(self, profile: ModelProfile, nodes: Iterable[NodeProfile]) -> PlanRequest:
-        """The question for this model and these nodes.
+        """The question for this model and these nodes; zones that nobody named are `default`.
 
         Raises:
             ConfigurationError: it contradicts itself, or names a node that is not there.
@@ -76,8 +88,8 @@ class Wish:
             in_flight=self.in_flight,
             input_zone=self.input_zone,
             keep_input=self.keep_input,
-            broker_zone=self.broker_zone,
-            orchestrator_zone=self.orchestrator_zone,
+            broker_zone=self.broker_zone or DEFAULT_ZONE,
+            orchestrator_zone=self.orchestrator_zone or DEFAULT_ZONE,
         )
 
 
@@ -97,17 +109,22 @@ class Answer:
     request: PlanRequest
     plan: Plan
     dry_run: DryRun | None = None
+    front: Front | None = None
 
     def document(self) -> dict[str, Any]:
-        """ALGORITHMS.md's plan, with `dry_run` where it was asked for."""
+        """ALGORITHMS.md's plan, with `dry_run` and `front` where they were asked for."""
         document = plan_document(self.plan)
         if self.dry_run is not None:
             document["dry_run"] = to_builtins(self.dry_run)
+        if self.front is not None:
+            document["front"] = front_document(self.front)
         return document
 
 
-def answer(request: PlanRequest, *, explain: bool = False) -> Answer:
-    """Plan, and simulate the plan where that is asked for.
+def answer(
+    request: PlanRequest, *, explain: bool = False, axes: Sequence[Objective] = ()
+) -> Answer:
+    """Plan, and where asked for simulate the plan and find the front over `axes`.
 
     Raises:
         PlanError: no plan satisfies the request; says which constraint cannot be met.
@@ -118,6 +135,7 @@ def answer(request: PlanRequest, *, explain: bool = False) -> Answer:
         request,
         plan,
         dry_run=dry_run(plan.pipelines) if explain else None,
+        front=find_front(request, tuple(axes)) if axes else None,
     )
 
 
@@ -126,6 +144,21 @@ def dry_run(pipelines: Sequence[PipelinePlan]) -> DryRun:
     jobs = max(LEAST_JOBS, JOBS_PER_PIPELINE * len(pipelines))
     window = max(default_window(len(pipeline.stages)) for pipeline in pipelines)
     return DryRun(window, simulate(pipelines, jobs, window), simulate(pipelines, jobs, 1))
+
+
+def parse_axes(text: str) -> tuple[Objective, ...]:
+    """`latency,throughput`, and a third for the colour.
+
+    Raises:
+        ConfigurationError: not two or three different objectives.
+    """
+    names = [part.strip() for part in text.split(",")]
+    known = set(Objective)
+    if not set(names) <= known or len(set(names)) < len(names) or len(names) not in AXES:
+        raise ConfigurationError(
+            "--axes", expected=f"two or three of {', '.join(Objective)}", got=repr(text)
+        )
+    return tuple(Objective(name) for name in names)
 
 
 def kind_of(pipelines: Sequence[PipelinePlan]) -> str:

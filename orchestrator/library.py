@@ -72,6 +72,19 @@ class Library:
             self._unpin(pinned)
         return first
 
+    def read(self, digest: str) -> ModelPackage:
+        """The package alone, read and checked: to be planned with, not served.
+
+        Raises:
+            ArtifactError: it is not in the store.
+            ProtocolError, GraphError, ConfigurationError: it makes no sense.
+        """
+        pinned: list[str] = []
+        try:
+            return read_package(self._pin(digest, pinned).read_bytes())
+        finally:
+            self._unpin(pinned)
+
     def keep_only(self, digests: Collection[str]) -> None:
         """Packages that are not named are not needed any more: their blobs may be evicted."""
         with self._lock:

@@ -1,4 +1,4 @@
-"""Requests of operators: `serve`, `stop`, `replan`, `explain`.
+"""Requests of operators: `serve`, `stop`, `replan`, `explain`, `plan`.
 
 A model is prepared before the cluster hears of it: its artifacts are fetched from whoever asked, read and
 checked. Of two requests under one name the later counts, also while the earlier is being prepared.
@@ -18,9 +18,16 @@ from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.decisions import decisions
 from orchestrator.library import Library, choose_runtime, entry_of
+from orchestrator.plan_requests import PlanRequests
 from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
-from shared.messages.operation import ExplainRequest, ReplanRequest, ServeRequest, StopRequest
+from shared.messages.operation import (
+    ExplainRequest,
+    PlanRequest,
+    ReplanRequest,
+    ServeRequest,
+    StopRequest,
+)
 from shared.messages.stage import Blob
 from shared.package import ModelPackage
 from shared.transfer import Transfers
@@ -61,6 +68,13 @@ class Operators:
         self._announcer = announcer
         self._step = step
         self._dispatched = dispatched
+        self._plans = PlanRequests(
+            library=library,
+            transfers=transfers,
+            cluster=cluster,
+            announcer=announcer,
+            runtimes=self._runtimes,
+        )
         self._early: list[tuple[str, bytes]] | None = []
         self._preparing: dict[str, _Preparation] = {}
 
@@ -77,6 +91,7 @@ class Operators:
 
     async def close(self) -> None:
         """End what is being prepared; who asked asks our successor again."""
+        await self._plans.close()
         tasks = [each.task for each in self._preparing.values()]
         for task in tasks:
             task.cancel()
@@ -98,9 +113,11 @@ class Operators:
                     self._step(events.ReplanAsked(time.monotonic(), again.transaction, again.model))
                 case "explain":
                     self._explain(decode_json(payload, ExplainRequest))
+                case "plan":
+                    self._plans.take(decode_json(payload, PlanRequest))
                 case _:
                     raise ProtocolError(
-                        "unknown verb", expected="serve, stop, replan or explain", got=verb
+                        "unknown verb", expected="serve, stop, replan, explain or plan", got=verb
                     )
         except Exception as error:
             if isinstance(error, ProtocolError):

@@ -14,7 +14,6 @@ from orchestrator.core.goal import parse_goal
 from orchestrator.core.limits import Limits, parse_keep_input
 from orchestrator.core.plan import DEFAULT_IN_FLIGHT, Strategy
 from shared.errors import ConfigurationError
-from shared.profile import DEFAULT_ZONE
 
 _OPTIONS = (
     click.option(
@@ -122,8 +121,8 @@ def _wish(taken: dict[str, Any]) -> Wish:
         in_flight=taken["in_flight"],
         input_zone=taken["input_zone"],
         keep_input=None if keep is None else _named("--keep-input-in", parse_keep_input, keep),
-        broker_zone=taken["broker_zone"] or DEFAULT_ZONE,
-        orchestrator_zone=taken["orchestrator_zone"] or DEFAULT_ZONE,
+        broker_zone=taken["broker_zone"],
+        orchestrator_zone=taken["orchestrator_zone"],
     )
 
 

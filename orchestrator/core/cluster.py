@@ -25,7 +25,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import assert_never
 
-from orchestrator.core import cluster_planning, cluster_requests, cluster_stages, model_view
+from orchestrator.core import (
+    cluster_planning,
+    cluster_requests,
+    cluster_sharing,
+    cluster_stages,
+    model_view,
+)
 from orchestrator.core.assignments import Assignments
 from orchestrator.core.cluster_context import Context
 from orchestrator.core.cluster_events import (
@@ -33,6 +39,7 @@ from orchestrator.core.cluster_events import (
     AssignmentSeen,
     Event,
     MessageRefused,
+    ModelEntry,
     ModelRestored,
     NodeBorn,
     NodeDied,
@@ -57,6 +64,7 @@ from orchestrator.core.pipeline_figures import pipeline_figures
 from orchestrator.core.served import Served
 from orchestrator.core.stage_times import prediction_error
 from shared.messages.model import Figures, ModelState, PredictionError
+from shared.profile import NodeProfile
 
 __all__ = ["Cluster", "ClusterSettings"]
 
@@ -98,6 +106,14 @@ class Cluster:
     def models(self) -> dict[str, Served]:
         """Every model that is to be served, by name."""
         return self._context.models
+
+    def offered(self, entry: ModelEntry) -> tuple[NodeProfile, ...]:
+        """The living nodes as a model that need not be served may plan with them.
+
+        What another model holds or has reserved is not in it; one that is served under the same name
+        counts as making room.
+        """
+        return cluster_sharing.offered(self._context, Served(entry, asked=0.0)).profiles
 
     def step(self, event: Event) -> list[Action]:
         """Take one event in; what to do, in order."""

@@ -89,7 +89,7 @@ def _effect(context: Context, other: Served, before: list[Use], after: list[Use]
 
 
 def _beside(context: Context, served: Served) -> Iterable[Served]:
-    return (other for other in context.models.values() if other is not served)
+    return (other for other in context.models.values() if other.name != served.name)
 
 
 def _generations_beside(context: Context, served: Served) -> Iterable[Generation]:

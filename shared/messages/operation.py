@@ -11,6 +11,7 @@ from shared.messages import Count, Name, Seconds, Version
 from shared.messages.job import ErrorBody
 from shared.messages.model import PredictionError, ServeOptions
 from shared.messages.stage import Blob
+from shared.profile import DEFAULT_ZONE, ModelProfile, NodeProfile
 
 Transaction = Annotated[str, Meta(min_length=1, max_length=128)]
 
@@ -90,6 +91,39 @@ class Decisions:
     """The `data` of the response to `explain`."""
 
     models: list[ModelDecision]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanRequest:
+    """Say what should run where now; nothing is changed by it. See `PlanAnswer`.
+
+    `model` is one that is served, unless `manifest` names the package of one that is not, which
+    `provider` holds until we have it; its weights are not needed. Without `options` no plan is made.
+    """
+
+    transaction: Transaction
+    model: Name
+    manifest: Blob | None = None
+    provider: Name | None = None
+    options: ServeOptions | None = None
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanAnswer:
+    """The `data` of the response to `plan`: what the orchestrator plans with, and what it would choose.
+
+    `profile` is the model as measured with `runtime`; `nodes` are those that live and have it, with
+    their measured links, corrected speeds, and what other models leave of them. The same planner gives
+    the same plan of them anywhere. `plan` is null where none was asked for.
+    """
+
+    runtime: str
+    profile: ModelProfile
+    nodes: list[NodeProfile]
+    plan: dict[str, Any] | None = None
+    broker_zone: str = DEFAULT_ZONE
+    orchestrator_zone: str = DEFAULT_ZONE
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -15,11 +15,12 @@ from click.testing import CliRunner, Result
 from deploy.cli.app import cli, main
 from deploy.plan_tables import print_answer
 from deploy.plan_view import view
-from deploy.planning import Wish, answer, dry_run, kind_of
+from deploy.planning import Wish, answer, dry_run, kind_of, parse_axes
 from deploy.supervisor import child_environment
 from orchestrator.core.figures import Objective
 from orchestrator.core.plan import PipelinePlan, Plan, StagePlan
 from shared.codec import encode_json
+from shared.errors import ConfigurationError
 from shared.profile import BlockProfile, CutProfile, LeafProfile, ModelProfile, NodeProfile
 
 MB = 10**6
@@ -87,6 +88,7 @@ def test_json_is_a_plan_that_can_be_checked_by_hand(files: list[str]) -> None:
     assert document["predicted"]["latency_s"] == pytest.approx(0.062 + 0.004 + 0.00032)
     assert document["lower_bound"] == pytest.approx(0.060 / 3)
     assert "dry_run" not in document
+    assert "front" not in document
 
 
 def test_the_papers_rules_tell_their_leaves(files: list[str]) -> None:
@@ -159,6 +161,26 @@ def test_drawn(files: list[str], suffix: str, tmp_path: Path) -> None:
         assert "bottleneck" in text
         assert "pi-1" in text
         assert "50.0 kB" in text
+
+
+def test_front_is_printed_and_drawn(files: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "drawn.svg"
+    document = json.loads(invoke(*files, "--pareto", path, "--json").stdout)
+    front = document["front"]
+    assert front["objectives"] == ["latency", "throughput"]
+    told = [
+        (p["predicted"]["latency_s"], -p["predicted"]["throughput_per_s"]) for p in front["points"]
+    ]
+    for one in told:
+        beaten = (
+            other
+            for other in told
+            if other != one and all(a <= b for a, b in zip(other, one, strict=True))
+        )
+        assert not any(beaten)
+    assert "latency, ms" in path.read_text()
+    shown = invoke(*files, "--axes", "cost,throughput,latency").stdout
+    assert "the front over cost, throughput, latency" in shown
 
 
 @pytest.mark.parametrize("width", [50, 60, 80, 100, 140])
@@ -241,7 +263,10 @@ REFUSED = [
     (["--min-stages", "3", "--max-stages", "2"], "--max-stages"),
     (["--in-flight", "0"], "--in-flight"),
     (["--exclude", "nobody"], "--exclude nobody"),
+    (["--axes", "latency"], "--axes"),
+    (["--axes", "latency,latency"], "--axes"),
     (["--draw", "plan.txt"], "--draw"),
+    (["--pareto", "/no/such/folder/p.png"], "--pareto"),
     (["extra-model"], "two models"),
 ]
 
@@ -320,8 +345,11 @@ def test_nothing_to_plan_for(files: list[str], capsys: pytest.CaptureFixture[str
 
 
 NO_PLAN = [
+    (["--max-latency", "1ms"], "1 ms"),
+    (["--max-latency", "100ms", "--min-throughput", "1000"], "1000"),
     (["--min-stages", "4"], "3 is the most"),
     (["--strategy", "single", "--min-stages", "2"], "one stage"),
+    (["--keep-input-in", "home"], "home"),
     (["--exclude", "pi-1", "--exclude", "pi-2", "--exclude", "pi-3"], "no node"),
 ]
 
@@ -365,3 +393,11 @@ def test_files_need_neither_torch_nor_a_bus(files: list[str]) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "hand: 3 copies" in result.stdout
+
+
+def test_axes_are_objectives() -> None:
+    assert parse_axes(" cost, throughput ,exposure") == (
+        Objective.COST, Objective.THROUGHPUT, Objective.EXPOSURE,
+    )  # fmt: skip
+    with pytest.raises(ConfigurationError, match="--axes"):
+        parse_axes("latency,speed")
