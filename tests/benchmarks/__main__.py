@@ -41,6 +41,7 @@ CATALOGUE = {
     "join": Entry("churn", "birth to first answer; runs together with kill", (45, 160)),
     "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
+    "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }
 
 
