@@ -75,6 +75,11 @@ class Candidate(Protocol):
         ...
 
     @property
+    def last_due_at(self) -> float:
+        """When the item that was dispatched last should be done; minus infinity when none is in flight."""
+        ...
+
+    @property
     def faults_in_row(self) -> int:
         """Failures and timeouts since its last output."""
         ...
@@ -102,6 +107,7 @@ class Board:
         "due_at",
         "faults_in_row",
         "keys",
+        "last_due_at",
         "latency_s",
         "load_ratio",
         "mean_execution_s",
@@ -122,7 +128,8 @@ class Board:
         self.latency_s = np.array([each.latency_s for each in candidates], np.float64)
         self.cpu_ratio, self.memory_ratio = np.empty(count), np.empty(count)
         self.load_ratio, self.round_trip_s = np.empty(count), np.empty(count)
-        self.outstanding, self.due_at = np.empty(count), np.empty(count)
+        self.outstanding = np.empty(count)
+        self.due_at, self.last_due_at = np.empty(count), np.empty(count)
         self.slowness, self.faults_in_row = np.empty(count), np.empty(count)
         self.mean_execution_s, self.chosen_turn = np.empty(count), np.empty(count)
         for row, each in enumerate(candidates):
@@ -136,6 +143,7 @@ class Board:
         """An item went in or came out: take over what changes with it."""
         self.outstanding[row] = of.outstanding
         self.due_at[row] = of.due_at
+        self.last_due_at[row] = of.last_due_at
         self.slowness[row] = of.slowness
         self.faults_in_row[row] = of.faults_in_row
         mean_s = of.mean_execution_s

@@ -24,6 +24,8 @@ _GAIN = 0.1
 """Weight of the newest sample in a moving estimate: about the last ten count."""
 _SLOWNESS_GAIN = 0.2
 """Of `slowness`: jobs go by it, so it follows a change within a window's worth of samples."""
+_SLOWNESS_BOUNDS = (0.05, 100.0)
+"""A plan that is off by more than this says nothing."""
 
 
 @dataclass(slots=True, eq=False)
@@ -49,6 +51,8 @@ class Pipeline:
     """Measured, moving: output to output while there was work."""
     slowness: float = 1.0
     """Measured, moving: flights over what the plan predicted of them."""
+    late_s: float = 0.0
+    """How much later than planned the last output came; what is behind it comes that much later, too."""
     executions_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     standing: Standing = field(default_factory=Standing)
     row: int = -1
@@ -61,7 +65,13 @@ class Pipeline:
     def due_at(self) -> float:
         """When the item that was dispatched first should be done."""
         first = next(iter(self.in_flight), None)
-        return math.inf if first is None else first.flights[-1].due_at
+        return math.inf if first is None else first.flights[-1].planned_at + self.late_s
+
+    @property
+    def last_due_at(self) -> float:
+        """When the item that was dispatched last should be done."""
+        last = next(reversed(self.in_flight), None)
+        return -math.inf if last is None else last.flights[-1].planned_at + self.late_s
 
     @property
     def mean_execution_s(self) -> float | None:
@@ -73,10 +83,6 @@ class Pipeline:
         self.throughput_per_s = event.throughput_per_s
         self.latency_s = event.latency_s
         self.draining = False
-
-    def predicted_flight_s(self) -> float:
-        """By the plan, of an item that is dispatched now: its own way, or its turn behind the others."""
-        return max(self.latency_s, (len(self.in_flight) + 1) / self.throughput_per_s)
 
     def expected_flight_s(self) -> float:
         """With a full window, from dispatch to result: its own way and its turn behind the others."""
@@ -90,9 +96,12 @@ class Pipeline:
         """Dispatch an item here."""
         if not self.in_flight:
             self.busy_since = now
-        predicted_s = self.predicted_flight_s()
-        due_at = now + self.slowness * predicted_s
-        item.flights.append(Flight(self, now, item.queue_s, predicted_s, due_at))
+        # As in `selection.ShortestCompletion`; the part that is the plan's is kept to learn from.
+        overdue_s = max(now - self.due_at, 0.0)
+        before_s = max(self.last_due_at + overdue_s - now, 0.0)
+        predicted_s = max(self.latency_s, before_s / self.slowness + 1.0 / self.throughput_per_s)
+        planned_at = now + self.slowness * predicted_s - self.late_s
+        item.flights.append(Flight(self, now, item.queue_s, predicted_s, planned_at))
         self.in_flight[item] = None
         self.chosen_turn = turn
         self.post()
@@ -119,7 +128,10 @@ class Pipeline:
         self.output_at = now
         self.flight_s = _moved(self.flight_s, flight_s)
         self.interval_s = _moved(self.interval_s, interval_s)
-        self.slowness += _SLOWNESS_GAIN * (flight_s / flight.predicted_s - self.slowness)
+        self.late_s = now - flight.planned_at
+        low, high = _SLOWNESS_BOUNDS
+        sample = min(max(flight_s / flight.predicted_s, low), high)
+        self.slowness += _SLOWNESS_GAIN * (sample - self.slowness)
         self.executions_s.append(flight_s)
 
     def stand(self, standing: Standing) -> None:

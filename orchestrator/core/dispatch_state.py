@@ -36,9 +36,9 @@ class Flight:
     queue_s: float
     """All that the item had waited in the queue before it."""
     predicted_s: float
-    """By the plan, given what was in flight before it."""
-    due_at: float
-    """When it should be done, by the plan and by how far the last flights were off."""
+    """By the plan alone, given what was in flight before it."""
+    planned_at: float
+    """When it should be done, were the last output before it on time; see `Pipeline.late_s`."""
 
 
 @dataclass(slots=True, eq=False)

@@ -27,6 +27,8 @@ from orchestrator.core.selection import Ranking
 
 HISTORY = 100
 """Executions that `S_P` goes by."""
+TERMS = ("resources", "load", "performance", "balance")
+"""`S_R`, `S_L`, `S_P`, `S_B`, in the order of the weights."""
 NO_HISTORY = 0.5
 """`S_P` without any."""
 
@@ -95,6 +97,7 @@ class Nsa:
 
     def __init__(self, settings: SchedulerSettings) -> None:
         self._settings = settings
+        self._weights = np.array(settings.weights).reshape(len(TERMS), 1)
 
     def rank(self, board: Board, rows: Rows, now: float) -> Ranking:  # noqa: ARG002 - one interface
         """See `Selector`. Terms, as summed: `resources`, `load`, `performance`, `balance`; `total`."""
@@ -107,48 +110,41 @@ class Nsa:
             "CPU does not suffice": cpu_ratio < 1.0,
             "memory does not suffice": memory_ratio < 1.0,
         }
-        out = np.logical_or.reduce(tuple(passed_over.values()))
-        load = load_score(load_ratio)
-        performance = performance_score(board.mean_execution_s[rows])
-        balance = balance_score(board.outstanding[rows])
+        loaded, far, slow, full = passed_over.values()
+        out = loaded | far | slow | full
+        terms = np.empty((len(TERMS), len(out)))
+        terms[1] = load_score(load_ratio)
+        terms[2] = performance_score(board.mean_execution_s[rows])
+        terms[3] = balance_score(board.outstanding[rows])
         match settings.form:
             case Form.LITERAL:
-                resources = resource_score(cpu_ratio, memory_ratio)
+                terms[0] = resource_score(cpu_ratio, memory_ratio)
             case Form.NORMALISED:
-                among = ~out
-                resources = _spread(bounded_resource_score(cpu_ratio, memory_ratio), among)
-                load, performance = _spread(load, among), _spread(performance, among)
-                balance = _spread(balance, among)
+                terms[0] = bounded_resource_score(cpu_ratio, memory_ratio)
+                terms = _spread(terms, ~out)
             case _:
                 assert_never(settings.form)
-        w_resources, w_load, w_performance, w_balance = settings.weights
-        total = (
-            w_resources * resources
-            + w_load * load
-            + w_performance * performance
-            + w_balance * balance
-        )
+        # Row by row: equal candidates get equal totals, to the last bit.
+        total = np.add.reduce(self._weights * terms, axis=0)
         order = -total if out.all() else np.where(out, np.inf, -total)
-        terms = {
-            "resources": resources,
-            "load": load,
-            "performance": performance,
-            "balance": balance,
-            "total": total,
-        }
-        return Ranking(order, terms, passed_over)
+        named = dict(zip(TERMS, terms, strict=True)) | {"total": total}
+        return Ranking(order, named, passed_over)
 
 
-def _spread(term: Floats, among: Flags) -> Floats:
-    """Min-max over the candidates that are not passed over (over all, when all are), cut to [0, 1].
+def _spread(terms: Floats, among: Flags) -> Floats:
+    """Each row min-max over the candidates that are not passed over (over all, when all are), in [0, 1].
 
     Where all are equal each gets 1: the term has nothing to say.
     """
-    within = term[among] if among.any() else term
-    low, high = within.min(), within.max()
-    if high <= low:
-        return np.ones_like(term)
-    spread: Floats = np.clip((term - low) / (high - low), 0.0, 1.0)
+    indices = np.flatnonzero(among)
+    within = terms.take(indices, axis=1) if 0 < len(indices) < len(among) else terms
+    low = within.min(axis=1, keepdims=True)
+    span = within.max(axis=1, keepdims=True) - low
+    alike = span <= 0.0
+    spread: Floats = (terms - low) / np.where(alike, 1.0, span)
+    spread[alike[:, 0]] = 1.0
+    np.maximum(spread, 0.0, out=spread)
+    np.minimum(spread, 1.0, out=spread)
     return spread
 
 

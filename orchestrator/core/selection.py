@@ -68,26 +68,26 @@ class LeastOutstanding:
 class ShortestCompletion:
     """Where the item should be done first.
 
-    `expected = slowness * max(latency, (outstanding + 1) / throughput) + overdue`: alone, an item takes the
-    pipeline's latency; behind others, its turn comes at the pipeline's pace. Both are the plan's, corrected
-    by how far its last flights were off. `overdue` is how much longer than expected the oldest item has been
-    under way: what is late is expected to be late by as much again, so a pipeline that stalls is left before
-    its credits are used up.
+    `expected = max(slowness * latency, last_due + slowness / throughput - now)`: alone, an item takes the
+    pipeline's latency; behind others, it follows the last of them at the pipeline's pace. Latency and pace
+    are the plan's, corrected by how far the last flights were off; when those in flight are due follows the
+    outputs as they come. While the oldest of them is overdue, all behind it are, and what is late is
+    expected to be late by as much again: a pipeline that stalls is left before its credits are used up.
     """
 
     name = "shortest-completion"
 
     def rank(self, board: Board, rows: Rows, now: float) -> Ranking:
         """See `Selector`. Terms: `expected_s`, `outstanding`, `slowness`, `overdue_s`."""
-        outstanding, slowness = board.outstanding[rows], board.slowness[rows]
-        turn_s = (outstanding + 1.0) / board.throughput_per_s[rows]
+        slowness = board.slowness[rows]
         overdue_s = np.maximum(now - board.due_at[rows], 0.0)
-        expected_s = slowness * np.maximum(board.latency_s[rows], turn_s) + overdue_s
+        turn_s = board.last_due_at[rows] + slowness / board.throughput_per_s[rows] - now
+        expected_s = np.maximum(slowness * board.latency_s[rows], turn_s + overdue_s) + overdue_s
         return Ranking(
             expected_s,
             {
                 "expected_s": expected_s,
-                "outstanding": outstanding,
+                "outstanding": board.outstanding[rows],
                 "slowness": slowness,
                 "overdue_s": overdue_s,
             },

@@ -19,7 +19,7 @@ from shared.graph import Graph, GraphBuilder
 from shared.manifest import Level, Manifest, WeightsMark
 from shared.messages.job import Activation, StageResult, StageTime
 from shared.messages.model import ModelState, ServeOptions
-from shared.messages.node import Hardware, NodeState
+from shared.messages.node import Hardware, NodeState, Telemetry
 from shared.messages.operation import Happening, Metrics, OrchestratorState, Response, ServeRequest
 from shared.messages.stage import Assignment, Blob, Report, StageReport, StageState
 from shared.package import Measured, ModelPackage
@@ -193,6 +193,24 @@ class FakeAgent:
             stages=stages,
         )
         await self.bus.publish(self.topics.topic("report", node=self.node), encode_json(report))
+
+    async def tell(self, *, cpu_percent: float) -> None:
+        """Telemetry: so busy, and else nothing of note."""
+        telemetry = Telemetry(
+            node=self.node,
+            incarnation=self.state.incarnation,
+            uptime_s=1.0,
+            cpu_percent=cpu_percent,
+            memory_used_bytes=10**8,
+            memory_limit_bytes=10**9,
+            network_received_bytes=0,
+            network_sent_bytes=0,
+            round_trip_s=0.001,
+            queue=0,
+            stability=1.0,
+        )
+        topic = self.topics.topic("telemetry", node=self.node)
+        await self.bus.publish(topic, encode_json(telemetry), qos=0)
 
     async def _activation(self, message: Message, levels: dict[str, str]) -> None:
         mine = [

@@ -17,7 +17,7 @@ from shared.errors import ErrorCode
 from shared.messages.model import ServeOptions
 from shared.messages.operation import PlanAnswer, PlanRequest
 from tests.fakes.cluster import Model, until
-from tests.shell.test_orchestrator import World
+from tests.shell.orchestrator_world import World
 
 
 @pytest.fixture
