@@ -1,6 +1,6 @@
 """`python -m tests.benchmarks [NAME ...] [--json FILE] [--quick]`: measure, and print a table.
 
-Without a NAME all benchmarks of the catalogue run, about 10 minutes on a quiet machine; `exactness`, which
+Without a NAME all benchmarks of the catalogue run, about 16 minutes on a quiet machine; `exactness`, which
 takes an hour, runs only when it is named, and takes flags of its own behind its name. The exit status says
 whether every benchmark could be run, never whether a bar was reached.
 """
@@ -40,6 +40,7 @@ CATALOGUE = {
     "idle": Entry("idle", "an agent's CPU and memory with no runtime loaded", (20, 40)),
     "join": Entry("churn", "birth to first answer; runs together with kill", (45, 160)),
     "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
+    "prediction": Entry("prediction", "predicted stage times against measured ones", (60, 360)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }

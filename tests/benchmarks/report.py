@@ -29,15 +29,20 @@ _LEAST_WIDTH = 170
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """What was aimed at: `of` (median, high end or largest) at most or at least `limit`."""
+    """What was aimed at: `of` (mean, median, high end or largest) at most or at least `limit`."""
 
     limit: float
-    of: Literal["median", "high", "largest"] = "median"
+    of: Literal["mean", "median", "high", "largest"] = "median"
     sense: Literal["at most", "at least"] = "at most"
 
     def reached(self, values: Summary) -> bool:
         """Whether `values` are on the right side of the limit."""
-        value = {"median": values.median, "high": values.high, "largest": values.largest}[self.of]
+        value = {
+            "mean": values.mean,
+            "median": values.median,
+            "high": values.high,
+            "largest": values.largest,
+        }[self.of]
         return value <= self.limit if self.sense == "at most" else value >= self.limit
 
 
@@ -177,7 +182,12 @@ def _bar(row: Row) -> str:
     bar = row.bar
     if bar is None:
         return ""
-    of = {"median": "median", "high": row.values.spread.rpartition("..")[2], "largest": "max"}
+    of = {
+        "mean": "mean",
+        "median": "median",
+        "high": row.values.spread.rpartition("..")[2],
+        "largest": "max",
+    }
     verdict = "reached" if row.bar_reached else "not reached"
     return f"{of[bar.of]} {bar.sense} {_number(bar.limit)} {row.unit}: {verdict}"
 

@@ -1,4 +1,4 @@
-"""A sample in five numbers."""
+"""A sample in six numbers."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ class Summary:
     """`low` and `high` are what `spread` says; all in the unit of the values."""
 
     n: int
+    mean: float
     median: float
     low: float
     high: float
@@ -38,6 +39,7 @@ def summarise(values: Sequence[float]) -> Summary:
     low, high = (0.0, 100.0) if few else (5.0, 95.0)
     return Summary(
         n=len(values),
+        mean=float(np.mean(values)),
         median=float(np.median(values)),
         low=float(np.percentile(values, low)),
         high=float(np.percentile(values, high)),
