@@ -40,10 +40,15 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """An activation as it came; `read_at` is the monotonic time when it was read."""
+    """An activation as it came; `read_at` is the monotonic time when it was read.
+
+    `receive_cpu_s` is what receiving cost the thread since the item before: this one, or another as large,
+    where one comes after the other.
+    """
 
     payload: bytes
     read_at: float
+    receive_cpu_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,8 +146,8 @@ def process(stage: Stage, item: Item) -> Outcome:
             retryable=True,
         )
     encoded, cpu_at = time.monotonic(), time.thread_time()
-    compute_s = encoded - began + stage.send_s
-    cpu_s = cpu_at - cpu_began + stage.send_cpu_s
+    compute_s = item.receive_cpu_s + encoded - began + stage.send_s
+    cpu_s = item.receive_cpu_s + cpu_at - cpu_began + stage.send_cpu_s
     trace = [
         *activation.trace,
         StageTime(

@@ -210,12 +210,15 @@ class StageThread:
 
     def _loop(self, bus: DataBus) -> None:
         while not self._finished():
-            bus.poll(self._patience())
+            patience_s = self._patience()
+            cpu_at = time.thread_time()
+            bus.poll(patience_s)
             self._read(bus)
+            receive_cpu_s = time.thread_time() - cpu_at
             while self._mailbox:
                 self._open(bus, self._mailbox.popleft())
             if self._queue:
-                self._run_next(bus)
+                self._run_next(bus, receive_cpu_s)
             self._look_after(bus)
 
     def _patience(self) -> float:
@@ -320,11 +323,11 @@ class StageThread:
             held.attached = True
             self._notify(Attached(held.stage.life))
 
-    def _run_next(self, bus: DataBus) -> None:
+    def _run_next(self, bus: DataBus, receive_cpu_s: float) -> None:
         waiting = self._queue.popleft()
         held = waiting.held
         self._queue_bytes -= len(waiting.message.payload)
-        outcome = process(held.stage, Item(waiting.message.payload, waiting.read_at))
+        outcome = process(held.stage, Item(waiting.message.payload, waiting.read_at, receive_cpu_s))
         if outcome.publish is None:
             self.drops.drop("malformed", f"{waiting.message.topic}: {outcome.problem}")
         else:

@@ -169,9 +169,8 @@ def measured(context: Context, event: StageMeasured) -> None:
     corrections = node.corrections_of(entry.runtime)
     expected_s = float(components @ corrections.multipliers(entry.name)) / hardware.cpu
     times.add(window, min(hardware.cpu, 1.0), float(components.sum()) / hardware.cpu, expected_s)
-    if times.cpu_s is not None:
-        # A stage's thread is one of several where the node has more CPUs than one.
-        corrections.take(entry.name, components, times.cpu_s * max(hardware.cpu, 1.0))
+    if times.measured_s is not None:
+        corrections.take(entry.name, components, times.measured_s * hardware.cpu)
 
 
 def _pending_reported(
