@@ -56,10 +56,10 @@ class Corrections:
         return found
 
     def take(self, model: str, components: FloatArray, measured_s: float) -> None:
-        """Take a stage's measured seconds into account; `components` are predicted ones, uncorrected.
+        """Take a stage's measured seconds into account.
 
-        Both are CPU seconds, or wall seconds times the node's share: what keeps a node from its share makes it
-        slow as well.
+        `components` are those predicted, not corrected. Both are CPU seconds, or wall seconds times the
+        node's share: what keeps a node from its share makes it slow as well.
         """
         total = float(components.sum())
         if total <= 0 or measured_s <= 0:

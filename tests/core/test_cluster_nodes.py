@@ -14,6 +14,7 @@ from orchestrator.core.cluster_events import (
     NodeHeard,
     NodeReported,
     PushAssignment,
+    StageMeasured,
     Tell,
 )
 from orchestrator.core.nodes import Node
@@ -266,6 +267,22 @@ def test_a_calibration_of_an_idle_cluster_counts_at_once() -> None:
     count = len(world.log)
     world.calibrate("a", 2.0)
     assert len(world.log) == count + 1
+
+
+def test_a_new_calibration_makes_what_was_measured_against_the_old_one_void() -> None:
+    world = World()
+    world.join("a")
+    world.serve(entry())
+    world.settle()
+    for _ in range(5):
+        world.send(StageMeasured(world.now, "m", "m-0", 1, 0, "a", 10, 0.12, 0.12))
+    slow = world.cluster.nodes["a"].profile(entry())
+    assert slow is not None
+    assert slow.speed == pytest.approx(0.5, rel=0.1)
+    world.send(NodeBorn(world.now, birth("a", speed=0.5)))
+    calibrated = world.cluster.nodes["a"].profile(entry())
+    assert calibrated is not None
+    assert calibrated.speed == pytest.approx(0.5), "and not half of that"
 
 
 def test_another_memory_limit_is_planned_for_at_once() -> None:

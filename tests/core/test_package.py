@@ -44,6 +44,22 @@ def test_what_was_measured_is_checked_when_it_is_read() -> None:
         read_package(package(Measured(block_seconds=(0.01,), input_bytes=-1)).to_bytes())
 
 
+@pytest.mark.parametrize(
+    ("shares", "expected"),
+    [
+        (((0.2,) * 5, (0.2,) * 5), "1 rows, one for each block"),
+        (((0.25,) * 4,), "shares of conv_dense, conv_depthwise, matmul, memory, overhead"),
+        (((0.5,) * 5,), "that sum to 1"),
+        (((-1.0, 2.0, 0.0, 0.0, 0.0),), "that sum to 1"),
+    ],
+)
+def test_shares_that_make_no_sense(shares: tuple[tuple[float, ...], ...], expected: str) -> None:
+    sent = package(Measured(block_seconds=(0.01,), block_shares=shares)).to_bytes()
+    with pytest.raises(ConfigurationError, match="block_shares") as error:
+        read_package(sent)
+    assert expected in str(error.value.expected)
+
+
 def test_a_runtime_that_was_not_measured_is_named() -> None:
     with pytest.raises(ConfigurationError, match="expected one of torch; got onnx"):
         package(Measured(block_seconds=(0.01,))).profile("onnx")
