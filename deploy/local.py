@@ -133,8 +133,14 @@ class LocalCluster:
             await self.orchestrator.kill()
             self.orchestrator = None
 
-    async def restart_orchestrator(self) -> Child:
-        """End the orchestrator as somebody who installs a new version would, and start it again."""
+    async def restart_orchestrator(self, arguments: Sequence[str] | None = None) -> Child:
+        """End the orchestrator as somebody who installs a new version would, and start it again.
+
+        Args:
+            arguments: its further flags from now on; None for those that it had.
+        """
+        if arguments is not None:
+            self._orchestrator_arguments = tuple(arguments)
         if self.orchestrator is not None:
             await self.orchestrator.stop()
         return await self.start_orchestrator()

@@ -41,6 +41,7 @@ CATALOGUE = {
     "join": Entry("churn", "birth to first answer; runs together with kill", (45, 160)),
     "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
     "prediction": Entry("prediction", "predicted stage times against measured ones", (60, 360)),
+    "scheduling": Entry("scheduling", "which pipeline takes a job: cost, rules; plans", (70, 480)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }
@@ -60,7 +61,7 @@ def main() -> int:
     command = "python -m tests.benchmarks " + " ".join(sys.argv[1:])
     report = Report(machine=this_machine(), command=command.rstrip(), quick=options.quick)
     with tempfile.TemporaryDirectory(prefix="amp4ec-bench-") as scratch:
-        context = Context(options.quick, Path(scratch))
+        context = Context(options.quick, Path(scratch), options.draw)
         for module, entry in modules.items():
             _run(module, entry, context, report)
     print_report(report)
@@ -96,6 +97,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help="which; all when none is named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
+    parser.add_argument(
+        "--draw", type=Path, metavar="FILE", help="scheduling: draw decision and plan time over n"
+    )
     parser.add_argument("--quick", action="store_true", help="small samples: shows that it works")
     options = parser.parse_args()
     for name in options.names:

@@ -14,10 +14,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`directory` is scratch of this run, one for all its benchmarks."""
+    """`directory` is scratch of this run, one for all its benchmarks; `draw` is where a picture goes."""
 
     quick: bool
     directory: Path
+    draw: Path | None = None
 
     def choose(self, quick: T, full: T) -> T:
         """`quick` with `--quick`, which shows that a benchmark works; `full` for figures to publish."""
