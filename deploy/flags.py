@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from orchestrator.core.limits import NO_LIMITS, Limits
 from orchestrator.models.source import DEFAULT, InputShape, ModelSource, parse_source
 from shared.messages.model import ServeOptions
-
-Objective = Literal["throughput", "latency"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,7 +22,10 @@ class ServeFlags:
     min_stages: int | None = None
     max_stages: int | None = None
     strategy: str = "optimal"
-    objective: Objective = "throughput"
+    objective: str = "throughput"
+    limits: Limits = NO_LIMITS
+    keep_input_in: str | None = None
+    rate_per_s: float | None = None
     runtime: str = "auto"
     preprocess: str | None = None
     labels: Path | None = None
@@ -45,10 +47,14 @@ class ServeFlags:
             min_stages=self.min_stages,
             max_stages=self.max_stages,
             runtime=self.runtime,
+            rate_per_s=self.rate_per_s,
+            **dataclasses.asdict(self.limits),
+            keep_input_in=self.keep_input_in,
         )
 
     def arguments(self) -> list[str]:
         """The same flags as a command line, for a child process."""
+        latency_s = self.limits.max_latency_s
         values = {
             "--name": self.name,
             "--weights": self.weights,
@@ -57,6 +63,13 @@ class ServeFlags:
             "--max-stages": self.max_stages,
             "--strategy": self.strategy,
             "--objective": self.objective,
+            "--max-latency": None if latency_s is None else f"{latency_s:.12f}s",
+            "--min-throughput": _exactly(self.limits.min_throughput_per_s),
+            "--max-energy": _exactly(self.limits.max_energy_j),
+            "--max-cost": _exactly(self.limits.max_cost_per_1000),
+            "--max-exposure": _exactly(self.limits.max_exposure_ratio),
+            "--keep-input-in": self.keep_input_in,
+            "--rate": _exactly(self.rate_per_s),
             "--runtime": self.runtime,
             "--preprocess": self.preprocess,
             "--labels": self.labels,
@@ -64,3 +77,8 @@ class ServeFlags:
         }
         shapes = [f"--input-shape={shape}" for shape in self.input_shapes]
         return shapes + [f"{flag}={value}" for flag, value in values.items() if value is not None]
+
+
+def _exactly(value: float | None) -> str | None:
+    """A number as text that reads as the same number; None stays None."""
+    return None if value is None else repr(value)

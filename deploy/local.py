@@ -27,6 +27,7 @@ from shared.bus import BrokerUrl
 from shared.client import Client, ClusterStatus
 from shared.errors import Amp4ecError, ConfigurationError
 from shared.messages.model import ModelState
+from shared.profile import DEFAULT_ZONE
 from shared.topics import DEFAULT_ROOT
 
 POLL_S = 0.1
@@ -45,6 +46,7 @@ class LocalCluster:
         *,
         agents: int = 3,
         cpus: Sequence[float] | None = None,
+        zones: Sequence[str] | None = None,
         port: int = 0,
         root: str = DEFAULT_ROOT,
         log_level: str = "info",
@@ -59,6 +61,7 @@ class LocalCluster:
             agents: how many to start.
             cpus: each agent's CPU share, enforced by cgroup. Without it each gets an equal part of this
                 machine, enforced where that may be done and counted on where not.
+            zones: each agent's trust zone.
             port: the broker's, on loopback; 0 for any.
             root: the root topic.
             log_level: of every child.
@@ -67,8 +70,12 @@ class LocalCluster:
             environment: further variables of every child.
 
         Raises:
-            ConfigurationError: not one share per agent.
+            ConfigurationError: not one share or zone per agent.
         """
+        if zones is not None and len(zones) != agents:
+            raise ConfigurationError(
+                "zones do not fit the agents", expected=str(agents), got=str(len(zones))
+            )
         if cpus is not None and len(cpus) != agents:
             raise ConfigurationError(
                 "CPU shares do not fit the agents", expected=str(agents), got=str(len(cpus))
@@ -81,6 +88,7 @@ class LocalCluster:
         self.cpu_refused = ""
         """Why no CPU limit is enforced, where none was asked for and none may be set."""
         self._shares: Sequence[float | None] = cpus if cpus is not None else [None] * agents
+        self._zones = [DEFAULT_ZONE] * agents if zones is None else list(zones)
         self._equal_share = available_cpus() / max(agents, 1)
         self._log_level = log_level
         self._agent_arguments = tuple(agent_arguments)
@@ -106,8 +114,8 @@ class LocalCluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         await self.broker.start()
         await self.start_orchestrator()
-        for share in self._shares:
-            await self.add_agent(cpu=share)
+        for share, zone in zip(self._shares, self._zones, strict=True):
+            await self.add_agent(cpu=share, arguments=[f"--zone={zone}"])
 
     async def stop(self) -> None:
         """End every child: agents and orchestrator leave while there is a broker to say it to."""

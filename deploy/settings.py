@@ -167,6 +167,24 @@ def cpu_shares(text: str, agents: int, *, cores: int | None = None) -> list[floa
     return shares
 
 
+def zones_of(text: str, agents: int) -> list[str]:
+    """One zone per agent from `home,home,cloud`, or from one for all.
+
+    Raises:
+        ConfigurationError: not as many as agents, or one without a name.
+    """
+    zones = [part.strip() for part in text.split(",")]
+    if len(zones) == 1:
+        zones *= agents
+    if len(zones) != agents or not all(zones):
+        raise ConfigurationError(
+            "--zones does not fit --agents",
+            expected=f"{agents} names with commas between, or one for all",
+            got=text,
+        )
+    return zones
+
+
 def _known(key: str, allowed: list[str], where: str) -> str:
     name = key.replace("-", "_")
     if name in allowed:

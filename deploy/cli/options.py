@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +13,15 @@ import click
 from click.core import ParameterSource
 
 from deploy import settings
+from deploy.cli.limits import (
+    KEEP_INPUT,
+    LIMITS,
+    OBJECTIVE,
+    check_keep_input,
+    check_objective,
+    check_rate,
+    take_limits,
+)
 from deploy.flags import ServeFlags
 from orchestrator.core.scheduler_settings import weights_of
 from orchestrator.models.source import SHAPE_FORM, InputShape
@@ -201,12 +210,15 @@ def serve_options(function: F) -> F:
     @click.option(
         "--strategy", default="optimal", show_default=True, help="How to choose the cuts."
     )
+    @OBJECTIVE
+    @_all(LIMITS)
+    @KEEP_INPUT
     @click.option(
-        "--objective",
-        type=click.Choice(("throughput", "latency")),
-        default="throughput",
-        show_default=True,
-        help="What to be good at.",
+        "--rate",
+        "rate_per_s",
+        type=float,
+        metavar="JOBS/S",
+        help="Keep CPU for so many jobs per second, whatever else is served.",
     )
     @click.option("--runtime", default="auto", show_default=True, help="What runs the stages.")
     @click.option(
@@ -230,9 +242,13 @@ def serve_options(function: F) -> F:
     def wrapper(**values: Any) -> Any:
         names = (
             *("name", "weights", "input_shapes", "level", "min_stages", "max_stages", "strategy"),
-            *("objective", "runtime", "preprocess", "labels"),
+            *("objective", "keep_input_in", "rate_per_s", "runtime", "preprocess", "labels"),
         )
         taken = {name: values.pop(name) for name in names}
+        taken["limits"] = take_limits(values)
+        check_objective(taken["objective"])
+        check_keep_input(taken["keep_input_in"])
+        check_rate(taken["rate_per_s"])
         low, high = taken["min_stages"], taken["max_stages"]
         if low is not None and high is not None and low > high:
             raise click.UsageError(f"--min-stages {low} is above --max-stages {high}.")
@@ -240,6 +256,17 @@ def serve_options(function: F) -> F:
         return function(flags=flags, **values)
 
     return wrapper  # type: ignore[return-value]
+
+
+def _all(options: Iterable[Callable[[F], F]]) -> Callable[[F], F]:
+    """Several options as one decorator, in their order in `--help`."""
+
+    def decorate(function: F) -> F:
+        for option in reversed([*options]):
+            function = option(function)
+        return function
+
+    return decorate
 
 
 def _choose(ctx: click.Context, name: str, value: Any) -> Any:

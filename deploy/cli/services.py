@@ -14,6 +14,7 @@ from deploy.cli.scheduling import scheduler_options
 from orchestrator.core.scheduler_settings import SchedulerSettings
 from shared.bus.url import BrokerUrl
 from shared.ids import name_from
+from shared.profile import DEFAULT_ZONE
 
 
 def default_state_dir() -> Path:
@@ -41,6 +42,18 @@ def default_state_dir() -> Path:
     show_default=True,
     help="Send nodes the weights that a later plan may need.",
 )
+@click.option(
+    "--zone",
+    default=DEFAULT_ZONE,
+    show_default=True,
+    help="The trust zone that the orchestrator is in: every job's input passes here.",
+)
+@click.option(
+    "--broker-zone",
+    default=DEFAULT_ZONE,
+    show_default=True,
+    help="The trust zone that the broker is in: every tensor crosses it.",
+)
 @scheduler_options
 @service_options
 def orchestrator_command(
@@ -49,6 +62,8 @@ def orchestrator_command(
     state_dir: Path | None,
     store_size: int,
     prefetch: bool,
+    zone: str,
+    broker_zone: str,
     scheduling: SchedulerSettings,
 ) -> int:
     """Run the orchestrator: it plans, deploys and answers jobs, until Ctrl-C.
@@ -57,6 +72,7 @@ def orchestrator_command(
     Example:
         amp4ec orchestrator --broker mqtt://192.168.1.5
     """  # noqa: D301
+    from orchestrator.core.cluster_settings import ClusterSettings, Zones
     from orchestrator.core.dispatch_settings import DispatchSettings
     from orchestrator.service import OrchestratorOptions, run_orchestrator
 
@@ -66,6 +82,7 @@ def orchestrator_command(
         state_dir=state_dir or default_state_dir(),
         store_bytes=store_size,
         prefetch=prefetch,
+        cluster=ClusterSettings(zones=Zones(orchestrator=zone, broker=broker_zone)),
         dispatch=DispatchSettings(scheduling=scheduling),
     )
     return asyncio.run(run_orchestrator(options))
@@ -87,7 +104,14 @@ def orchestrator_command(
 @click.option(
     "--price-per-hour", type=click.FloatRange(min=0), default=0.0, help="What the node costs."
 )
-@click.option("--power", type=click.FloatRange(min=0), default=0.0, help="Watts under load.")
+@click.option(
+    "--power-w",
+    "--power",
+    "power_w",
+    type=click.FloatRange(min=0),
+    default=0.0,
+    help="Watts under load.",
+)
 @click.option(
     "--cpus",
     type=click.FloatRange(min=0, min_open=True),
@@ -121,7 +145,7 @@ def agent_command(
     cache_size: int,
     zone: str,
     price_per_hour: float,
-    power: float,
+    power_w: float,
     cpus: float | None,
     telemetry_interval: float,
     runtimes: tuple[str, ...],
@@ -144,7 +168,7 @@ def agent_command(
         cache_bytes=cache_size,
         zone=zone,
         price_per_hour=price_per_hour,
-        power_w=power,
+        power_w=power_w,
         cpus=cpus,
         telemetry_interval_s=telemetry_interval,
         preload=preload,

@@ -12,7 +12,7 @@ from deploy.cli.output import note, print_json, print_line
 from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
 from shared.codec import convert
-from shared.messages.model import ModelState, PredictionError
+from shared.messages.model import Figures, ModelState, PredictionError
 from shared.messages.operation import (
     Decisions,
     ExplainRequest,
@@ -115,9 +115,10 @@ def describe_model(model: ModelState) -> str:
         lines.append(f"  {model.reason}")
     for name, figures in (("predicted", model.predicted), ("measured", model.measured)):
         if figures.throughput_per_s is not None or figures.latency_s is not None:
-            lines.append(
-                f"  {name:<9} {_per_second(figures.throughput_per_s)}, {_ms(figures.latency_s)}"
-            )
+            lines.append(f"  {name:<9} {_figures(figures)}")
+    if model.cpu_reserved and model.options.rate_per_s is not None:
+        shares = ", ".join(f"{share:.0%} of {n}" for n, share in model.cpu_reserved.items())
+        lines.append(f"  CPU kept for {model.options.rate_per_s:g} jobs/s: {shares}")
     if model.prediction_error is not None:
         lines.append(f"  {describe_error(model.prediction_error)}")
     for pipeline in model.pipelines:
@@ -166,6 +167,17 @@ def describe_error(error: PredictionError) -> str:
         f"stage times are off by {error.first_sight_ratio:.0%} at first sight, by {error.now_ratio:.0%} "
         f"now (mean of {error.stages} measured, {error.items} items or more each)"
     )
+
+
+def _figures(figures: Figures) -> str:
+    parts = [_per_second(figures.throughput_per_s), _ms(figures.latency_s)]
+    if figures.energy_j:
+        parts.append(f"{figures.energy_j:.3g} J per job")
+    if figures.cost_per_1000:
+        parts.append(f"{figures.cost_per_1000:.3g} per 1,000 jobs")
+    if figures.exposure_ratio:
+        parts.append(f"{figures.exposure_ratio:.0%} exposed")
+    return ", ".join(parts)
 
 
 def _table(rows: Sequence[Sequence[str]], right: set[int]) -> str:

@@ -22,6 +22,7 @@ from deploy.supervisor import Child
 from orchestrator.core.scheduler_settings import SchedulerSettings
 from shared.errors import BrokerError
 from shared.messages.model import ModelState
+from shared.profile import DEFAULT_ZONE
 
 
 @click.command("up")
@@ -40,6 +41,15 @@ from shared.messages.model import ModelState
     help="Each agent's CPU share, as in 0.5,0.3,0.2, enforced by cgroup.  "
     "[default: an equal part each]",
 )
+@click.option(
+    "--zones", help="Each agent's trust zone, as in home,home,cloud.  [default: default for all]"
+)
+@click.option(
+    "--zone",
+    default=DEFAULT_ZONE,
+    show_default=True,
+    help="The trust zone of orchestrator and broker.",
+)
 @click.option("--serve", "models", multiple=True, metavar="MODEL", help="Serve this; repeatable.")
 @serve_options
 @scheduler_options
@@ -56,6 +66,8 @@ def up_command(
     port: int,
     agents: int,
     cpus: str | None,
+    zones: str | None,
+    zone: str,
     models: tuple[str, ...],
     flags: ServeFlags,
     scheduling: SchedulerSettings,
@@ -82,10 +94,15 @@ def up_command(
             directory or Path(scratch),
             agents=agents,
             cpus=shares,
+            zones=None if zones is None else settings.zones_of(zones, agents),
             port=port,
             root=common.root,
             log_level="debug" if common.log_level == "debug" else "info",
-            orchestrator_arguments=scheduler_arguments(scheduling),
+            orchestrator_arguments=[
+                *scheduler_arguments(scheduling),
+                f"--zone={zone}",
+                f"--broker-zone={zone}",
+            ],
         )
         return asyncio.run(_up(cluster, asked))
 

@@ -15,8 +15,12 @@ from click.testing import CliRunner
 
 from deploy.cli.app import cli
 from deploy.cli.infer import expand
+from deploy.cli.options import serve_options
+from deploy.cli.status import describe_model
+from deploy.flags import ServeFlags
 from deploy.supervisor import child_environment, command
 from shared.errors import ConfigurationError
+from shared.messages.model import Figures, ModelState, ServeOptions
 
 COMMANDS = sorted(cli.list_commands(click.Context(cli)))
 HEAVY = ("torch", "torchvision", "safetensors", "PIL", "rich", "matplotlib")
@@ -85,6 +89,15 @@ def test_commands_that_print_for_people_print_json_too(name: str) -> None:
         ["status", "--root", "a/#"],
         ["serve", "m", "--min-stages", "3", "--max-stages", "2"],
         ["serve", "m", "--timeout", "soon"],
+        ["serve", "m", "--objective", "speed"],
+        ["serve", "m", "--objective", "latency=0.7,cost=-1"],
+        ["serve", "m", "--max-latency", "soon"],
+        ["serve", "m", "--max-exposure", "2"],
+        ["serve", "m", "--max-energy", "nan"],
+        ["serve", "m", "--rate", "0"],
+        ["serve", "m", "--rate", "inf"],
+        ["serve", "m", "--keep-input-in", "home:zero"],
+        ["up", "--zones", "home,cloud"],
         ["up", "--cpus", "0.5,0.5"],
         ["up", "--serve", "a", "--serve", "b", "--name", "c"],
         ["up", "--port", "70000"],
@@ -237,6 +250,55 @@ def test_missing_extra_is_named(missing: str, arguments: list[str], extra: str) 
     assert result.returncode == 1
     assert f"pip install '{extra}'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def taken(*arguments: str) -> ServeFlags:
+    """What `amp4ec serve` makes of its arguments."""
+    seen: list[ServeFlags] = []
+
+    @click.command()
+    @serve_options
+    def served(flags: ServeFlags) -> None:
+        seen.append(flags)
+
+    served.main([*arguments], standalone_mode=False)
+    return seen[0]
+
+
+def test_what_a_model_is_asked_to_be_travels_whole() -> None:
+    flags = taken(
+        *("--objective", "latency=0.7,cost=0.3", "--max-latency", "0.231ms"),
+        *("--min-throughput", "0.1", "--max-energy", "1e-07", "--max-cost", "0.02"),
+        *("--max-exposure", "0.25", "--keep-input-in", "home:25%", "--rate", "20.5"),
+    )
+    assert flags.options() == ServeOptions(
+        objective="latency=0.7,cost=0.3",
+        rate_per_s=20.5,
+        max_latency_s=0.231 * 0.001,
+        min_throughput_per_s=0.1,
+        max_energy_j=1e-07,
+        max_cost_per_1000=0.02,
+        max_exposure_ratio=0.25,
+        keep_input_in="home:25%",
+    )
+    assert taken(*flags.arguments()) == flags, "a child of `up` understands the same"
+    assert taken().options() == ServeOptions()
+
+
+def test_status_shows_what_is_not_zero() -> None:
+    figures = Figures(throughput_per_s=12.0, latency_s=0.1, energy_j=0.5, cost_per_1000=0.0)
+    state = ModelState(
+        state="serving",
+        model="m",
+        generation=1,
+        predicted=figures,
+        options=ServeOptions(rate_per_s=5.0),
+        cpu_reserved={"pi-1": 0.305},
+    )
+    text = describe_model(state)
+    assert "predicted 12.0/s, 100.0 ms, 0.5 J per job" in text
+    assert "per 1,000" not in text
+    assert "CPU kept for 5 jobs/s: 30% of pi-1" in text
 
 
 def test_folders_are_expanded(tmp_path: Path) -> None:
