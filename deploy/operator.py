@@ -170,7 +170,7 @@ class Operator:
         else:
             waiting.ended.set_result(response)
 
-    def _see(self, payload: bytes) -> None:
+    def _see(self, payload: bytes | bytearray) -> None:
         before = self._orchestrator
         self._orchestrator = decode_json(payload, OrchestratorState) if payload else None
         after = self._orchestrator

@@ -46,7 +46,7 @@ class Item:
     where one comes after the other.
     """
 
-    payload: bytes
+    payload: bytes | bytearray
     read_at: float
     receive_cpu_s: float = 0.0
 
@@ -187,7 +187,7 @@ def process(stage: Stage, item: Item) -> Outcome:
     return Outcome((topic, payload), problem, queue_s, compute_s, cpu_s, began, encoded, cpu_at)
 
 
-def _named(payload: bytes) -> _Identity | None:
+def _named(payload: bytes | bytearray) -> _Identity | None:
     try:
         return decode_msgpack(payload, _Identity)
     except ProtocolError:

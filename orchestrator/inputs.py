@@ -57,7 +57,9 @@ class _MsgpackInput:
     images: list[memoryview] | None = None
 
 
-def parse_input(payload: bytes, content_type: str | None, input_names: tuple[str, ...]) -> Parsed:
+def parse_input(
+    payload: bytes | bytearray, content_type: str | None, input_names: tuple[str, ...]
+) -> Parsed:
     """Tell what `payload` is.
 
     Args:
@@ -92,7 +94,7 @@ def parse_input(payload: bytes, content_type: str | None, input_names: tuple[str
             raise _bad(
                 "what came is none of the forms a job may have",
                 expected=ACCEPTED,
-                got=content_type or f"{len(payload)} bytes beginning {payload[:8]!r}",
+                got=content_type or f"{len(payload)} bytes beginning {bytes(payload[:8])!r}",
             )
 
 
@@ -100,7 +102,7 @@ _BASE64_IMAGES = (b"/9j/", b"iVBORw0KGgo", b"UklGR")
 """How the base64 text of a JPEG, PNG and WebP file begins; none of the other forms begins so."""
 
 
-def _from_base64(payload: bytes) -> bytes:
+def _from_base64(payload: bytes | bytearray) -> bytes | bytearray:
     """The image in a base64 text or `data:` URL, or `payload` as it is.
 
     Not only for senders that know nothing but text: Debian 12's mosquitto_rr sends files as empty messages,
@@ -119,7 +121,7 @@ def _from_base64(payload: bytes) -> bytes:
         ) from error
 
 
-def sniff(payload: bytes) -> str:
+def sniff(payload: bytes | bytearray) -> str:
     """The content type by the first bytes, or an empty string."""
     if payload[:3] == b"\xff\xd8\xff":
         return "image/jpeg"
@@ -136,7 +138,7 @@ def sniff(payload: bytes) -> str:
     return ""
 
 
-def _msgpack(payload: bytes, input_names: tuple[str, ...]) -> Parsed:
+def _msgpack(payload: bytes | bytearray, input_names: tuple[str, ...]) -> Parsed:
     try:
         given = decode_msgpack(payload, _MsgpackInput)
     except ProtocolError as error:
@@ -169,7 +171,7 @@ def _msgpack(payload: bytes, input_names: tuple[str, ...]) -> Parsed:
     return Parsed((_tensor_item({name: _checked(name, tensor)}),))
 
 
-def _json(payload: bytes, input_names: tuple[str, ...]) -> Parsed:
+def _json(payload: bytes | bytearray, input_names: tuple[str, ...]) -> Parsed:
     if len(payload) > MAX_JSON_BYTES:
         raise JobError(
             ErrorCode.TOO_LARGE,

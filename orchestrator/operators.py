@@ -75,7 +75,7 @@ class Operators:
             announcer=announcer,
             runtimes=self._runtimes,
         )
-        self._early: list[tuple[str, bytes]] | None = []
+        self._early: list[tuple[str, bytes | bytearray]] | None = []
         self._preparing: dict[str, _Preparation] = {}
 
     @property
@@ -97,7 +97,7 @@ class Operators:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def take(self, verb: str, payload: bytes) -> None:
+    def take(self, verb: str, payload: bytes | bytearray) -> None:
         """A message on `request/{verb}`; what is wrong with it is told to its sender where possible."""
         if self._early is not None:
             self._early.append((verb, payload))
@@ -231,7 +231,7 @@ class Operators:
         return set.intersection(*offers) or set.union(*offers)
 
 
-def _transaction(payload: bytes) -> str | None:
+def _transaction(payload: bytes | bytearray) -> str | None:
     """The transaction of a request that is otherwise unreadable, so that its sender gets told."""
     try:
         given = decode_json(payload, dict)

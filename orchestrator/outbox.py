@@ -34,7 +34,7 @@ class Outbox:
         self._unretained = 0
         self._serial = 0
         self._newest: dict[str, bytes] = {}
-        self._seen: dict[str, bytes] = {}
+        self._seen: dict[str, bytes | bytearray] = {}
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -81,7 +81,7 @@ class Outbox:
         """A connection was made: what is retained at the broker comes again."""
         self._seen.clear()
 
-    def kept(self, topic: str, payload: bytes) -> None:
+    def kept(self, topic: str, payload: bytes | bytearray) -> None:
         """The broker has this retained."""
         self._seen[topic] = payload
 

@@ -123,4 +123,9 @@ class Replies:
 
 def _mark(message: Message) -> Hashable:
     """Tells a redelivery from another message that got the same packet id."""
-    return (message.topic, message.properties, len(message.payload), hash(message.payload[:4096]))
+    return (
+        message.topic,
+        message.properties,
+        len(message.payload),
+        hash(bytes(message.payload[:4096])),
+    )

@@ -25,16 +25,14 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from shared.bus.limits import MAX_PAYLOAD_BYTES, check_size, payload_limit, socket_options
 from shared.bus.message import Handle, Message, Properties, Publication, Qos
 from shared.bus.paho_values import (
     MAX_INFLIGHT,
-    MAX_PAYLOAD_BYTES,
-    check_size,
     connect_properties,
     loss,
+    maximum_packet_bytes,
     message_from_paho,
-    payload_limit,
-    socket_options,
     to_paho,
 )
 from shared.bus.url import BrokerUrl
@@ -255,7 +253,7 @@ class Connection:
         ) -> None:
             self.session_present = flags.session_present
             self.bad_login = reason.value in _BAD_LOGIN
-            self._payload_limit = payload_limit(properties)
+            self._payload_limit = payload_limit(maximum_packet_bytes(properties))
             greeted(paho, userdata, flags, reason, properties)
 
         self._paho.manual_ack_set(on=True)

@@ -1,66 +1,48 @@
-"""The data face: a paho connection owned by the thread that runs a stage.
+"""The data face: a connection of our own MQTT 5 client, owned by the thread that runs a stage.
+
+Beside a runtime, whose work evicts Python from the caches, messaging costs what it executes: bytecode and
+system calls (FACTS.md). So here a message is one `poll`, one `recv` and one `sendmsg`, and a large payload is
+copied once, by the kernel. What MQTT says stands in `session`, its bytes in `mqtt5`, the socket in `link`.
 
 Rules of this file:
 
-- One thread owns the bus and calls everything; only `wake` may come from elsewhere. paho's own
-  thread is never started, so nothing hops between threads: half the CPU per hop (FACTS.md).
-- Only paho's public interface. Callbacks note what happened; nothing is published in one, since
-  paho then queues it, while outside it writes at once.
-- The connection is looked at in `poll` only. A stage may compute for seconds, as long as it stays
-  well below 1.5 times the keep-alive, after which the broker gives it up; `poll` reads before it
-  judges the keep-alive, so an answer that came during the computation counts.
-- Connecting blocks for up to `CONNECT_TIMEOUT_S` where packets vanish; a closed port answers at
-  once.
+- One thread owns the bus and calls everything; only `wake` may come from elsewhere.
+- Nothing blocks but `poll`, `flush`, `close` and `connect`, for as long as they were told, and the look-up
+  of the host's name.
+- The connection is looked at in these only, and written to in `publish`. A stage may compute for seconds,
+  as long as it stays well below 1.5 times the keep-alive, after which the broker gives it up; `poll` reads
+  before it judges the keep-alive, so an answer that came during the computation counts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import socket
-import ssl
 import time
 from collections import deque
-from typing import Any, Final
-
-from paho.mqtt.client import (
-    MQTT_CLEAN_START_FIRST_ONLY,
-    Client,
-    ConnectFlags,
-    DisconnectFlags,
-    MQTTMessage,
-    MQTTv5,
-)
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
-from paho.mqtt.properties import Properties as PahoProperties
-from paho.mqtt.reasoncodes import ReasonCode
-from paho.mqtt.subscribeoptions import SubscribeOptions
+from typing import Final
 
 from shared.bus.backoff import Backoff
-from shared.bus.message import Handle, Message, Properties, Qos
-from shared.bus.outbox import Outbox
-from shared.bus.paho_values import (
-    MAX_INFLIGHT,
-    MAX_PAYLOAD_BYTES,
-    check_size,
-    connect_properties,
-    loss,
-    message_from_paho,
-    payload_limit,
-    socket_options,
-    to_paho,
-)
+from shared.bus.limits import socket_options
+from shared.bus.link import Address, Link, resolve
+from shared.bus.message import Message, Properties, Qos
+from shared.bus.mqtt5_values import BadPacketError
+from shared.bus.session import RefusedError, Session, SessionSettings
 from shared.bus.url import BrokerUrl
 from shared.bus.waiter import Waiter
-from shared.errors import BrokerUnreachableError
 
 _logger = logging.getLogger(__name__)
 
-CONNECT_TIMEOUT_S: Final = 2.0
+CONNECT_TIMEOUT_S: Final = 4.0
+"""For each step from the first packet to the broker's CONNACK."""
 _GOODBYE_S: Final = 1.0
 _WORTH_WAKING_BYTES: Final = 9
 """The broker acknowledges a message in 4 bytes; messages on topics of two letters and more are longer
 than two of those. Woken for each, a thread pays up to 0.15 ms of CPU where caches are cold, so they are
 read with the next message, once a second, and in `flush`."""
+_WORTH_GATHERING_BYTES: Final = 32 << 10
+_MOST_GATHERED_BYTES: Final = 1 << 20
+"""Of a payload that is under way so much is waited for at once: 602 KB come in ten pieces and more."""
 _NOW: Final = 0.0
 """A deadline that has passed."""
 
@@ -102,106 +84,82 @@ class MqttDataBus:
         backoff: Backoff | None = None,
     ) -> None:
         self._url = url
-        self._manual_ack = manual_ack
         self._inbox_limit = inbox_limit
         self._backoff = backoff if backoff is not None else Backoff()
         self._socket_options = socket_options(keepalive_s)
-
-        self._connected = False
-        self._trying = False
-        self._closed = False
-        self._session_present = False
-        self._sessions = 0
-        self._since = 0.0
-        self._next_attempt = 0.0
-        self._next_misc = 0.0
-        self._misc_interval_s = min(1.0, keepalive_s / 4)
-        self._failure: str | None = None
-        self._wanted: dict[str, Qos] = {}
-
-        self._inbox: deque[Message] = deque()
-        self._held: dict[int, int] = {}  # packet identifier -> serial of the message it is now
-        self._serial = 0
-        self._outbox = Outbox(queue_messages, queue_bytes)
-        self._payload_limit = MAX_PAYLOAD_BYTES
-        self._bytes_received = 0
-        self._bytes_sent = 0
-        self._refused = 0
-
-        context = url.tls_context()
+        self._tls_context = url.tls_context()
+        self._session = Session(
+            SessionSettings(
+                client_id=client_id,
+                username=url.username,
+                password=url.password,
+                clean_start=clean_start,
+                session_expiry_s=session_expiry_s,
+                manual_ack=manual_ack,
+                receive_maximum=receive_maximum,
+                keepalive_s=keepalive_s,
+                queue_messages=queue_messages,
+                queue_bytes=queue_bytes,
+            )
+        )
+        self._inbox = self._session.inbox
         self._waiter = Waiter()
-        self._client = Client(
-            CallbackAPIVersion.VERSION2,
-            client_id,
-            protocol=MQTTv5,
-            reconnect_on_failure=False,
-            manual_ack=manual_ack,
-        )
-        self._client.username = url.username
-        self._client.password = url.password
-        if context is not None:
-            self._client.tls_set_context(context)
-        self._client.connect_timeout = CONNECT_TIMEOUT_S
-        self._client.max_inflight_messages = MAX_INFLIGHT
-        self._client.on_socket_open = self._on_socket_open
-        self._client.on_socket_close = self._on_socket_close
-        self._client.on_connect = self._on_connect
-        self._client.on_disconnect = self._on_disconnect
-        self._client.on_message = self._on_message
-        self._client.on_publish = self._on_publish
-        self._client.connect_async(
-            url.host,
-            url.port,
-            keepalive_s,
-            clean_start=(
-                MQTT_CLEAN_START_FIRST_ONLY if clean_start and session_expiry_s else clean_start
-            ),
-            properties=connect_properties(
-                session_expiry_s=session_expiry_s, receive_maximum=receive_maximum
-            ),
-        )
+        self._addresses: deque[Address] = deque()  # of this attempt, not tried yet
+        self._link: Link | None = None
+        self._open = False  # the link stands, so that MQTT may be spoken
+        self._standing = False  # and the broker has greeted us
+        self._closed = False
+        self._due = _NOW  # when to dial, to give an attempt up, or to look after the connection
+        self._failure: str | None = None
+        self._blocked = False  # the socket took less than there was
+        self._held_back = False  # packets may lie in the reader that the inbox had no room for
+        self._least_bytes = _WORTH_WAKING_BYTES
+        self._wakes_from = 1
+        self._since = 0.0
+        self._heard = self._spoke = False  # since the connection was looked after
+        self._heard_at = self._spoke_at = self._pinged_at = 0.0
 
     # What the owner may know
 
     @property
     def connected(self) -> bool:
         """Whether a connection stands."""
-        return self._connected
+        return self._session.connected
 
     @property
     def sessions(self) -> int:
         """Successful connections so far; a change tells the owner of a reconnection."""
-        return self._sessions
+        return self._session.number
 
     @property
     def session_present(self) -> bool:
         """Whether the broker still had this client's session at the last connection."""
-        return self._session_present
+        return self._session.session_present
 
     @property
     def bytes_received(self) -> int:
         """Payload bytes received so far."""
-        return self._bytes_received
+        return self._session.bytes_received
 
     @property
     def bytes_sent(self) -> int:
         """Payload bytes handed over for sending so far."""
-        return self._bytes_sent
+        return self._session.bytes_sent
 
     @property
     def unacknowledged(self) -> int:
         """Publications that wait for the broker's acknowledgement."""
-        return len(self._outbox)
+        return len(self._session.outbox)
 
     @property
     def refused(self) -> int:
         """Publications that the broker answered with an error; each is logged with its reason."""
-        return self._refused
+        return self._session.refused
 
     @property
     def failure(self) -> str | None:
         """Why there is no connection, as far as known."""
-        return None if self._connected else self._failure
+        return None if self._standing else self._failure
 
     # The owner's verbs
 
@@ -210,20 +168,22 @@ class MqttDataBus:
         deadline = time.monotonic() + timeout_s
         while True:
             self._turn(deadline, self._inbox_limit)
-            if self._connected or time.monotonic() >= deadline:
-                return self._connected
+            if self._standing or time.monotonic() >= deadline:
+                return self._standing
 
     def subscribe(self, topic: str, qos: Qos = 1) -> None:
-        """Receive `topic` on this and every later connection."""
-        self._wanted[topic] = qos
-        if self._connected:
-            self._client.subscribe(topic, qos)
+        """Receive `topic` on this and every later connection.
+
+        Raises:
+            ValueError: it is no topic filter.
+        """
+        self._session.subscribe(topic, qos)
+        self._write_what_presses()
 
     def unsubscribe(self, topic: str) -> None:
         """Stop receiving `topic`."""
-        self._wanted.pop(topic, None)
-        if self._connected:
-            self._client.unsubscribe(topic)
+        self._session.unsubscribe(topic)
+        self._write_what_presses()
 
     def poll(self, timeout_s: float) -> bool:
         """Wait for traffic or `wake`, read what there is, reconnect when due.
@@ -249,56 +209,42 @@ class MqttDataBus:
     ) -> None:
         """Send or, at QoS 1, keep until it can be sent; never waits.
 
-        paho takes no memoryview, so one of those is copied here. bytes and bytearray are kept as
-        they are until acknowledged: leave a bytearray alone afterwards.
+        The payload is kept as it is until acknowledged: leave what may change alone afterwards.
 
         Raises:
             BrokerUnreachableError: too much is waiting for the broker's acknowledgement already.
             BrokerError: the payload is larger than the broker takes.
             ValueError: the topic is no topic.
         """
-        data = bytes(payload) if isinstance(payload, memoryview) else payload
-        check_size(topic, len(data), self._payload_limit)
-        if qos:
-            self._outbox.check_room(len(data))
-        info = self._client.publish(topic, data, qos, retain, to_paho(properties))
-        # Without a connection QoS 0 is dropped; QoS 1 is kept, and no code of paho's but this one
-        # says otherwise.
-        if info.rc == MQTTErrorCode.MQTT_ERR_QUEUE_SIZE:
-            raise BrokerUnreachableError(
-                f"the broker at {self._url.address} has left a message unacknowledged for as long "
-                "as packet identifiers last",
-                expected="acknowledgements",
-                got=f"{len(self._outbox)} messages waiting",
-            )
-        if qos:
-            self._outbox.add(info.mid, len(data))
-        elif info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-            return
-        self._bytes_sent += len(data)
+        session = self._session
+        session.publish(topic, payload, qos, retain=retain, properties=properties)
+        if session.pressing and not self._blocked:
+            self._write()
 
     def acknowledge(self, message: Message) -> None:
         """With `manual_ack`: the message is done, do not deliver it again."""
-        handle = message.handle
-        if handle is None or handle.session != self._sessions or not self._connected:
-            return
-        if self._held.get(handle.packet_id) == handle.serial:
-            del self._held[handle.packet_id]
-            self._client.ack(handle.packet_id, 1)
+        if message.handle is not None:
+            self._session.acknowledge(message.handle)
 
     def flush(self, timeout_s: float) -> bool:
         """Poll until everything published is acknowledged; False when time ran out."""
         deadline = time.monotonic() + timeout_s
+        session = self._session
         try:
-            while self._outbox or self._client.want_write():
+            while True:
+                if session.outgoing and not self._blocked:
+                    self._write()
+                if not session.outbox and not session.outgoing:
+                    return True
                 if time.monotonic() >= deadline:
                     return False
-                self._wake_from(1)
+                self._least_bytes = 1
+                self._gather()
                 # Acknowledgements come behind messages: read on, however full the inbox is.
                 self._turn(deadline, None)
         finally:
-            self._wake_from(_WORTH_WAKING_BYTES)
-        return True
+            self._least_bytes = _WORTH_WAKING_BYTES
+            self._gather()
 
     def wake(self) -> None:
         """From any thread: make a `poll` that waits, or the next one, return."""
@@ -309,13 +255,11 @@ class MqttDataBus:
         if self._closed:
             return
         self._closed = True
-        self._client.disconnect()
-        deadline = time.monotonic() + _GOODBYE_S
-        while self._client.socket() is not None and time.monotonic() < deadline:
-            self._exchange(deadline, None)
-        sock = self._client.socket()
-        if sock is not None:
-            sock.close()
+        if self._standing:
+            self._session.leave()
+            with contextlib.suppress(OSError):
+                self._say_goodbye()
+        self._hang_up()
         self._waiter.close()
 
     # The connection
@@ -324,165 +268,227 @@ class MqttDataBus:
         """Wait until `deadline` for one thing to happen, and see to it."""
         assert not self._closed, "the bus is closed"
         while True:
-            if not self._connected and time.monotonic() >= self._next_attempt:
-                self._attempt()
-            due = self._next_misc if self._connected else self._next_attempt
-            happened = self._exchange(min(deadline, due), inbox_limit)
+            if self._link is None and time.monotonic() >= self._due:
+                self._dial()
+            happened = self._exchange(min(deadline, self._due), inbox_limit)
             now = time.monotonic()
-            if now >= self._next_misc:
-                self._next_misc = now + self._misc_interval_s
-                if self._connected:
-                    self._client.loop_read()  # what was not worth waking for
-                self._client.loop_misc()  # after reading, so that an answer in time counts
+            if now >= self._due and self._link is not None:
+                self._look_after(now, inbox_limit)
             if happened or now >= deadline:
                 return
 
     def _exchange(self, deadline: float, inbox_limit: int | None) -> bool:
-        """Wait for the socket, then read until it is empty or the inbox full.
+        """Wait for the socket or a word, then write, and read until there is no more or the inbox is full.
 
         Whether anything happened that the owner may want to see to.
         """
-        client = self._client
+        link, session = self._link, self._session
+        if link is None:
+            return self._waiter.wait(deadline, writes=False)[2]
+        if not self._open:
+            readable, writable, woken = self._waiter.wait(deadline, writes=link.wants_write)
+            return ((readable or writable) and self._advance(link)) or woken
+        if session.outgoing and not self._blocked:
+            self._write()  # at the latest now, before we wait
         happened = False
-        while True:
-            if self._connected and inbox_limit is not None and len(self._inbox) >= inbox_limit:
-                if client.want_write():
-                    client.loop_write()
-                return True
-            readable, writable, woken = self._waiter.wait(
-                _NOW if self._decrypted() else deadline, writes=client.want_write()
-            )
-            happened = happened or readable or writable or woken
-            if writable:
-                client.loop_write()
-            if readable or self._decrypted():
-                client.loop_read()
-                happened = True
-            else:
-                return happened
-            if not self._waiter.watching:
-                return True
-            # paho reads a packet or a few at a time; take the rest without waiting.
-            deadline = _NOW
+        if self._held_back:
+            happened = self._take(inbox_limit)
+        if inbox_limit is not None and len(self._inbox) >= inbox_limit:
+            if self._blocked and self._waiter.wait(_NOW, writes=True)[1]:
+                self._write()
+            return True
+        readable, writable, woken = self._waiter.wait(
+            _NOW if happened or link.pending() else deadline, writes=self._blocked
+        )
+        if writable:
+            self._write()
+        if (readable or link.pending()) and self._link is not None:
+            happened = self._read(link, inbox_limit) or happened
+        return happened or woken
 
-    def _wake_from(self, least_bytes: int) -> None:
-        """Have `wait` return for incoming data only from so many bytes on, or at the connection's end."""
-        sock = self._client.socket()
-        # Under TLS the kernel counts the records around them, so that nothing is so small.
-        if isinstance(sock, socket.socket) and self._connected and not self._url.tls:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
-
-    def _decrypted(self) -> bool:
-        """Whether TLS holds data already taken from the socket, where no poll can see it."""
-        if not self._url.tls:
-            return False
-        sock = self._client.socket()
-        return isinstance(sock, ssl.SSLSocket) and sock.pending() > 0
-
-    def _attempt(self) -> None:
-        self._trying = True
-        # Time for the broker to accept; after that the attempt is made again.
-        self._next_attempt = time.monotonic() + 2 * CONNECT_TIMEOUT_S
+    def _read(self, link: Link, inbox_limit: int | None) -> bool:
+        """Receive until there is no more or the inbox is full; whether a packet came, or the end."""
+        happened = False
         try:
-            self._client.reconnect()
-        except OSError as error:  # refused, unknown host, timed out, certificate not trusted
+            while True:
+                reader = self._session.reader
+                space = reader.space()
+                count = link.receive(space)
+                if count is None:
+                    break
+                reader.filled(count)
+                self._heard = True
+                happened = self._take(inbox_limit) or happened
+                if self._link is None:
+                    return True
+                if self._held_back or (count < len(space) and not link.pending()):
+                    break
+        except OSError as error:
             self._ended(str(error))
+            return True
+        self._gather()
+        return happened
+
+    def _take(self, inbox_limit: int | None) -> bool:
+        """Have the session take what was received; whether that was anything."""
+        session = self._session
+        try:
+            happened = session.received(inbox_limit)
+        except RefusedError as error:
+            self._ended(f"the broker said: {error}")
+            return True
+        except BadPacketError as error:
+            session.leave(error.reason)
+            self._write()
+            self._ended(str(error))
+            return True
+        self._held_back = inbox_limit is not None and len(self._inbox) >= inbox_limit
+        if session.connected and not self._standing:
+            self._greeted()
+        if session.pressing and not self._blocked:
+            self._write()
+        while session.complaints:
+            _logger.error("the broker at %s %s", self._url.address, session.complaints.pop())
+        return happened
+
+    def _write_what_presses(self) -> None:
+        if self._session.pressing and not self._blocked:
+            self._write()
+
+    def _write(self) -> None:
+        """Send as much as the socket takes; the rest when it takes more."""
+        link, session = self._link, self._session
+        if link is None:
+            return
+        session.pressing = False
+        self._spoke = True
+        try:
+            while session.outgoing:
+                count = link.send(session.outgoing)
+                if not count:
+                    break
+                session.sent(count)
+        except OSError as error:
+            self._ended(str(error))
+            return
+        self._blocked = bool(session.outgoing)
+
+    def _gather(self) -> None:
+        """Be woken for what is worth it: a message, or most of a large one."""
+        if not self._standing or self._link is None:
+            return
+        missing = self._session.reader.missing_bytes
+        least = self._least_bytes
+        if missing >= _WORTH_GATHERING_BYTES:
+            least = min(missing, _MOST_GATHERED_BYTES)
+        if least != self._wakes_from:
+            self._wakes_from = least
+            self._link.wake_from(least)
+
+    # Its beginning, its upkeep, and its end
+
+    def _dial(self) -> None:
+        """Begin with the next address of the host."""
+        try:
+            if not self._addresses:
+                self._addresses.extend(resolve(self._url))
+            self._link = Link(
+                self._url, self._addresses.popleft(), self._tls_context, self._socket_options
+            )
+        except OSError as error:  # unknown host, refused at once, no route
+            self._ended(str(error))
+            return
+        self._open = False
+        self._due = time.monotonic() + CONNECT_TIMEOUT_S
+        self._waiter.watch(self._link.socket)
+
+    def _advance(self, link: Link) -> bool:
+        """Go on with connecting; whether it ended."""
+        try:
+            self._open = link.advance()
+        except OSError as error:  # refused, timed out, certificate not trusted
+            self._ended(str(error))
+            return True
+        self._due = time.monotonic() + CONNECT_TIMEOUT_S
+        if self._open:
+            self._blocked = self._held_back = False
+            self._wakes_from = 1
+            self._session.begin()
+            self._write()
+        return False
+
+    def _greeted(self) -> None:
+        self._standing = True
+        self._failure = None
+        self._addresses.clear()
+        now = self._since = self._heard_at = self._spoke_at = time.monotonic()
+        self._due = now + self._upkeep_s()
+
+    def _upkeep_s(self) -> float:
+        keepalive_s = self._session.keepalive_s
+        return min(1.0, keepalive_s / 4) if keepalive_s else 1.0
+
+    def _look_after(self, now: float, inbox_limit: int | None) -> None:
+        """Once a second: read what was not worth waking for, then judge the keep-alive (3.1.2.10)."""
+        link, session = self._link, self._session
+        if link is None or not self._standing:
+            self._ended(f"no answer within {CONNECT_TIMEOUT_S:g} s")
+            return
+        self._due = now + self._upkeep_s()
+        if not self._held_back:
+            self._read(link, inbox_limit)
+        keepalive_s = session.keepalive_s
+        if self._link is None or not keepalive_s:
+            return
+        self._heard_at = now if self._heard else self._heard_at
+        self._spoke_at = now if self._spoke else self._spoke_at
+        self._heard = self._spoke = False
+        if session.awaits_pingresp:
+            if now - max(self._pinged_at, self._heard_at) >= keepalive_s:
+                self._ended(f"the broker has been silent for {keepalive_s} s")
+        elif now - min(self._heard_at, self._spoke_at) >= keepalive_s:
+            self._pinged_at = now
+            session.ping()
+            self._write_what_presses()
 
     def _ended(self, why: str) -> None:
         """The connection, or the attempt at one, has ended."""
-        self._trying = False
-        self._connected = False
-        self._next_attempt = time.monotonic() + self._backoff.next()
+        now = time.monotonic()
+        if self._standing and now - self._since >= Backoff.STABLE_S:
+            self._backoff.reset()
+        if self._open:
+            self._addresses.clear()  # somebody answered: the others are no better
+        self._hang_up()
+        if self._addresses:
+            self._due = now
+            return
+        self._due = now + self._backoff.next()
         # Once per cause: a broker away for an hour is one line, not thousands.
         if why != self._failure:
             self._failure = why
             _logger.warning("no data connection to %s: %s; trying again", self._url.address, why)
 
-    # paho's callbacks
+    def _hang_up(self) -> None:
+        self._session.end()
+        self._open = self._standing = self._blocked = self._held_back = False
+        if self._link is not None:
+            self._waiter.unwatch()
+            self._link.close()
+            self._link = None
 
-    def _on_socket_open(self, client: Client, userdata: Any, sock: Any) -> None:
-        del client, userdata
-        for option in self._socket_options:
-            sock.setsockopt(*option)
-        self._waiter.watch(sock)
+    def _say_goodbye(self) -> None:
+        """Send what waits, and let the broker close the connection.
 
-    def _on_socket_close(self, client: Client, userdata: Any, sock: Any) -> None:
-        del client, userdata, sock
-        self._waiter.unwatch()
-
-    def _on_connect(
-        self,
-        client: Client,
-        userdata: Any,
-        flags: ConnectFlags,
-        reason: ReasonCode,
-        properties: PahoProperties | None,
-    ) -> None:
-        del client, userdata
-        if reason.is_failure:
-            self._ended(loss(reason))
+        Closed with data unread on our side it would be reset, and what the broker has not read yet lost.
+        """
+        deadline = time.monotonic() + _GOODBYE_S
+        self._least_bytes = 1
+        self._gather()
+        while self._session.outgoing and time.monotonic() < deadline:
+            self._exchange(deadline, None)
+        if self._link is None:
             return
-        self._connected = True
-        self._failure = None
-        self._since = time.monotonic()
-        self._sessions += 1
-        self._session_present = flags.session_present
-        self._payload_limit = payload_limit(properties)
-        self._wake_from(_WORTH_WAKING_BYTES)
-        if self._wanted:
-            # Here, so that it goes out before what paho sends again: an answer to that must not
-            # find us unsubscribed.
-            self._client.subscribe(
-                [(topic, SubscribeOptions(qos=qos)) for topic, qos in self._wanted.items()]
-            )
-        self._held.clear()
-        if self._manual_ack and flags.session_present:
-            # The broker delivers again what was not acknowledged; keeping both would double it
-            # here, and grow without bound over many reconnections.
-            self._inbox = deque(message for message in self._inbox if message.handle is None)
-
-    def _on_disconnect(
-        self,
-        client: Client,
-        userdata: Any,
-        flags: DisconnectFlags,
-        reason: ReasonCode,
-        properties: PahoProperties | None,
-    ) -> None:
-        del client, userdata, flags, properties
-        if self._closed or not self._trying:
-            # paho may say it twice, and says it after a refusal too
-            self._connected = False
-            return
-        if self._connected and time.monotonic() - self._since >= Backoff.STABLE_S:
-            self._backoff.reset()
-        self._ended(loss(reason))
-
-    def _on_message(self, client: Client, userdata: Any, message: MQTTMessage) -> None:
-        del client, userdata
-        handle = None
-        if self._manual_ack and message.qos:
-            self._serial += 1
-            handle = Handle(self._sessions, self._serial, message.mid)
-            self._held[message.mid] = self._serial
-        self._bytes_received += len(message.payload)
-        self._inbox.append(message_from_paho(message, handle))
-
-    def _on_publish(
-        self,
-        client: Client,
-        userdata: Any,
-        mid: int,
-        reason: ReasonCode,
-        properties: PahoProperties | None,
-    ) -> None:
-        del client, userdata, properties
-        size_bytes = self._outbox.remove(mid)
-        if size_bytes is not None and reason.is_failure:
-            self._refused += 1
-            _logger.error(
-                "the broker at %s refused a message of %d bytes: %s",
-                self._url.address,
-                size_bytes,
-                reason,
-            )
+        self._link.half_close()
+        space = memoryview(bytearray(1 << 16))
+        while self._waiter.wait(deadline, writes=False)[0]:
+            self._link.receive(space)  # until it raises: that is the end

@@ -155,8 +155,8 @@ class DataBus(Protocol):
     ) -> None:
         """Send or, at QoS 1, keep until it can be sent; never waits.
 
-        A bytearray is kept, not copied: leave it alone afterwards. QoS 0 without a connection is
-        dropped, as MQTT has it.
+        The payload is kept, not copied: leave a bytearray, or the memory behind a view, alone
+        afterwards. QoS 0 without a connection is dropped, as MQTT has it.
 
         Raises:
             BrokerUnreachableError: too much is waiting for the broker's acknowledgement already.

@@ -47,12 +47,12 @@ class Handle:
 class Message:
     """A message received.
 
-    `payload` is the client library's own buffer, not a copy: read it, do not keep views of it
-    longer than needed. `duplicate` is the broker's mark that it may have been delivered before.
+    `payload` is the buffer that the message was received in, not a copy, and a bytearray where it is large;
+    do not change it. `duplicate` is the broker's mark that it may have been delivered before.
     """
 
     topic: str
-    payload: bytes
+    payload: bytes | bytearray
     qos: int = 0
     retain: bool = False
     duplicate: bool = False

@@ -1,15 +1,14 @@
-"""Between our values and paho's, and the settings that both faces share."""
+"""Between our values and paho's, for the control face."""
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING
 
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
+from shared.bus.limits import LONGEST_EXPIRY_S
 from shared.bus.message import NO_PROPERTIES, Handle, Message, Properties
-from shared.errors import BrokerError
 
 if TYPE_CHECKING:
     from paho.mqtt.client import MQTTMessage
@@ -23,60 +22,19 @@ limit before connecting, so this is the smallest default among common brokers (H
 20, EMQX 32, AWS IoT 100). At 0.3 ms a round trip it allows 30,000 messages per second.
 """
 
-MAX_PAYLOAD_BYTES = 127 << 20
-"""The largest payload we send: what our own broker takes, less the room for the rest of a packet.
-
-A broker ends the connection of a client that sends more than it takes, paho sends again on the next
-one, and so for ever; what is too large is refused before the wire.
-"""
-
-# For topic and properties, whose sizes we choose ourselves.
-_HEADER_BYTES = 1024
-# MQTT 5, section 3.3.2.3.3; four bytes of seconds
-_LONGEST_EXPIRY_S = 0xFFFF_FFFF
-
-
-def socket_options(keepalive_s: int) -> tuple[tuple[int, int, int], ...]:
-    """Options for a connection's socket.
-
-    TCP_NODELAY: with Nagle on, QoS 1 messages below 20 KB took 44 ms a hop (FACTS.md).
-    TCP_USER_TIMEOUT: sent data that nobody acknowledges for the keep-alive ends the connection; a
-    pulled cable is noticed by the kernel even while the owner computes.
-    """
-    options = [(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)]
-    if hasattr(socket, "TCP_USER_TIMEOUT"):
-        options.append((socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, keepalive_s * 1000))
-    return tuple(options)
-
 
 def connect_properties(*, session_expiry_s: int, receive_maximum: int) -> PahoProperties:
     """What CONNECT says about the session (MQTT 5, section 3.1.2.11)."""
     properties = PahoProperties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-    properties.SessionExpiryInterval = min(session_expiry_s, _LONGEST_EXPIRY_S)
+    properties.SessionExpiryInterval = min(session_expiry_s, LONGEST_EXPIRY_S)
     properties.ReceiveMaximum = receive_maximum
     return properties
 
 
-def payload_limit(connack: PahoProperties | None) -> int:
-    """The largest payload in bytes that this broker takes (MQTT 5, section 3.2.2.3.6)."""
+def maximum_packet_bytes(connack: PahoProperties | None) -> int | None:
+    """The largest packet that this broker takes; None where it sets no limit (MQTT 5, section 3.2.2.3.6)."""
     maximum: int | None = getattr(connack, "MaximumPacketSize", None)
-    if maximum is None:
-        return MAX_PAYLOAD_BYTES
-    return min(MAX_PAYLOAD_BYTES, max(0, maximum - _HEADER_BYTES))
-
-
-def check_size(topic: str, size_bytes: int, limit_bytes: int) -> None:
-    """Refuse a payload before the wire.
-
-    Raises:
-        BrokerError: it is larger than the broker takes.
-    """
-    if size_bytes > limit_bytes:
-        raise BrokerError(
-            f"the message for {topic} is larger than the broker takes",
-            expected=f"at most {limit_bytes} bytes",
-            got=f"{size_bytes} bytes",
-        )
+    return maximum
 
 
 def to_paho(
@@ -95,7 +53,7 @@ def to_paho(
     if properties.user:
         result.UserProperty = list(properties.user)
     if properties.expiry_s is not None:
-        result.MessageExpiryInterval = min(properties.expiry_s, _LONGEST_EXPIRY_S)
+        result.MessageExpiryInterval = min(properties.expiry_s, LONGEST_EXPIRY_S)
     return result
 
 

@@ -354,7 +354,7 @@ class Client:
             for pending in self._pending.values():
                 pending.again.set()
 
-    def _take_result(self, job: str, payload: bytes) -> None:
+    def _take_result(self, job: str, payload: bytes | bytearray) -> None:
         echo = self._echoes.get(job)
         if echo is not None:
             echo.set()

@@ -62,7 +62,7 @@ class _Status:
     results: Any = None
 
 
-def read_answer(payload: bytes) -> Result | JobError | list[Result | JobError]:
+def read_answer(payload: bytes | bytearray) -> Result | JobError | list[Result | JobError]:
     """An answer's bytes, JSON or msgpack: a result, an error, or a batch's list of these, in order.
 
     Raises:

@@ -70,6 +70,29 @@ async def test_both_faces_over_tls(tls_url: BrokerUrl) -> None:
         await running
 
 
+async def test_large_payloads_over_tls(tls_url: BrokerUrl) -> None:
+    def scenario() -> None:
+        payload = bytes(range(256)) * (5_000_000 // 256)
+        bus = MqttDataBus(tls_url, "data")
+        bus.subscribe("big")
+        assert bus.connect(10)
+        for _ in range(3):  # more than the socket takes at once
+            bus.publish("big", payload)
+        assert [m.payload == payload for m in receive(bus, 3, 30)] == [True] * 3
+        assert bus.flush(10)
+        assert bus.sessions == 1
+        bus.close()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_the_data_face_trusts_no_stranger(tls_url: BrokerUrl) -> None:
+    stranger = MqttDataBus(BrokerUrl(host="localhost", port=tls_url.port, tls=True), "data")
+    assert not await asyncio.to_thread(stranger.connect, 1)
+    assert "CERTIFICATE_VERIFY_FAILED" in (stranger.failure or "")
+    stranger.close()
+
+
 # paho does not close the socket of a failed handshake; the collector does, and shall do so here
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_certificate_that_is_not_trusted(tls_url: BrokerUrl) -> None:

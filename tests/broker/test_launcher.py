@@ -33,7 +33,7 @@ async def retained(broker: Broker, topic: str) -> bytes:
         async with asyncio.timeout(10):
             async for message in bus.messages():
                 if message.topic == topic:
-                    return message.payload
+                    return bytes(message.payload)
                 if message.topic == "marker":
                     break
     raise AssertionError(f"nothing retained on {topic}")

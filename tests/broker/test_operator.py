@@ -46,8 +46,8 @@ class Stand:
             async for message in self.bus.messages():
                 name, levels = TOPICS.parse(message.topic)
                 if name == "request":
-                    self.requests.append(message.payload)
-                    group.create_task(self.answer(levels["verb"], message.payload))
+                    self.requests.append(bytes(message.payload))
+                    group.create_task(self.answer(levels["verb"], bytes(message.payload)))
                 else:
                     self.transfers.handle(name, levels, message)
 

@@ -6,7 +6,7 @@ import pytest
 
 import broker.config
 from broker.config import BrokerConfig
-from shared.bus.paho_values import MAX_PAYLOAD_BYTES
+from shared.bus.limits import MAX_PAYLOAD_BYTES
 from shared.errors import ConfigurationError
 
 

@@ -20,7 +20,7 @@ def faces_are_complete(control: FakeControlBus, data: FakeDataBus) -> tuple[Cont
     return control, data
 
 
-def drain(bus: DataBus) -> list[bytes]:
+def drain(bus: DataBus) -> list[bytes | bytearray]:
     payloads = []
     while (message := bus.receive()) is not None:
         payloads.append(message.payload)
@@ -228,7 +228,7 @@ def test_what_is_published_without_a_connection() -> None:
 
 
 def test_delays_keep_the_order_unless_told_otherwise() -> None:
-    def arrivals(*, reorder: bool) -> list[bytes]:
+    def arrivals(*, reorder: bool) -> list[bytes | bytearray]:
         broker = FakeBroker(seed=1, mischief=(Mischief(delay_s=(0.1, 1.0), reorder=reorder),))
         bus = broker.data("one")
         bus.subscribe("a")
@@ -278,7 +278,7 @@ def test_nothing_of_qos_1_is_lost_in_any_history(seed: int, steps: list[str]) ->
 
     def receive() -> None:
         while (message := bus.receive()) is not None:
-            seen.add(message.payload)
+            seen.add(bytes(message.payload))
             bus.acknowledge(message)
 
     for step in steps:

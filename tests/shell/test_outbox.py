@@ -30,7 +30,7 @@ async def running(
             await asyncio.gather(task, return_exceptions=True)
 
 
-def published(broker: FakeBroker) -> list[tuple[str, bytes]]:
+def published(broker: FakeBroker) -> list[tuple[str, bytes | bytearray]]:
     return [(message.topic.removeprefix("test/"), message.payload) for message in broker.published]
 
 
