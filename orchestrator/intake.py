@@ -131,7 +131,9 @@ class Intake:
                 # Our own words come back to us, and a cleared topic says nothing: neither is an error.
                 return
 
-    def _refused(self, what: str, node: str, payload: bytes, error: ProtocolError) -> None:
+    def _refused(
+        self, what: str, node: str, payload: bytes | bytearray, error: ProtocolError
+    ) -> None:
         """Have it complained about once; that the node lives may be readable all the same."""
         incarnation = None
         with contextlib.suppress(ProtocolError):
