@@ -34,7 +34,7 @@ from shared.package import Measured, ModelPackage, read_package
 from shared.transform import IMAGENET, Transform
 
 CACHE_BYTES = 8 * 1024**3
-_LIBRARIES = ("torch", "torchvision", "safetensors", "pillow", "numpy", "onnx")
+_LIBRARIES = ("torch", "torchvision", "safetensors", "pillow", "numpy", "onnx", "onnxruntime")
 
 Step = Callable[[str], None]
 
@@ -257,6 +257,8 @@ def _content(source: ModelSource) -> tuple[str, ...] | None:
     Raises:
         ModelError: a file cannot be read.
     """
+    from orchestrator.models.resolve import files_beside
+
     shapes = tuple(str(shape) for shape in source.inputs)
     match source.kind:
         case SourceKind.TORCHVISION:
@@ -266,8 +268,11 @@ def _content(source: ModelSource) -> tuple[str, ...] | None:
                 weights = _file_digest("weights", Path(weights), expected)
             return (source.kind.value, source.reference, weights)
         case SourceKind.ONNX | SourceKind.EXPORTED:
-            digest = _file_digest("the model", Path(source.reference), f"a {source.kind} file")
-            return (source.kind.value, digest, *shapes)
+            path, expected = Path(source.reference), f"a {source.kind} file"
+            digest = _file_digest("the model", path, expected)
+            beside = files_beside(source)
+            others = (_file_digest("weights", file, "the file beside it") for file in beside)
+            return (source.kind.value, digest, *others, *shapes)
         case SourceKind.FACTORY:
             return None
 

@@ -1,4 +1,4 @@
-"""A torch model to what the cluster works with: a manifest, and weights in safetensors blobs.
+"""A model's graph to what the cluster works with: a manifest, and weights in safetensors blobs.
 
 One blob per block, named by the SHA-256 of its bytes; equal weights give equal bytes. Nothing is pickled,
 neither here nor by whoever reads the result. The original module's own answers to a few inputs come with it:
@@ -8,17 +8,23 @@ what is served is held against them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
+from orchestrator.models.call import Call
 from orchestrator.models.cuts import find_blocks
-from orchestrator.models.optimise import fold_batch_norm, remove_dead_code, simplify_global_pools
+from orchestrator.models.optimise import (
+    fold_batch_norm,
+    fold_bias,
+    remove_dead_code,
+    simplify_global_pools,
+)
 from orchestrator.models.reference import Reference, references
-from orchestrator.models.trace import Call, Traced, trace
+from orchestrator.models.trace import Traced, trace
 from orchestrator.models.zoo import build, list_models
 from shared.errors import ModelError
 from shared.graph import Graph, Kernels, TensorSpec, Weight, validate
@@ -31,11 +37,15 @@ __all__ = ["ImportedModel", "import_module", "import_torchvision", "list_models"
 
 @dataclass(frozen=True, slots=True)
 class ImportedModel:
-    """A manifest, the blobs it names by SHA-256 in hex, and what the original answers."""
+    """A manifest, the blobs it names by SHA-256 in hex, and what the original answers.
+
+    `framework` is the runtime that computed the original's answers.
+    """
 
     manifest: Manifest
     blobs: dict[str, bytes]
     references: tuple[Reference, ...]
+    framework: str = "torch"
 
 
 def import_torchvision(
@@ -93,6 +103,52 @@ def import_module(
     Raises:
         ModelError: it cannot be traced, or uses an operator that is not on the list.
     """
+    call = Call.of(example)
+    traced = trace(module.eval(), call)
+    return assemble(
+        traced,
+        name,
+        level=level,
+        weights=weights,
+        kernels=kernels,
+        references=lambda graph: references(module, graph, call),
+        leaves=lambda graph, blocks: _leaves(module, graph, blocks),
+        preprocess=preprocess,
+        labels=labels,
+    )
+
+
+def assemble(
+    traced: Traced,
+    name: str,
+    *,
+    level: Level | str,
+    weights: WeightsMark,
+    kernels: Kernels,
+    references: Callable[[Graph], tuple[Reference, ...]],
+    leaves: Callable[[Graph, tuple[Block, ...]], tuple[LeafProfile, ...]] | None = None,
+    preprocess: Transform | None = None,
+    labels: tuple[str, ...] | None = None,
+    framework: str = "torch",
+) -> ImportedModel:
+    """Optimise a graph, wherever it comes from, find its blocks and make their blobs.
+
+    Args:
+        traced: the graph, and its weights as tensors; is changed.
+        name: what the model is called.
+        level: how far to optimise it.
+        weights: where the weights are from.
+        kernels: what the runtime may compute with; plain ones are for the graph as traced.
+        references: gives the original's answers to inputs of the graph.
+        leaves: gives the original's leaf modules, where it has them.
+        preprocess: how images become its input.
+        labels: of its classes.
+        framework: the runtime that computed the references.
+
+    Raises:
+        ModelError: no such level.
+        GraphError: the graph is malformed, or beyond the bounds of `shared.graph`.
+    """
     try:
         level = Level(level)
     except ValueError:
@@ -101,14 +157,13 @@ def import_module(
         ) from None
     if kernels is Kernels.PLAIN:
         level = Level.O0
-    call = Call.of(example)
-    traced = trace(module.eval(), call)
     remove_dead_code(traced)
     match level:
         case Level.O0:
             pass
         case Level.O1:
             fold_batch_norm(traced)
+            fold_bias(traced)
             simplify_global_pools(traced)
             remove_dead_code(traced)
     graph = replace(_graph(traced, name), kernels=kernels)
@@ -124,11 +179,11 @@ def import_module(
         cuts=cuts,
         input_bytes=sum(value.spec.nbytes for value in graph.inputs),
         output_bytes=sum(value.spec.nbytes for value in graph.output_values()),
-        leaves=_leaves(module, graph, blocks),
+        leaves=() if leaves is None else leaves(graph, blocks),
         preprocess=preprocess,
         labels=labels,
     )
-    return ImportedModel(manifest, blobs, references(module, graph, call))
+    return ImportedModel(manifest, blobs, references(graph), framework)
 
 
 def _graph(traced: Traced, name: str) -> Graph:

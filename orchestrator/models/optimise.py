@@ -1,4 +1,4 @@
-"""Graph to graph: dead code out, BatchNorm folded into the layer before it, pools in their simplest form."""
+"""Graph to graph: dead code out, BatchNorm and biases folded into the layer before, pools simplified."""
 
 from __future__ import annotations
 
@@ -53,6 +53,36 @@ def fold_batch_norm(traced: Traced) -> None:
         if index not in dropped
     ]
     traced.outputs = tuple(renamed.get(name, name) for name in traced.outputs)
+
+
+def fold_bias(traced: Traced) -> None:
+    """Make what is added to a linear layer's rows its bias, in place: ONNX writes the two apart.
+
+    The same sums in the same order; one pass over memory less.
+    """
+    uses = Counter(ref for node in traced.nodes for ref in node.refs())
+    uses.update(traced.outputs)
+    at = {node.name: index for index, node in enumerate(traced.nodes)}
+    dropped: set[int] = set()
+    for index, node in enumerate(traced.nodes):
+        if node.op != "add" or node.kwargs["alpha"] != 1:
+            continue
+        for source, bias in (node.refs(), node.refs()[::-1]):
+            layer = traced.nodes[at[source]] if source in at else None
+            if (
+                layer is not None
+                and bias in traced.weights
+                and layer.op == "linear"
+                and layer.args[2] is None
+                and uses[source] == 1
+                and layer.spec == node.spec
+                and traced.weights[bias].shape == layer.spec.shape[-1:]
+            ):
+                # In the place of the sum, under its name, which others read.
+                traced.nodes[index] = replace(layer, name=node.name, args=(*layer.args[:2], bias))
+                dropped.add(at[source])
+                break
+    traced.nodes = [node for index, node in enumerate(traced.nodes) if index not in dropped]
 
 
 def simplify_global_pools(traced: Traced) -> None:

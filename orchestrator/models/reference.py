@@ -10,9 +10,9 @@ import torch
 from torch.nn import functional
 from torch.utils._pytree import tree_leaves
 
+from orchestrator.models.call import Call
 from orchestrator.models.examples import index_bounds, whole_numbers
 from orchestrator.models.threads import one_thread
-from orchestrator.models.trace import Call
 from shared.graph import Graph, TensorSpec
 from shared.tensor import Array
 

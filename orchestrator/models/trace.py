@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from orchestrator.models.call import Call
 from orchestrator.models.lowering import (
     IDENTITIES,
     RULES,
@@ -27,40 +28,6 @@ from orchestrator.models.lowering import (
 )
 from shared.errors import ModelError
 from shared.graph import DTYPE_BYTES, Node, Operand, TensorSpec, Value
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """How a module is called: inputs by position, or all of them by keyword."""
-
-    args: tuple[torch.Tensor, ...] = ()
-    kwargs: Mapping[str, torch.Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def of(
-        cls, example: torch.Tensor | tuple[torch.Tensor, ...] | Mapping[str, torch.Tensor]
-    ) -> Call:
-        """A call with one tensor, with several, or with several by name."""
-        if isinstance(example, Mapping):
-            return cls(kwargs=example)
-        return cls(example if isinstance(example, tuple) else (example,))
-
-    def with_tensors(self, tensors: Mapping[str, torch.Tensor]) -> Call:
-        """The same call with other tensors, given by the names of the graph's inputs, in their order."""
-        if self.kwargs:
-            return Call(kwargs=tensors)
-        return Call(tuple(tensors.values()))
-
-    def copied(self) -> Call:
-        """With copies: a module may write to its input."""
-        return Call(
-            tuple(tensor.clone() for tensor in self.args),
-            {name: tensor.clone() for name, tensor in self.kwargs.items()},
-        )
-
-    def run(self, module: torch.nn.Module) -> Any:
-        """What `module` gives for it."""
-        return module(*self.args, **self.kwargs)
 
 
 @dataclass(slots=True)
@@ -83,7 +50,7 @@ class _Dynamic:
 
 @dataclass(slots=True)
 class _Tracer:
-    program: Any
+    graph: Any
     taken: set[str]
     nodes: list[Node] = field(default_factory=list)
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -117,18 +84,29 @@ def trace(module: torch.nn.Module, example: Call) -> Traced:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
-    tracer = _Tracer(program, {node.name for node in program.graph.nodes})
+    return lower(program.graph, _constants(program))
+
+
+def lower(graph: Any, constants: Mapping[str, tuple[str, torch.Tensor]]) -> Traced:
+    """Walk a `torch.fx.Graph` of ATen operators once, as this module's docstring has it.
+
+    Args:
+        graph: its placeholders and nodes have a (fake) tensor of their form under `meta["val"]`.
+        constants: the placeholders that stand for parameters, buffers and constants: path and tensor by name.
+
+    Raises:
+        ModelError: it uses an operator that is not on the list, or writes where it must not.
+    """
     with torch.no_grad():
-        return _walk(tracer)
+        return _walk(_Tracer(graph, {node.name for node in graph.nodes}), constants)
 
 
-def _walk(t: _Tracer) -> Traced:
-    constants = _constants(t.program)
+def _walk(t: _Tracer, constants: Mapping[str, tuple[str, torch.Tensor]]) -> Traced:
     inputs: list[Value] = []
     outputs: tuple[str, ...] = ()
-    for index, node in enumerate(t.program.graph.nodes):
+    for index, node in enumerate(t.graph.nodes):
         t.position[node] = index
-    for node in t.program.graph.nodes:
+    for node in t.graph.nodes:
         match node.op:
             case "placeholder" if node.name in constants:
                 path, tensor = constants[node.name]
