@@ -7,6 +7,7 @@ to emit. Operands are whatever the tracer uses for tensors; a rule looks only at
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -169,10 +170,10 @@ def _softmax(a: Arguments, out: Any) -> Lowered:
 
 @_rule("clamp.default", "clamp_min.default", "clamp_max.default")
 def _clamp(a: Arguments, _out: Any) -> Lowered:
-    low, high = a.get("min"), a.get("max")
+    # An infinite bound is none; JSON could not hold it.
     bounds: dict[str, Attribute] = {
-        "min": None if low is None else float(low),
-        "max": None if high is None else float(high),
+        name: float(a[name]) if a.get(name) is not None and math.isfinite(a[name]) else None
+        for name in ("min", "max")
     }
     return Lowered("clamp", (a["self"],), bounds)
 
