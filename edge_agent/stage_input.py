@@ -60,7 +60,13 @@ class StageInputs:
         if kind and not kind.startswith("image/"):
             _refuse("the input's content type is not taken", f"image/* or {_NPY}", content_type)
         if self._transform is None:
-            _refuse("the model takes no images", self._wanted(), content_type or "an image")
+            how = "serve it with --preprocess and --labels to have it answer to images"
+            what = (
+                f"the model takes no images; {how}"
+                if _is_image(value)
+                else "the model takes no images"
+            )
+            _refuse(what, self._wanted(), content_type or "an image")
         return {value.name: check_tensor(preprocess(body, self._transform), value.spec, value.name)}
 
     def _from_tensors(self, activation: Activation) -> dict[str, Array]:
@@ -94,6 +100,11 @@ class StageInputs:
 
     def _wanted(self) -> str:
         return ", ".join(f"{value.name}: {value.spec}" for value in self._values)
+
+
+def _is_image(value: Value) -> bool:
+    """Whether an image could become the input: float32 [1, 3, height, width]."""
+    return value.spec.dtype == "float32" and len(value.spec.shape) == 4 and value.spec.shape[1] == 3
 
 
 def _refuse(message: str, expected: str, got: str) -> NoReturn:
