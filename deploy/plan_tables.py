@@ -8,8 +8,8 @@ from rich.console import Console
 from rich.text import Text
 
 from deploy.plan_view import LinkView, PipelineView, StageView, view
-from deploy.planning import Answer, DryRun, gap_text, kind_of
-from deploy.tables import Column, console, table
+from deploy.planning import Answer, DryRun, gap_text, kind_of, zone_note
+from deploy.tables import Column, console, show, table
 from deploy.text import milliseconds, per_second, percent, significant, size
 from orchestrator.core.figures import Objective, Predicted, figure
 from orchestrator.core.plan import PipelinePlan, Plan, PlanRequest
@@ -49,12 +49,13 @@ def print_answer(answer: Answer) -> None:
     views = view(request.profile, plan.pipelines)
     out.print()
     rows = [row for shown in views[:_MOST_SHOWN] for row in _pipeline_rows(shown)]
-    out.print(table(_PIPELINE, rows[1:], out.width))
+    show(out, table(_PIPELINE, rows[1:], out.width))
     if len(views) > _MOST_SHOWN:
         left = sum(each.copies for each in views[_MOST_SHOWN:])
         out.print(f"\nand {left} more pipelines; --json has them all")
-    for note in plan.notes:
-        out.print(f"\nnote: {note}")
+    for note in (*plan.notes, zone_note(request)):
+        if note:
+            out.print(f"\nnote: {note}")
     if plan.leaf_counts:
         out.print(f"\nleaves per partition by the paper's rule: {list(plan.leaf_counts)}")
     if answer.dry_run is not None:
@@ -148,7 +149,7 @@ def _print_why(out: Console, answer: Answer, run: DryRun) -> None:
         _alternative_row(other.kind, other.pipelines, other.predicted, other.reason)
         for other in plan.alternatives
     ]
-    out.print(table(_ALTERNATIVES, rows, out.width))
+    show(out, table(_ALTERNATIVES, rows, out.width))
     slowest = " on the slowest pipeline" if len(plan.pipelines) > 1 else ""
     out.print()
     out.print(
@@ -196,13 +197,13 @@ def _print_front(out: Console, answer: Answer) -> None:
     front = answer.front
     assert front is not None
     out.print(
-        f"the front over {', '.join(front.objectives)}: no plan is better in one and as good in all"
+        f"the front over {', '.join(front.objectives)}: no plan is as good in all and better in one"
     )
     rows = [
         [kind_of(point.pipelines), *_cells(point.predicted), where(point.pipelines), ""]
         for point in front.points
     ]
-    out.print(table(_ALTERNATIVES, rows, out.width))
+    show(out, table(_ALTERNATIVES, rows, out.width))
     for note in front.notes:
         out.print(f"note: {note}")
 

@@ -181,3 +181,14 @@ def gap_text(plan: Plan) -> str:
     if not math.isfinite(gap):
         return ""
     return f"at most {max(gap, 0.0):.1%} above {_BOUNDS.get(plan.objective, _BEST_NODE)}"
+
+
+def zone_note(request: PlanRequest) -> str:
+    """What is worth saying where the input comes from a zone that no node is in; else empty."""
+    zones = sorted({node.zone for node in request.usable})
+    if request.home_zone in zones:
+        return ""
+    return (
+        f"no node is in the input's zone, {request.home_zone!r}, so all of it is exposed; zones are "
+        f"{', '.join(zones)}: --input-zone says which one the input comes from"
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy.profile_layers import kernel_text
 from deploy.profile_report import ProfileReport
-from deploy.tables import Column, console, table
+from deploy.tables import Column, console, show, table
 from deploy.text import amount, milliseconds, size
 
 _BLOCKS = (
@@ -40,7 +40,7 @@ def print_profile(report: ProfileReport, *, layers: bool) -> None:
         out.print(line, soft_wrap=True)
     out.print()
     columns, rows = (_LAYERS, _layer_rows(report)) if layers else (_BLOCKS, _block_rows(report))
-    out.print(table(columns, rows, out.width))
+    show(out, table(columns, rows, out.width))
     for line in _legend(report):
         out.print(line, style="dim")
 

@@ -47,6 +47,14 @@ def console() -> Console:
     return Console(width=width, highlight=False, markup=False, emoji=False)
 
 
+def show(out: Console, made: Table) -> None:
+    """Print a table without the blanks that fill its lines up."""
+    with out.capture() as captured:
+        out.print(made)
+    for line in captured.get().splitlines():
+        sys.stdout.write(line.rstrip() + "\n")
+
+
 def table(columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], width: int) -> Table:
     """A table that fits `width` where its columns can; columns without a cell are left out."""
     kept = [index for index in range(len(columns)) if any(_length(row[index]) for row in rows)]

@@ -23,6 +23,7 @@ from shared.codec import encode_json
 from shared.errors import ConfigurationError
 from shared.profile import BlockProfile, CutProfile, LeafProfile, ModelProfile, NodeProfile
 
+ROOT = Path(__file__).parents[2]
 MB = 10**6
 
 
@@ -393,6 +394,25 @@ def test_files_need_neither_torch_nor_a_bus(files: list[str]) -> None:
     )
     assert result.returncode == 0, result.stderr
     assert "hand: 3 copies" in result.stdout
+
+
+def test_an_input_from_nowhere_is_told(files: list[str]) -> None:
+    Path(files[3]).write_text(f'{CLUSTER}zone = "home"\n')
+    said = " ".join(invoke(*files).stdout.split())
+    assert "100% exposed" in said
+    assert "no node is in the input's zone, 'default'" in said
+    assert "zones are home" in said
+    said = invoke(*files, "--input-zone", "home").stdout
+    assert "exposed" not in said
+    assert "note" not in said
+
+
+def test_the_readme_shows_what_the_command_prints() -> None:
+    """Its two files are in the repository, so what it prints is known; when it changes, the README must."""
+    example = ROOT / "deploy" / "example"
+    given = ["--profile", example / "mobilenet_v2.json", "--cluster", example / "three-pis.toml"]
+    shown = invoke(*given, "--input-zone", "home", "--explain").stdout
+    assert shown in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_axes_are_objectives() -> None:
