@@ -196,6 +196,8 @@ def _call(t: _Tracer, node: Any) -> Any:
     if rule is None:
         raise ModelError(
             f"operator {name} is not on the list of what can be cut and run on nodes",
+            expected="operators of the list: write this part of the model with others, or try its export to"
+            " ONNX (torch.onnx.export), which may do so by itself",
             got=f"{name} in {_module(node) or 'the model itself'}",
         )
     bound["like"] = node.all_input_nodes[0].meta["val"]

@@ -1,6 +1,7 @@
 """Does a cut model give the whole model's answer? For every legal cut, and for random plans of many cuts.
 
     python -m tests.benchmarks.exactness [--models NAME,...|--all] [--sample N] [--plans N] [--harsh] [--json]
+                                         [--form torchvision|onnx|pt2]
 
 Method: the original module (eager, nothing folded, random weights whose BatchNorm statistics were made
 sane) answers one random input. The model is imported as `amp4ec serve` does it, which may choose plain
@@ -8,8 +9,9 @@ kernels. Then, for each cut c, the stages [0, c) and [c, L) are sliced, loaded a
 other as an agent would. The error is the largest difference divided by the largest output. `eager` is
 the same error of the original itself against the original in float64: how far rounding alone takes two
 correct float32 programs apart on these weights. `--harsh` sets every BatchNorm to scale 1 and shift 0,
-as it starts: such networks amplify rounding, some beyond the promise. All on one thread. Exit status 1
-when an error is above 1e-5.
+as it starts: such networks amplify rounding, some beyond the promise. `--form` first writes the module to an
+ONNX file (opset 17) or a torch.export archive and imports that, as if it came from elsewhere. All on one
+thread. Exit status 1 when an error is above 1e-5.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import random
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -33,9 +37,11 @@ import torch
 from deploy.exactness import exact_model, relative_error
 from edge_agent.runtimes import Runtime, open_runtime
 from orchestrator.models.importer import ImportedModel, import_torchvision
+from orchestrator.models.resolve import Import, open_source
 from orchestrator.models.slice import slice_stage
+from orchestrator.models.source import parse_source
 from orchestrator.models.weights import calibrate_batch_norm
-from orchestrator.models.zoo import build
+from orchestrator.models.zoo import Built, build
 from shared.codec import encode_json
 from shared.manifest import TOLERANCE
 
@@ -78,14 +84,20 @@ class Row:
         return self.max_error <= TOLERANCE
 
 
-def measure(name: str, *, level: str, sample: int, plans: int, seed: int, harsh: bool) -> Row:
+def measure(
+    name: str, *, level: str, sample: int, plans: int, seed: int, harsh: bool, form: str
+) -> Row:
     """All errors of one model."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="amp4ec-exactness-") as folder:
         weights = _harsh(name, seed, Path(folder)) if harsh else "none"
         built = build(name, weights, seed)
+        import_model: Import = partial(import_torchvision, name, weights, level, seed)
+        if form != "torchvision":
+            path = _written(built, Path(folder) / f"{name}.{form}")
+            import_model = open_source(parse_source(str(path)), level)
         model = exact_model(
-            lambda kernels: import_torchvision(name, weights, level, seed, kernels),
+            import_model,
             ["torch"],
             lambda line: print(line, file=sys.stderr, flush=True),
         ).imported
@@ -126,6 +138,19 @@ def measure(name: str, *, level: str, sample: int, plans: int, seed: int, harsh:
         failed=sum(error > TOLERANCE for error, _ in errors),
         seconds=round(time.perf_counter() - began, 1),
     )
+
+
+def _written(built: Built, path: Path) -> Path:
+    """The module as a file of the kind that the path's suffix says."""
+    example = (torch.zeros(1, 3, built.input_edge, built.input_edge),)
+    torch.backends.mha.set_fastpath_enabled(False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of exporters, about shapes that are fixed
+        if path.suffix == ".onnx":
+            torch.onnx.export(built.module, example, str(path), dynamo=False, opset_version=17)
+        else:
+            torch.export.save(torch.export.export(built.module, example), path)
+    return path
 
 
 def _harsh(name: str, seed: int, folder: Path) -> Path:
@@ -176,6 +201,9 @@ def main() -> int:
     parser.add_argument("--plans", type=int, default=5, help="random multi-cut plans per model")
     parser.add_argument("--level", default="O1", choices=("O0", "O1"))
     parser.add_argument("--seed", type=int, default=0, help="of weights and input")
+    parser.add_argument(
+        "--form", default="torchvision", choices=("torchvision", "onnx", "pt2"), help="read from"
+    )
     parser.add_argument("--harsh", action="store_true", help="weights that amplify rounding")
     parser.add_argument("--json", action="store_true", help="one JSON document on standard output")
     options = parser.parse_args()
@@ -189,6 +217,7 @@ def main() -> int:
             plans=options.plans,
             seed=options.seed,
             harsh=options.harsh,
+            form=options.form,
         )
         rows.append(row)
         if not options.json:

@@ -230,6 +230,25 @@ def test_damaged_cache_is_made_anew(directory: Path) -> None:
     assert len(again) == len(digest)
 
 
+def test_a_file_is_known_by_its_content(directory: Path, tmp_path: Path) -> None:
+    net = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.ReLU())
+    first, second = tmp_path / "first.pt2", tmp_path / "second.pt2"
+    torch.export.save(torch.export.export(net, (torch.zeros(1, 8),)), first)
+    second.write_bytes(first.read_bytes())
+    library = ModelLibrary(directory)
+    steps: list[str] = []
+    found = [
+        library.prepare(parse_source(str(path)), steps.append, runtime="torch").package
+        for path in (first, second)
+    ]
+    assert steps[-1] == f"{second} was imported and timed here before"
+    assert [package.manifest.model for package in found] == ["first", "second"]
+    assert found[0].measured == found[1].measured
+    with pytest.raises(ModelError, match="cannot be read"):
+        library.prepare(parse_source(str(tmp_path / "third.pt2")), steps.append)
+    library.close()
+
+
 def test_unknown_model_and_weights(directory: Path, tmp_path: Path) -> None:
     library = ModelLibrary(directory)
     with pytest.raises(ModelError, match="squeezenet1_1"):
