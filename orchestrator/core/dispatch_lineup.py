@@ -94,11 +94,13 @@ class Pipeline:
 
     def take(self, item: Item, turn: int, now: float) -> None:
         """Dispatch an item here."""
-        if not self.in_flight:
+        before_s = 0.0
+        if self.in_flight:
+            # As in `selection.ShortestCompletion`; the part that is the plan's is kept to learn from.
+            overdue_s = max(now - self.due_at, 0.0)
+            before_s = max(self.last_due_at + overdue_s - now, 0.0)
+        else:
             self.busy_since = now
-        # As in `selection.ShortestCompletion`; the part that is the plan's is kept to learn from.
-        overdue_s = max(now - self.due_at, 0.0)
-        before_s = max(self.last_due_at + overdue_s - now, 0.0)
         predicted_s = max(self.latency_s, before_s / self.slowness + 1.0 / self.throughput_per_s)
         planned_at = now + self.slowness * predicted_s - self.late_s
         item.flights.append(Flight(self, now, item.queue_s, predicted_s, planned_at))
