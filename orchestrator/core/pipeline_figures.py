@@ -61,8 +61,10 @@ def _stage(
     if telemetry is not None:
         busy_ratio = telemetry.cpu_percent / 100.0
         round_trip_s = telemetry.round_trip_s or 0.0
-        if telemetry.memory_limit_bytes:
-            memory_free_bytes = telemetry.memory_limit_bytes - telemetry.memory_used_bytes
+        # What the agent may take in all is less than its limit where others are on the device, too.
+        in_all_bytes = telemetry.memory_available_bytes or telemetry.memory_limit_bytes
+        if in_all_bytes:
+            memory_free_bytes = in_all_bytes - telemetry.memory_used_bytes
         interval_s = node.state.telemetry_interval_s
         own_ratio = sum(
             each.items * each.cpu_s / interval_s / cpu

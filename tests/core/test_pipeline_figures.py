@@ -76,6 +76,17 @@ def test_memory_does_not_suffice_where_a_node_is_over_its_limit() -> None:
         assert (ratio >= 1.0) == suffices
 
 
+def test_what_others_on_the_device_hold_is_not_available() -> None:
+    world = serving()
+    told = replace(
+        busy("a", world, memory_used_bytes=400 * MB, memory_limit_bytes=900 * MB),
+        memory_available_bytes=450 * MB,
+    )
+    world.send(NodeHeard(world.now, told))
+    (node,) = figures(world).nodes
+    assert node.memory_available_bytes == node.memory_needed_bytes + 50 * MB
+
+
 def test_one_entry_for_each_stage_in_order() -> None:
     world = serving(2)
     active = world.served().active
