@@ -18,6 +18,7 @@ from orchestrator.core.dispatch import Dispatcher
 from orchestrator.dispatch_notes import ModelSpec, Note, PipelineSpec, Tally
 from orchestrator.inputs import Input
 from orchestrator.job_requests import Envelope
+from orchestrator.job_store import JobStore, StoredAnswer
 from orchestrator.replies import Replies
 from shared.bus import DataBus, Message
 from shared.codec import encode_msgpack
@@ -71,6 +72,7 @@ class Performer:
         known: Known,
         tally: Tally,
         notify: Callable[[Note], None],
+        store: JobStore | None,
     ) -> None:
         self._core = machine
         self._bus = bus
@@ -79,6 +81,7 @@ class Performer:
         self._known = known
         self._tally = tally
         self._notify = notify
+        self._store = store
 
     def perform(self, actions: list[core.Action]) -> None:
         """Perform actions in order, and what follows from them."""
@@ -98,8 +101,9 @@ class Performer:
             case core.Dispatch():
                 return self._dispatch(action)
             case core.Answer():
-                self._answer(action, action.context, action.handles)
+                payload = self._answer(action, action.context, action.handles)
                 self._tally.answer(action)
+                self._answered(action, payload)
             case core.AnswerAgain():
                 self._answer(action.first, action.context, (action.handle,))
             case core.Reject():
@@ -124,6 +128,8 @@ class Performer:
                 model, reply, handles = first.model, first.reply_to, (handle,)
             case _:
                 return  # an item that was not sent is overdue soon
+        if self._store is not None and isinstance(action, core.Answer):
+            self._store.answered(action.request_id, None)
         assert isinstance(context, Context)
         try:
             payload = write_error(model, context, internal(error))
@@ -174,7 +180,18 @@ class Performer:
             )
         return []
 
-    def _answer(self, answer: core.Answer, context: object, handles: tuple[object, ...]) -> None:
+    def _answered(self, answer: core.Answer, payload: bytes) -> None:
+        """The job is done: it must not run again, and who asks again gets the same answer."""
+        if self._store is None:
+            return
+        context = answer.context
+        assert isinstance(context, Context)
+        again = None
+        if answer.job is not None:
+            again = StoredAnswer((answer.reply_to, answer.job), payload, context.msgpack)
+        self._store.answered(answer.request_id, again)
+
+    def _answer(self, answer: core.Answer, context: object, handles: tuple[object, ...]) -> bytes:
         assert isinstance(context, Context)
         try:
             payload = write_answer(answer, context, partial(self._known.shown, answer.model))
@@ -188,6 +205,7 @@ class Performer:
             )
             payload = write_error(answer.model, context, failure)
             self._replies.send(answer.reply_to, payload, context, handles)
+        return payload
 
     def refuse(self, envelope: Envelope, failure: core.Failure, message: Message) -> None:
         """Answer a request that the core never saw, and acknowledge it."""

@@ -9,6 +9,8 @@ Rules of this file:
 
 - A request is acknowledged on the connection that its answer went out on, right after it and never before:
   what a killed orchestrator had not answered is delivered again to its successor.
+- A job that was accepted is in the store until its answer went out: where the broker lost its queue, our
+  successor finds it there.
 - What goes wrong with one message or action stays with it: it is logged and counted, its sender told
   where one is known, and the thread goes on.
 """
@@ -20,7 +22,7 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import assert_never
 
 from orchestrator.answers import ItemResult
@@ -29,7 +31,8 @@ from orchestrator.core.dispatch import Dispatcher
 from orchestrator.core.dispatch_settings import DispatchSettings
 from orchestrator.dispatch_actions import Known, Performer, internal
 from orchestrator.dispatch_notes import Command, ModelSpec, Note, PipelineSpec, Tally
-from orchestrator.job_requests import Stray, open_envelope, read_request
+from orchestrator.job_requests import Envelope, Stray, open_envelope, read_request
+from orchestrator.job_store import JobStore, Key, StoredAnswer
 from orchestrator.replies import Replies
 from shared.bus import DataBus, Message
 from shared.codec import decode_msgpack
@@ -56,6 +59,7 @@ class DispatchThread(threading.Thread):
         topics: the table.
         notify: called in this thread with what the control plane has to know.
         settings: the bounds of the queue.
+        store: keeps accepted jobs over our death; None where nothing outlives us.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class DispatchThread(threading.Thread):
         topics: Topics,
         notify: Callable[[Note], None],
         settings: DispatchSettings | None = None,
+        store: JobStore | None = None,
     ) -> None:
         super().__init__(name="dispatcher", daemon=True)
         self.error: BaseException | None = None
@@ -72,6 +77,8 @@ class DispatchThread(threading.Thread):
         self._notify = notify
         self._settings = settings or DispatchSettings()
         self._core = Dispatcher(self._settings)
+        self._store = store
+        self._earlier: dict[Key, StoredAnswer] = {}
         self._commands: deque[Command] = deque()
         self._stopping = threading.Event()
         self._known = Known()
@@ -85,6 +92,7 @@ class DispatchThread(threading.Thread):
             known=self._known,
             tally=self._tally,
             notify=notify,
+            store=store,
         )
         self._parsed: dict[str, tuple[str, dict[str, str]]] = {}
         self._sessions = 0
@@ -114,6 +122,8 @@ class DispatchThread(threading.Thread):
             for name in _TOPICS:
                 self._bus.subscribe(self._topics.pattern(name), 1)
             self._bus.connect()
+            if self._store is not None:
+                self._recover(self._store)
             self._reported = time.monotonic()
             while not self._stopping.is_set():
                 try:
@@ -124,10 +134,24 @@ class DispatchThread(threading.Thread):
                     self._stopping.wait(_PAUSE_S)
             self._bus.flush(1.0)
             self._bus.close()
+            if self._store is not None:
+                self._store.close()
         except BaseException as error:
             self.error = error
             log.exception("the dispatcher died")
             raise
+
+    def _recover(self, store: JobStore) -> None:
+        """Go on with what an earlier orchestrator had accepted; what the broker has comes after it."""
+        while self._commands:  # the models that were served: a job of any other is refused
+            self._command(self._commands.popleft())
+        recovered = store.open()
+        self._earlier = recovered.answers
+        for number, message in enumerate(recovered.jobs):
+            name, levels = self._parse(message.topic)
+            self._request(message, name, levels, self._replies.stored(message, number))
+        if recovered.jobs:
+            log.warning("%d jobs were accepted before and go on", len(recovered.jobs))
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -218,7 +242,14 @@ class DispatchThread(threading.Thread):
             log.warning("dropped a message (%s): %s", why, text[:300])
         self._bus.acknowledge(message)
 
-    def _request(self, message: Message, name: str, levels: dict[str, str]) -> None:
+    def _request(
+        self,
+        message: Message,
+        name: str,
+        levels: dict[str, str],
+        delivery: Hashable | None = None,
+    ) -> None:
+        """A job as it came; `delivery` names that of one from the store."""
         now = time.monotonic()
         request_id = secrets.token_hex(8)
         envelope = open_envelope(self._topics, message, name, levels, request_id)
@@ -226,6 +257,8 @@ class DispatchThread(threading.Thread):
             self._drop(message, envelope.why, envelope.text)
             return
         if self._replies.answered_before(message):
+            return
+        if self._earlier and self._answered_earlier(envelope, message):
             return
         spec = self._known.models.get(envelope.model)
         try:
@@ -236,7 +269,7 @@ class DispatchThread(threading.Thread):
                 request_id,
                 input_names=None if spec is None else spec.input_names,
                 max_item_bytes=self._settings.max_item_bytes,
-                delivery=self._replies.delivery(message),
+                delivery=delivery or self._replies.delivery(message),
             )
             if isinstance(request, core.Failure):
                 self._tally.refused[request.code] += 1
@@ -248,7 +281,18 @@ class DispatchThread(threading.Thread):
             log.exception("a job on %s failed", message.topic)
             self._performer.refuse(envelope, internal(error), message)
             return
+        if self._store is not None and self._core.holds(request_id):
+            self._store.accepted(request_id, message)
         self._performer.perform(actions)
+
+    def _answered_earlier(self, envelope: Envelope, message: Message) -> bool:
+        """Whether an earlier orchestrator had answered this job; then it gets that answer again."""
+        key = envelope.key
+        earlier = None if key is None else self._earlier.get((envelope.reply_to, key))
+        if earlier is None or earlier.msgpack != envelope.context.msgpack:
+            return False
+        self._replies.send(envelope.reply_to, earlier.payload, envelope.context, (message,))
+        return True
 
     def _result(self, message: Message, pipeline: str, generation: str) -> None:
         try:

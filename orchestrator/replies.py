@@ -37,6 +37,9 @@ class Replies:
         self._waiting: deque[_Reply] = deque()
         # Answered when the connection they came on was gone, so that they come again.
         self._late: dict[Hashable, Hashable] = {}
+        # Jobs of an earlier orchestrator's store: the broker may deliver them again, too.
+        self._stored: dict[Hashable, list[Hashable]] = {}
+        self._same: dict[Hashable, Hashable] = {}
         self._epoch = 0
 
     @property
@@ -49,11 +52,26 @@ class Replies:
         if not present:
             self._epoch += 1  # packet ids begin anew: an old one names another delivery
             self._late.clear()
+            self._same.clear()
+
+    def stored(self, message: Message, number: int) -> Hashable:
+        """What names the delivery of the store's job `number`; a redelivery of it gets the same name."""
+        delivery = ("stored", number)
+        self._stored.setdefault(_mark(message), []).append(delivery)
+        return delivery
 
     def delivery(self, message: Message) -> Hashable | None:
         """What names the broker's delivery, the same when it is delivered again."""
         handle = message.handle
-        return None if handle is None else (self._epoch, handle.packet_id)
+        if handle is None:
+            return None
+        delivery: Hashable = (self._epoch, handle.packet_id)
+        if not message.duplicate or not (self._stored or self._same):
+            return delivery
+        waiting = self._stored.get(_mark(message))
+        if waiting and delivery not in self._same:
+            self._same[delivery] = waiting.pop()
+        return self._same.get(delivery, delivery)
 
     def answered_before(self, message: Message) -> bool:
         """Whether this is a redelivery of what has its answer already; then it is acknowledged."""
@@ -122,10 +140,17 @@ class Replies:
 
 
 def _mark(message: Message) -> Hashable:
-    """Tells a redelivery from another message that got the same packet id."""
+    """Tells a redelivery from another message that got the same packet id.
+
+    Not by times: the broker takes its own waiting off the expiry, and the store does so with a deadline.
+    """
+    properties = message.properties
     return (
         message.topic,
-        message.properties,
+        properties.response_topic,
+        properties.correlation_data,
+        properties.content_type,
+        tuple(pair for pair in properties.user if pair[0] != "deadline_ms"),
         len(message.payload),
         hash(bytes(message.payload[:4096])),
     )

@@ -32,6 +32,7 @@ from orchestrator.dispatcher import DispatchThread
 from orchestrator.doubts import LIVE_S, Doubts
 from orchestrator.figures import metrics
 from orchestrator.intake import SUBSCRIPTIONS, Intake
+from orchestrator.job_store import JobStore
 from orchestrator.library import Library
 from orchestrator.model_states import ModelStates
 from orchestrator.operators import Operators
@@ -110,7 +111,11 @@ class Orchestrator:
         self._states = ModelStates(self._cluster, self._outbox)
         self._notes: asyncio.Queue[Note] = asyncio.Queue()
         self._dispatcher = DispatchThread(
-            (data or self._mqtt_data)(), self._topics, self._note, options.dispatch
+            (data or self._mqtt_data)(),
+            self._topics,
+            self._note,
+            options.dispatch,
+            JobStore(options.state_dir / "jobs.sqlite3", trouble=self._store_trouble),
         )
         self._deployer = Deployer(
             self._library, self._outbox, self._dispatcher, prefetch=options.prefetch
@@ -310,6 +315,13 @@ class Orchestrator:
         assert self._loop is not None
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
             self._loop.call_soon_threadsafe(self._notes.put_nowait, note)
+
+    def _store_trouble(self, text: str) -> None:
+        """Called in the job store's thread."""
+        assert self._loop is not None
+        tell = events.Tell("job_store_failed", text)
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._announcer.happened, tell)
 
     async def _read_notes(self) -> None:
         while True:

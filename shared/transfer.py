@@ -311,8 +311,10 @@ class Transfers:
             try:
                 part = await asyncio.shield(opening)
             except asyncio.CancelledError:
-                # A thread cannot be cancelled: what it opens, and locks, has to be let go.
+                # A thread cannot be cancelled: what it opens, and locks, has to be let go, and before
+                # the loop may end, which would forget the callback.
                 opening.add_done_callback(_let_go)
+                await asyncio.wait([opening])
                 raise
             job = _Job(
                 part=part,

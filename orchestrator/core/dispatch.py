@@ -85,6 +85,10 @@ class Dispatcher:
         """When the next `Tick` is due, in the seconds of `now`; None: not before another event."""
         return self._items.timers.next_at()
 
+    def holds(self, request_id: str) -> bool:
+        """Whether that request was accepted and has no answer yet."""
+        return self._requests.get(request_id) is not None
+
     def snapshot(self) -> Snapshot:
         """The counters and the load at this moment."""
         return Snapshot(

@@ -1,0 +1,276 @@
+"""The jobs that were accepted and not answered yet, on disk; and the last answers, for who asks again.
+
+A job is in the broker's queue until its answer went out (`dispatcher.py`), and from its receipt on also here:
+a broker that was killed may have lost its queue, and then the next orchestrator finds the job in this file.
+
+One thread writes, a group of changes per transaction, so that a slow disk never delays an answer. What was
+accepted and answered within one group is never written. SQLite in WAL mode and `synchronous=NORMAL`: a killed
+process loses nothing that was committed; a machine that loses power may lose the last moments, and the
+broker's queue still has those.
+
+A disk that is full or broken does not stop the jobs: it is said once per outage, and each is then as safe as
+the broker's queue alone makes it. A file that is damaged is moved aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from shared.bus import Message, Properties
+from shared.codec import decode_msgpack, encode_msgpack
+from shared.errors import ProtocolError
+
+log = logging.getLogger(__name__)
+
+_GROUP_S = 0.01
+"""Changes of so long go into one transaction: how old a job may be that only the broker's queue holds."""
+_MOST_ANSWERS = 10_000
+_LARGEST_ANSWER_BYTES = 16 * 1024
+"""A larger one (raw tensors, a batch) is computed again for who asks again after a restart."""
+_RETRY_S = 1.0
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS jobs (
+    request_id TEXT PRIMARY KEY, received_at REAL, topic TEXT, payload BLOB, properties BLOB
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS answers (
+    number INTEGER PRIMARY KEY, answered_at REAL, reply_to TEXT, job, msgpack INTEGER, payload BLOB
+);
+"""
+
+Key = tuple[str, str | bytes]
+"""Response topic and job: what makes two messages one job."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredAnswer:
+    """An answer as it was sent; `msgpack` tells how it is written."""
+
+    key: Key
+    payload: bytes
+    msgpack: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """What an earlier orchestrator left: jobs without an answer, oldest first, and answers by job."""
+
+    jobs: tuple[Message, ...]
+    answers: dict[Key, StoredAnswer]
+
+
+@dataclass(slots=True)
+class _Changes:
+    """What a transaction will write."""
+
+    jobs: dict[str, tuple[float, Message]] = field(default_factory=dict)
+    gone: set[str] = field(default_factory=set)
+    answers: list[tuple[float, StoredAnswer]] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.jobs or self.gone or self.answers)
+
+    def before(self, later: _Changes) -> _Changes:
+        """These, which could not be written, and what came after them."""
+        jobs = {key: job for key, job in self.jobs.items() if key not in later.gone} | later.jobs
+        answers = (self.answers + later.answers)[-_MOST_ANSWERS:]
+        return _Changes(jobs, self.gone | later.gone, answers)
+
+
+class JobStore:
+    """The file. `open`, then `accepted` and `answered` from the dispatcher's thread, then `close`.
+
+    Args:
+        path: the database; its folder must exist.
+        keep_s: how long an answer is kept.
+        trouble: called in the store's thread, once per outage, with what went wrong.
+        clock: wall time in seconds: what is read here was written by another process.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        keep_s: float = 600.0,
+        trouble: Callable[[str], None] | None = None,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self._path = path
+        self._keep_s = keep_s
+        self._trouble = trouble
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._changes = _Changes()
+        self._changed = threading.Event()
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="job store", daemon=True)
+
+    def open(self) -> Recovered:
+        """Read what an earlier orchestrator left, and begin. Its jobs are to be accepted anew, or are gone.
+
+        A file that cannot be read is moved aside, and where none can be made there is nothing to recover.
+        """
+        try:
+            recovered = self._read()
+        except sqlite3.OperationalError as error:  # the disk; the thread goes on trying
+            log.error("the job store %s cannot be opened: %s", self._path, error)
+            recovered = Recovered((), {})
+        except sqlite3.DatabaseError as error:
+            aside = self._path.with_suffix(".damaged")
+            log.error("the job store %s is damaged (%s); moved to %s", self._path, error, aside)
+            self._path.replace(aside)
+            for rest in ("-wal", "-shm"):
+                self._path.with_name(self._path.name + rest).unlink(missing_ok=True)
+            recovered = Recovered((), {})
+        self._thread.start()
+        return recovered
+
+    def _read(self) -> Recovered:
+        now = self._clock()
+        with contextlib.closing(_connect(self._path)) as database:
+            rows = database.execute("SELECT * FROM jobs ORDER BY received_at").fetchall()
+            answers = {
+                (reply_to, job): StoredAnswer((reply_to, job), payload, bool(msgpack))
+                for reply_to, job, msgpack, payload in database.execute(
+                    "SELECT reply_to, job, msgpack, payload FROM answers "
+                    "WHERE answered_at > ? ORDER BY number",
+                    (now - self._keep_s,),
+                )
+            }
+        self._changes.gone.update(row[0] for row in rows)
+        messages = (_message(row, now) for row in rows)
+        return Recovered(tuple(m for m in messages if m is not None), answers)
+
+    def accepted(self, request_id: str, message: Message) -> None:
+        """A job that will have an answer; ids are unique for ever."""
+        with self._lock:
+            self._changes.jobs[request_id] = (self._clock(), message)
+        self._changed.set()
+
+    def answered(self, request_id: str, answer: StoredAnswer | None) -> None:
+        """Its answer went out; None for one that cannot be asked for again."""
+        with self._lock:
+            if self._changes.jobs.pop(request_id, None) is None:
+                self._changes.gone.add(request_id)
+            if answer is not None and len(answer.payload) <= _LARGEST_ANSWER_BYTES:
+                self._changes.answers.append((self._clock(), answer))
+        self._changed.set()
+
+    def close(self) -> None:
+        """Write what is left, and end. Does nothing where `open` was never called."""
+        if self._thread.is_alive():
+            self._closing.set()
+            self._changed.set()
+            self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            try:
+                with contextlib.closing(_connect(self._path)) as database:
+                    self._serve(database)
+            except sqlite3.Error as error:
+                log.error("the job store %s cannot be written: %s", self._path, error)
+                if self._trouble is not None:
+                    self._trouble(f"the job store {self._path} cannot be written: {error}")
+                self._wait_until_writable()
+
+    def _serve(self, database: sqlite3.Connection) -> None:
+        """Write group after group, until closed.
+
+        Raises:
+            sqlite3.Error: it cannot be written; nothing of the group is lost.
+        """
+        while True:
+            self._changed.wait()
+            closing = self._closing.wait(_GROUP_S)
+            self._changed.clear()
+            self._write(database)
+            if closing:
+                return
+
+    def _write(self, database: sqlite3.Connection) -> None:
+        with self._lock:
+            changes, self._changes = self._changes, _Changes()
+        if not changes:
+            return
+        try:
+            with database:
+                _store(database, changes, self._clock() - self._keep_s)
+        except sqlite3.Error:
+            with self._lock:
+                self._changes = changes.before(self._changes)
+            raise
+
+    def _wait_until_writable(self) -> None:
+        """An outage is said once, however long it lasts and whatever is tried meanwhile."""
+        while not self._closing.wait(_RETRY_S):
+            with (
+                contextlib.suppress(sqlite3.Error),
+                contextlib.closing(_connect(self._path)) as database,
+            ):
+                self._write(database)
+                log.warning("the job store %s can be written again", self._path)
+                return
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    database = sqlite3.connect(path, timeout=5.0)
+    try:
+        database.execute("PRAGMA journal_mode=WAL")
+        database.execute("PRAGMA synchronous=NORMAL")
+        database.executescript(_SCHEMA)
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _store(database: sqlite3.Connection, changes: _Changes, oldest: float) -> None:
+    database.executemany("DELETE FROM jobs WHERE request_id = ?", ((key,) for key in changes.gone))
+    database.executemany(
+        "INSERT INTO jobs VALUES (?, ?, ?, ?, ?)",
+        (
+            (key, at, message.topic, message.payload, encode_msgpack(message.properties))
+            for key, (at, message) in changes.jobs.items()
+        ),
+    )
+    database.executemany(
+        "INSERT INTO answers (answered_at, reply_to, job, msgpack, payload) VALUES (?, ?, ?, ?, ?)",
+        ((at, *answer.key, answer.msgpack, answer.payload) for at, answer in changes.answers),
+    )
+    if changes.answers:
+        database.execute(
+            "DELETE FROM answers WHERE answered_at < ? OR number <= "
+            "(SELECT max(number) FROM answers) - ?",
+            (oldest, _MOST_ANSWERS),
+        )
+
+
+def _message(row: tuple[str, float, str, bytes, bytes], now: float) -> Message | None:
+    """The job as it came, its deadline brought up to now; None when it cannot be read."""
+    _, received_at, topic, payload, encoded = row
+    try:
+        properties = decode_msgpack(encoded, Properties)
+    except ProtocolError as error:
+        log.error("a stored job on %s cannot be read: %s", topic, error)
+        return None
+    given_ms = properties.user_value("deadline_ms")
+    if given_ms is not None:
+        limit_ms = float(given_ms)  # one that makes no sense would not have been accepted
+    elif properties.expiry_s is not None:
+        limit_ms = properties.expiry_s * 1e3
+    else:
+        limit_ms = math.inf
+    if limit_ms < math.inf:
+        # A clock that was set back must not lengthen a deadline; what is over is still answered, and says so.
+        left_ms = max(limit_ms - max(0.0, now - received_at) * 1e3, 0.001)
+        rest = tuple(pair for pair in properties.user if pair[0] != "deadline_ms")
+        properties = replace(properties, user=(*rest, ("deadline_ms", f"{left_ms:.3f}")))
+    return Message(topic, payload, qos=1, properties=properties)
