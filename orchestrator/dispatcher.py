@@ -23,6 +23,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
+from dataclasses import replace
 from typing import assert_never
 
 from orchestrator.answers import ItemResult
@@ -32,7 +33,7 @@ from orchestrator.core.dispatch_settings import DispatchSettings
 from orchestrator.dispatch_actions import Known, Performer, internal
 from orchestrator.dispatch_notes import Command, ModelSpec, Note, PipelineSpec, Tally
 from orchestrator.job_requests import Envelope, Stray, open_envelope, read_request
-from orchestrator.job_store import JobStore, Key, StoredAnswer
+from orchestrator.job_store import JobStore, Recovered
 from orchestrator.replies import Replies
 from shared.bus import DataBus, Message
 from shared.codec import decode_msgpack
@@ -78,7 +79,8 @@ class DispatchThread(threading.Thread):
         self._settings = settings or DispatchSettings()
         self._core = Dispatcher(self._settings)
         self._store = store
-        self._earlier: dict[Key, StoredAnswer] = {}
+        self._recovered = Recovered()
+        self._broker_lost = False
         self._commands: deque[Command] = deque()
         self._stopping = threading.Event()
         self._known = Known()
@@ -105,6 +107,10 @@ class DispatchThread(threading.Thread):
         self._commands.append(command)
         self._bus.wake()
 
+    def take_over(self, recovered: Recovered, *, broker_lost: bool) -> None:
+        """Before the start: what an earlier orchestrator left, and whether the broker lost what it held."""
+        self._recovered, self._broker_lost = recovered, broker_lost
+
     def stop(self, timeout_s: float = 5.0) -> None:
         """End the thread, if it was started. The broker keeps what comes meanwhile in our session."""
         self._stopping.set()
@@ -122,8 +128,6 @@ class DispatchThread(threading.Thread):
             for name in _TOPICS:
                 self._bus.subscribe(self._topics.pattern(name), 1)
             self._bus.connect()
-            if self._store is not None:
-                self._recover(self._store)
             self._reported = time.monotonic()
             while not self._stopping.is_set():
                 try:
@@ -140,18 +144,6 @@ class DispatchThread(threading.Thread):
             self.error = error
             log.exception("the dispatcher died")
             raise
-
-    def _recover(self, store: JobStore) -> None:
-        """Go on with what an earlier orchestrator had accepted; what the broker has comes after it."""
-        while self._commands:  # the models that were served: a job of any other is refused
-            self._command(self._commands.popleft())
-        recovered = store.open()
-        self._earlier = recovered.answers
-        for number, message in enumerate(recovered.jobs):
-            name, levels = self._parse(message.topic)
-            self._request(message, name, levels, self._replies.stored(message, number))
-        if recovered.jobs:
-            log.warning("%d jobs were accepted before and go on", len(recovered.jobs))
 
     def _turn(self) -> None:
         now = time.monotonic()
@@ -180,8 +172,26 @@ class DispatchThread(threading.Thread):
             return
         first, self._sessions = self._sessions == 0, self._bus.sessions
         self._replies.session_began(present=self._bus.session_present)
-        if not first:
+        if first:
+            self._recover()
+        else:
             self._performer.perform(self._core.step(core.BusReconnected(time.monotonic())))
+
+    def _recover(self) -> None:
+        """Go on with the jobs that an earlier orchestrator had accepted and the broker has lost.
+
+        A broker that lost nothing delivers them again, and knows better which were answered.
+        """
+        jobs, session = self._recovered.jobs, self._bus.session_present
+        self._recovered = replace(self._recovered, jobs=())
+        if not jobs or (session and not self._broker_lost):
+            return
+        while self._commands:  # the models that were served: a job of any other is refused
+            self._command(self._commands.popleft())
+        log.warning("the broker has lost jobs that were accepted: %d go on", len(jobs))
+        for number, message in enumerate(jobs):
+            name, levels = self._parse(message.topic)
+            self._request(message, name, levels, self._replies.stored(message, number))
 
     def _command(self, command: Command) -> None:
         now = time.monotonic()
@@ -258,7 +268,7 @@ class DispatchThread(threading.Thread):
             return
         if self._replies.answered_before(message):
             return
-        if self._earlier and self._answered_earlier(envelope, message):
+        if self._recovered.answers and self._answered_earlier(envelope, message):
             return
         spec = self._known.models.get(envelope.model)
         try:
@@ -288,7 +298,7 @@ class DispatchThread(threading.Thread):
     def _answered_earlier(self, envelope: Envelope, message: Message) -> bool:
         """Whether an earlier orchestrator had answered this job; then it gets that answer again."""
         key = envelope.key
-        earlier = None if key is None else self._earlier.get((envelope.reply_to, key))
+        earlier = None if key is None else self._recovered.answers.get((envelope.reply_to, key))
         if earlier is None or earlier.msgpack != envelope.context.msgpack:
             return False
         self._replies.send(envelope.reply_to, earlier.payload, envelope.context, (message,))

@@ -24,7 +24,7 @@ from shared.errors import ProtocolError
 from shared.messages import Count, Name
 from shared.messages.model import ModelState
 from shared.messages.node import NodeState, Telemetry
-from shared.messages.operation import OrchestratorState
+from shared.messages.operation import Beat, OrchestratorState
 from shared.messages.stage import Assignment
 from shared.messages.stage import Report as StageReports
 from shared.topics import Topics
@@ -121,6 +121,8 @@ class Intake:
             case "model_state" if message.retain and payload:
                 self._outbox.kept(message.topic, payload)
                 self._restore.found(levels["model"], decode_json(payload, ModelState))
+            case "orchestrator_beat" if payload and message.retain:
+                self._restore.beat = decode_json(payload, Beat).count
             case "orchestrator_state" if payload:
                 self._orchestrator_seen(decode_json(payload, OrchestratorState), message)
             case "request":

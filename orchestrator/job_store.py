@@ -2,6 +2,8 @@
 
 A job is in the broker's queue until its answer went out (`dispatcher.py`), and from its receipt on also here:
 a broker that was killed may have lost its queue, and then the next orchestrator finds the job in this file.
+Where the broker lived, its queue says better what was answered: it was told so right after each answer, and
+this file a moment later.
 
 One thread writes, a group of changes per transaction, so that a slow disk never delays an answer. What was
 accepted and answered within one group is never written. SQLite in WAL mode and `synchronous=NORMAL`: a killed
@@ -40,6 +42,7 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     request_id TEXT PRIMARY KEY, received_at REAL, topic TEXT, payload BLOB, properties BLOB
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS beats (number INTEGER PRIMARY KEY, count INTEGER);
 CREATE TABLE IF NOT EXISTS answers (
     number INTEGER PRIMARY KEY, answered_at REAL, reply_to TEXT, job, msgpack INTEGER, payload BLOB
 );
@@ -62,8 +65,10 @@ class StoredAnswer:
 class Recovered:
     """What an earlier orchestrator left: jobs without an answer, oldest first, and answers by job."""
 
-    jobs: tuple[Message, ...]
-    answers: dict[Key, StoredAnswer]
+    jobs: tuple[Message, ...] = ()
+    answers: dict[Key, StoredAnswer] = field(default_factory=dict)
+    beat: int = 0
+    """The last count that the broker had acknowledged; see the topic `orchestrator/beat`."""
 
 
 @dataclass(slots=True)
@@ -73,15 +78,16 @@ class _Changes:
     jobs: dict[str, tuple[float, Message]] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     answers: list[tuple[float, StoredAnswer]] = field(default_factory=list)
+    beat: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.gone or self.answers)
+        return bool(self.jobs or self.gone or self.answers or self.beat)
 
     def before(self, later: _Changes) -> _Changes:
         """These, which could not be written, and what came after them."""
         jobs = {key: job for key, job in self.jobs.items() if key not in later.gone} | later.jobs
         answers = (self.answers + later.answers)[-_MOST_ANSWERS:]
-        return _Changes(jobs, self.gone | later.gone, answers)
+        return _Changes(jobs, self.gone | later.gone, answers, max(self.beat, later.beat))
 
 
 class JobStore:
@@ -121,14 +127,14 @@ class JobStore:
             recovered = self._read()
         except sqlite3.OperationalError as error:  # the disk; the thread goes on trying
             log.error("the job store %s cannot be opened: %s", self._path, error)
-            recovered = Recovered((), {})
+            recovered = Recovered()
         except sqlite3.DatabaseError as error:
             aside = self._path.with_suffix(".damaged")
             log.error("the job store %s is damaged (%s); moved to %s", self._path, error, aside)
             self._path.replace(aside)
             for rest in ("-wal", "-shm"):
                 self._path.with_name(self._path.name + rest).unlink(missing_ok=True)
-            recovered = Recovered((), {})
+            recovered = Recovered()
         self._thread.start()
         return recovered
 
@@ -144,9 +150,15 @@ class JobStore:
                     (now - self._keep_s,),
                 )
             }
+            beat = database.execute("SELECT max(count) FROM beats").fetchone()[0] or 0
         self._changes.gone.update(row[0] for row in rows)
         messages = (_message(row, now) for row in rows)
-        return Recovered(tuple(m for m in messages if m is not None), answers)
+        return Recovered(tuple(m for m in messages if m is not None), answers, beat)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether it was opened and not closed yet."""
+        return self._thread.is_alive()
 
     def accepted(self, request_id: str, message: Message) -> None:
         """A job that will have an answer; ids are unique for ever."""
@@ -161,6 +173,12 @@ class JobStore:
                 self._changes.gone.add(request_id)
             if answer is not None and len(answer.payload) <= _LARGEST_ANSWER_BYTES:
                 self._changes.answers.append((self._clock(), answer))
+        self._changed.set()
+
+    def beat(self, count: int) -> None:
+        """The broker has this count."""
+        with self._lock:
+            self._changes.beat = count
         self._changed.set()
 
     def close(self) -> None:
@@ -245,6 +263,8 @@ def _store(database: sqlite3.Connection, changes: _Changes, oldest: float) -> No
         "INSERT INTO answers (answered_at, reply_to, job, msgpack, payload) VALUES (?, ?, ?, ?, ?)",
         ((at, *answer.key, answer.msgpack, answer.payload) for at, answer in changes.answers),
     )
+    if changes.beat:
+        database.execute("INSERT OR REPLACE INTO beats VALUES (1, ?)", (changes.beat,))
     if changes.answers:
         database.execute(
             "DELETE FROM answers WHERE answered_at < ? OR number <= "

@@ -1,5 +1,7 @@
 """Starting again: what an earlier orchestrator left retained on the broker is taken over.
 
+Where the broker has lost a model's state, or has an older one, that of our own file counts.
+
 Our own birth is the mark: a broker delivers in order, so when it comes back to us all that was retained
 before has come. Until then nothing is decided, and no job is let in.
 """
@@ -15,6 +17,7 @@ from orchestrator.announcer import Announcer
 from orchestrator.core import cluster_events as events
 from orchestrator.library import Library, entry_of
 from orchestrator.outbox import Outbox
+from orchestrator.served_file import ServedFile
 from shared.bus import ControlBus
 from shared.errors import Amp4ecError, ProtocolError
 from shared.messages.model import ModelState
@@ -29,13 +32,18 @@ _POLL_S = 0.1
 class Restore:
     """Used once, at the start."""
 
-    def __init__(self, library: Library, outbox: Outbox, announcer: Announcer) -> None:
+    def __init__(
+        self, library: Library, outbox: Outbox, announcer: Announcer, served: ServedFile
+    ) -> None:
         self._library = library
+        self._served = served
         self._outbox = outbox
         self._announcer = announcer
         self._marked = asyncio.Event()
         self._found: dict[str, ModelState] = {}
         self._waited = False
+        self.beat = 0
+        """The count that the broker had retained."""
         self.over = False
         """Whether all was taken over."""
 
@@ -57,6 +65,11 @@ class Restore:
         """Wait for the mark, then take over each model. Without a broker: wait for one."""
         await self._wait(bus)
         self._waited = True
+        for name, state in (await asyncio.to_thread(self._served.read)).items():
+            retained = self._found.get(name)
+            if retained is None or retained.generation < state.generation:
+                log.warning("%s: the broker had lost that it is served", name)
+                self._found[name] = state
         for name, state in sorted(self._found.items()):
             if state.manifest is None:
                 continue  # one that never got so far
@@ -76,6 +89,7 @@ class Restore:
                 text = f"{name} was served before the restart and cannot be taken over: {error}"
                 self._announcer.happened(events.Tell("model_lost", text, model=name))
                 self._outbox.publish("model_state", None, retain=True, model=name)
+                self._served.write(name, None)
         self._found.clear()
         step(events.RestoreEnded(time.monotonic()))
         self.over = True

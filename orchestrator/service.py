@@ -39,6 +39,7 @@ from orchestrator.operators import Operators
 from orchestrator.options import OrchestratorOptions
 from orchestrator.outbox import Outbox
 from orchestrator.restore import Restore
+from orchestrator.served_file import ServedFile
 from shared.artifact_store import ArtifactStore
 from shared.bus import (
     ControlBus,
@@ -50,7 +51,7 @@ from shared.bus import (
 from shared.codec import encode_json, to_builtins
 from shared.errors import BrokerError, JobError
 from shared.ids import ORCHESTRATOR
-from shared.messages.operation import Limits, OrchestratorState
+from shared.messages.operation import Beat, Limits, OrchestratorState
 from shared.topics import Topics
 from shared.transfer import Transfers
 
@@ -64,6 +65,7 @@ RECEIVE_MAXIMUM = 65535
 they wait for. How many may wait is the queue's bound, which says `overloaded`."""
 TICK_S = 0.25
 LAST_WORDS_S = 2.0
+BEAT_S = 1.0
 
 
 async def run_orchestrator(options: OrchestratorOptions) -> int:
@@ -110,12 +112,14 @@ class Orchestrator:
         self._announcer = Announcer(self._outbox)
         self._states = ModelStates(self._cluster, self._outbox)
         self._notes: asyncio.Queue[Note] = asyncio.Queue()
+        self._jobs = JobStore(options.state_dir / "jobs.sqlite3", trouble=self._store_trouble)
+        self._beat = 0
         self._dispatcher = DispatchThread(
             (data or self._mqtt_data)(),
             self._topics,
             self._note,
             options.dispatch,
-            JobStore(options.state_dir / "jobs.sqlite3", trouble=self._store_trouble),
+            self._jobs,
         )
         self._deployer = Deployer(
             self._library, self._outbox, self._dispatcher, prefetch=options.prefetch
@@ -128,7 +132,8 @@ class Orchestrator:
             step=self._step,
             dispatched=lambda: self._dispatched,
         )
-        self._restore = Restore(self._library, self._outbox, self._announcer)
+        self._served = ServedFile(options.state_dir / "served.json", options.root)
+        self._restore = Restore(self._library, self._outbox, self._announcer, self._served)
         self._dispatched: Snapshot | None = None
         self._doubts = Doubts()
         self._counters: Counter[str] = Counter()
@@ -187,6 +192,7 @@ class Orchestrator:
     async def _run(self) -> None:
         for name in SUBSCRIPTIONS:
             await self._bus.subscribe(self._topics.pattern(name))
+        await self._bus.subscribe(self._topics.topic("orchestrator_beat"))
         await self._bus.subscribe(self._topics.topic("orchestrator_state"))
         log.info("orchestrator %s runs on %s", self.incarnation, self._options.broker)
         async with asyncio.TaskGroup() as group:
@@ -195,6 +201,7 @@ class Orchestrator:
                 group.create_task(self._receive(), name="receive"),
                 group.create_task(self._begin(), name="restore"),
                 group.create_task(self._tick(), name="tick"),
+                group.create_task(self._beats(), name="beats"),
                 group.create_task(self._read_notes(), name="notes"),
             ]
             await self._stop.wait()
@@ -235,6 +242,12 @@ class Orchestrator:
     async def _begin(self) -> None:
         """Take over what an earlier orchestrator left, then let operators and jobs in."""
         await self._restore.run(self._bus, self._step)
+        recovered = await asyncio.to_thread(self._jobs.open)
+        self._beat = max(recovered.beat, self._restore.beat)
+        lost = self._restore.beat < recovered.beat
+        if lost:
+            log.warning("the broker was killed: it has lost what came since it last saved")
+        self._dispatcher.take_over(recovered, broker_lost=lost)
         self._operators.open()
         self._dispatcher.start()
 
@@ -289,7 +302,9 @@ class Orchestrator:
             ):
                 self._deployer.tell(action)
             case events.PublishModel(model):
-                self._states.publish(model, time.monotonic())
+                now = time.monotonic()
+                self._states.publish(model, now)
+                self._served.write(model, self._states.state(model, now))
             case events.Tell():
                 self._announcer.happened(action)
             case events.Progress(transaction, verb, text):
@@ -387,6 +402,22 @@ class Orchestrator:
             except Exception:
                 self._counters["internal_errors"] += 1
                 log.exception("a tick failed")
+
+    async def _beats(self) -> None:
+        """Count with the broker, so that our successor can tell what it has lost."""
+        topic = self._topics.topic("orchestrator_beat")
+        while True:
+            await asyncio.sleep(BEAT_S)
+            if not self._jobs.is_open:
+                continue
+            count = self._beat + 1
+            try:
+                await self._bus.publish(topic, encode_json(Beat(count=count)), retain=True)
+            except BrokerError as error:
+                log.debug("no beat: %s", error)
+                continue
+            self._beat = count
+            self._jobs.beat(count)
 
     def _forget_packages(self) -> None:
         """Let go of the weights of what is not served any more, so that others have room on disk."""

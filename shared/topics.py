@@ -196,6 +196,17 @@ TABLE: tuple[TopicSpec, ...] = (
         text="Who leads, since when, and the limits that jobs have to keep.",
     ),
     TopicSpec(
+        name="orchestrator_beat",
+        pattern="orchestrator/beat",
+        sender="orchestrator",
+        receiver="its successor",
+        qos=1,
+        retained=True,
+        payload="JSON `Beat`",
+        text="Counts seconds. A successor that knows a later count than is retained knows that the broker "
+        "was killed and has lost what came since it last saved: accepted jobs too.",
+    ),
+    TopicSpec(
         name="event",
         pattern="event",
         sender="orchestrator",

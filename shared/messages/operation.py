@@ -160,6 +160,14 @@ class OrchestratorState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Beat:
+    """`count` only grows, also over restarts of the orchestrator."""
+
+    count: Count
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Happening:
     """One thing that happened. `text` is for people, the fields for programs.
 

@@ -43,6 +43,7 @@ READ = {
     "request": "",
     "response": "operator",
     "orchestrator_state": "agent client monitor operator",
+    "orchestrator_beat": "",
     "event": "monitor operator",
     "metrics": "monitor operator",
 }
@@ -63,6 +64,7 @@ WRITE = {
     "request": "operator",
     "response": "",
     "orchestrator_state": "",
+    "orchestrator_beat": "",
     "event": "",
     "metrics": "",
 }

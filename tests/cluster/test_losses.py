@@ -89,6 +89,29 @@ async def test_broker_is_restarted(cluster: LocalCluster, raw: RawClient) -> Non
     assert answer["status"] == "ok"
 
 
+async def test_broker_and_orchestrator_are_killed_together(
+    cluster: LocalCluster, raw: RawClient
+) -> None:
+    """Mosquitto forgets what it had not saved: what was served, who is there, and its queue. We do not."""
+    before = await cluster.wait_for_model(MODEL)
+    async with cluster.client() as client, asyncio.TaskGroup() as group:
+        ours = [group.create_task(client.infer(MODEL, JPEG, timeout_s=90)) for _ in range(JOBS)]
+        await asyncio.wait(ours, return_when=asyncio.FIRST_COMPLETED)
+        await cluster.broker.kill()
+        await cluster.kill_orchestrator()
+        assert sum(task.done() for task in ours) < JOBS, "some were under way"
+        await cluster.broker.start()
+        await cluster.start_orchestrator()
+    assert {result.top[0].label for result in (task.result() for task in ours)} == {
+        ours[0].result().top[0].label
+    }
+    after = await cluster.wait_for_model(MODEL)
+    assert after.generation >= before.generation
+    await cluster.wait_for_nodes(3)
+    answer = await asyncio.to_thread(raw.ask, JPEG)
+    assert answer["status"] == "ok"
+
+
 async def test_agent_leaves_by_itself(cluster: LocalCluster, raw: RawClient) -> None:
     before = await cluster.wait_for_model(MODEL)
     leaver = before.pipelines[0].stages[0].node

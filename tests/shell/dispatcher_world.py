@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from orchestrator.answers import Shown
 from orchestrator.core.dispatch_settings import DispatchSettings
 from orchestrator.dispatch_notes import ModelSpec, Note, PipelineSpec, Report
 from orchestrator.dispatcher import DispatchThread
+from orchestrator.job_store import JobStore
 from shared.bus import Message, Properties
 from shared.codec import decode_msgpack, encode_msgpack
 from shared.messages.job import Activation, Failure, StageResult, StageTime
@@ -58,6 +60,8 @@ def wait_until(condition: Callable[[], object], deadline_s: float = 5.0) -> None
 class World:
     broker: FakeBroker
     settings: DispatchSettings | None = None
+    store: Path | None = None
+    """Of accepted jobs; none is kept when None."""
     notes: list[Note] = field(default_factory=list)
     answers: list[Message] = field(default_factory=list)
     activations: list[tuple[int, Activation]] = field(default_factory=list)
@@ -66,14 +70,21 @@ class World:
     """What the dispatcher did to its bus: ("publish" or "acknowledge", topic)."""
 
     def __post_init__(self) -> None:
-        self.bus = self.make_bus()
-        self.thread = DispatchThread(self.bus, TOPICS, self.notes.append, self.settings)
+        self._new_thread()
         self.client = self.broker.data("client", receive_maximum=60_000)
         self.client.subscribe("test/result/#")
         self.client.connect()
         self.stage = self.broker.data("stage", receive_maximum=60_000)
         self.stage.subscribe("test/pipeline/+/+/0")
         self.stage.connect()
+
+    def _new_thread(self, *, broker_lost: bool = False) -> None:
+        self.bus = self.make_bus()
+        store = None if self.store is None else JobStore(self.store)
+        self.thread = DispatchThread(self.bus, TOPICS, self.notes.append, self.settings, store)
+        if store is not None:
+            self.recovered = store.open()
+            self.thread.take_over(self.recovered, broker_lost=broker_lost)
 
     def make_bus(self) -> FakeDataBus:
         bus = self.broker.data(
@@ -97,11 +108,16 @@ class World:
         bus.acknowledge = record_acknowledge  # type: ignore[method-assign]
         return bus
 
-    def restart(self) -> None:
-        """Another dispatcher takes over the session."""
+    def restart(self, *, broker_lost: bool = False) -> None:
+        """Another dispatcher takes over the session, and the store."""
         self.thread.stop()
-        self.bus = self.make_bus()
-        self.thread = DispatchThread(self.bus, TOPICS, self.notes.append, self.settings)
+        self._new_thread(broker_lost=broker_lost)
+
+    def serve_again(self) -> None:
+        """Start the thread that `restart` made, with the model served."""
+        self.thread.tell(spec())
+        self.thread.tell(pipeline())
+        self.thread.start()
 
     @property
     def unacknowledged(self) -> int:
@@ -197,8 +213,9 @@ def running(
     settings: DispatchSettings | None = None,
     *,
     serve: bool = True,
+    store: Path | None = None,
 ) -> Iterator[World]:
-    world = World(broker or FakeBroker(), settings)
+    world = World(broker or FakeBroker(), settings, store)
     if serve:
         world.thread.tell(spec())
         world.thread.tell(pipeline())

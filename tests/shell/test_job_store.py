@@ -83,6 +83,17 @@ def test_recovered_jobs_are_gone_unless_accepted_anew(tmp_path: Path) -> None:
     store.close()
 
 
+def test_the_last_beat_is_kept(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    assert store.open().beat == 0
+    store.beat(41)
+    store.beat(42)
+    store.close()
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    assert store.open().beat == 42
+    store.close()
+
+
 def test_closing_writes_what_is_left(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     store, *_ = opened(path)

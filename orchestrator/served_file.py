@@ -1,0 +1,72 @@
+"""What is served, in a file of our own: for the day on which broker and orchestrator die together.
+
+The broker's retained topics say it as well, and are read first; but a broker that was killed has forgotten
+what came since it last saved, which may be all of it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from shared.codec import decode_json, encode_json
+from shared.errors import ProtocolError
+from shared.messages.model import ModelState
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Document:
+    root: str
+    models: dict[str, ModelState] = field(default_factory=dict)
+
+
+class ServedFile:
+    """The states of served models below one root topic, by name; written whole with each change."""
+
+    def __init__(self, path: Path, root: str) -> None:
+        self._path = path
+        self._root = root
+        self._models: dict[str, ModelState] = {}
+
+    def read(self) -> dict[str, ModelState]:
+        """What an earlier orchestrator of this root served; nothing where the file is missing or damaged."""
+        try:
+            document = decode_json(self._path.read_bytes(), _Document)
+        except FileNotFoundError:
+            return {}
+        except (OSError, ProtocolError) as error:
+            log.error("%s cannot be read, the broker's word is taken alone: %s", self._path, error)
+            return {}
+        if document.root == self._root:
+            self._models = dict(document.models)
+        return dict(self._models)
+
+    def write(self, model: str, state: ModelState | None) -> None:
+        """Remember a model's state; None forgets it. A disk that fails is logged: the broker has it, too."""
+        if state is None and model not in self._models:
+            return
+        if state is None:
+            del self._models[model]
+        else:
+            self._models[model] = state
+        try:
+            self._replace(encode_json(_Document(root=self._root, models=self._models)))
+        except OSError as error:
+            log.error("%s cannot be written: %s", self._path, error)
+
+    def _replace(self, data: bytes) -> None:
+        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(self._path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise

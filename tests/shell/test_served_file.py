@@ -1,0 +1,48 @@
+"""The file that says what is served, when the broker has forgotten."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from orchestrator.served_file import ServedFile
+from shared.messages.model import ModelState
+
+
+def state(generation: int) -> ModelState:
+    return ModelState(state="serving", model="m", generation=generation, manifest="0" * 64)
+
+
+def test_what_was_written_is_read_by_the_next(tmp_path: Path) -> None:
+    path = tmp_path / "served.json"
+    file = ServedFile(path, "root")
+    assert file.read() == {}
+    file.write("m", state(3))
+    file.write("n", state(1))
+    file.write("n", None)
+    assert ServedFile(path, "root").read() == {"m": state(3)}
+    assert list(tmp_path.iterdir()) == [path], "no temporary file is left"
+
+
+def test_what_was_there_stays_when_another_is_added(tmp_path: Path) -> None:
+    ServedFile(tmp_path / "served.json", "root").write("m", state(3))
+    later = ServedFile(tmp_path / "served.json", "root")
+    later.read()
+    later.write("n", state(1))
+    assert set(ServedFile(tmp_path / "served.json", "root").read()) == {"m", "n"}
+
+
+def test_another_cluster_s_file_says_nothing_of_ours(tmp_path: Path) -> None:
+    ServedFile(tmp_path / "served.json", "theirs").write("m", state(3))
+    assert ServedFile(tmp_path / "served.json", "ours").read() == {}
+
+
+def test_a_damaged_file_and_a_disk_that_fails_stop_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "served.json"
+    path.write_bytes(b'{"root": 3')
+    file = ServedFile(path, "root")
+    assert file.read() == {}
+    file.write("m", state(1))
+    assert ServedFile(path, "root").read() == {"m": state(1)}
+    nowhere = ServedFile(tmp_path / "none" / "served.json", "root")
+    nowhere.write("m", state(1))
+    assert nowhere.read() == {}
