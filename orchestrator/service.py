@@ -170,6 +170,8 @@ class Orchestrator:
             session_expiry_s=SESSION_EXPIRY_S,
             manual_ack=True,
             receive_maximum=RECEIVE_MAXIMUM,
+            # An answer, the next item for the first stage and acknowledgements leave together.
+            gather_writes=True,
         )
 
     async def run(self, stop: asyncio.Event | None = None) -> int:

@@ -362,7 +362,9 @@ async def test_the_broker_dies_in_the_middle_of_a_payload(broker: Broker, url: B
     await asyncio.to_thread(bus.close)
 
 
-async def test_what_is_published_before_close_arrives(url: BrokerUrl) -> None:
+async def test_what_is_published_before_close_arrives(
+    url: BrokerUrl, caplog: pytest.LogCaptureFixture
+) -> None:
     def scenario() -> None:
         sink, source = data(url, "sink"), data(url, "source")
         sink.subscribe("a")
@@ -373,8 +375,30 @@ async def test_what_is_published_before_close_arrives(url: BrokerUrl) -> None:
         for _ in range(20):
             source.publish("a", bytes(500_000))
         source.close()  # with much on its way to it, too
+        assert not caplog.messages
         assert len(receive(sink, 20)) == 20
         sink.close()
+
+    await asyncio.to_thread(scenario)
+
+
+async def test_publications_may_leave_together(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        bus, other = data(url, "one", gather_writes=True), data(url, "other")
+        other.subscribe("a")
+        assert bus.connect(10)
+        assert other.connect(10)
+        settle(other)
+        for number in range(3):
+            bus.publish("a", b"%d" % number)
+        assert bus._session.outgoing
+        bus.poll(0)
+        assert not bus._session.outgoing
+        assert [m.payload for m in receive(other, 3)] == [b"0", b"1", b"2"]
+        bus.publish("a", b"3")
+        bus.close()
+        assert receive(other, 1)[0].payload == b"3"
+        other.close()
 
     await asyncio.to_thread(scenario)
 
