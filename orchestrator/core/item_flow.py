@@ -68,8 +68,9 @@ if TYPE_CHECKING:
 
 Actions: TypeAlias = list[Action]
 
-EXPLAIN_S = 1.0
-"""A decision of each model is explained this often, for whoever asks; between them it costs nothing."""
+EXPLAIN_S, EXPLAIN_CANDIDATE_S = 1.0, 0.01
+"""A decision of each model is explained this often, and so much more rarely for each candidate, for whoever
+asks: writing down the terms of one takes microseconds, those of thousands would hold jobs up."""
 
 
 class ItemFlow:
@@ -158,7 +159,11 @@ class ItemFlow:
         """The pipeline for the next item, and why, where that is to be told; None: no free credit."""
         lineup = model.lineup()
         last = model.decision
-        told = self._settings.scheduling.log_decisions or last is None or now - last.at >= EXPLAIN_S
+        told = (
+            self._settings.scheduling.log_decisions
+            or last is None
+            or now - last.at >= EXPLAIN_S + EXPLAIN_CANDIDATE_S * len(lineup)
+        )
         if len(lineup) == 1 and not told:
             only = lineup[0]
             return (only, None) if len(only.in_flight) < only.window else None

@@ -156,7 +156,7 @@ def _plans(context: Context) -> tuple[list[Row], Curve]:
     made = profile_model(
         MODEL, Modelling(weights="none", runtime=RUNTIME), layers=False, step=lambda _: None
     )
-    times = context.choose(1, 7)
+    times = context.choose(1, 5)
     curve = Curve("three kinds of node")
     rows = []
     cases = {
@@ -210,7 +210,7 @@ def _node(name: str, cpu: float) -> NodeProfile:
 
 
 def _simulated(context: Context) -> list[Row]:
-    seconds, seeds = context.choose(20.0, 120.0), range(context.choose(2, 9))
+    seconds, seeds = context.choose(20.0, 60.0), range(context.choose(2, 5))
     rows = []
     for name, scenario in SCENARIOS.items():
         context.say(f"scheduling: simulating {name}")
@@ -277,7 +277,7 @@ async def _round(
     await cluster.restart_orchestrator(scheduler_arguments(SETTINGS[rule]))
     await cluster.wait_for_nodes()
     await cluster.wait_for_model(MODEL)
-    seconds, payload = context.choose(3.0, 10.0), jpeg_input()
+    seconds, payload = context.choose(3.0, 6.0), jpeg_input()
     async with cluster.client() as client:
         async with Saturation(client, MODEL, payload, 12) as load:
             await load.warm_up(context.choose(12, 60))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import pytest
@@ -14,6 +15,7 @@ from orchestrator.core.dispatch_events import (
     Answer,
     AnswerAgain,
     BusReconnected,
+    Decided,
     Dispatch,
     Failure,
     InputItem,
@@ -31,6 +33,7 @@ from orchestrator.core.dispatch_events import (
     Tick,
 )
 from orchestrator.core.dispatch_settings import DispatchSettings
+from orchestrator.core.scheduler_settings import SchedulerSettings
 from shared.errors import ErrorCode
 from tests.core.dispatch_checks import check, check_nothing_left
 
@@ -180,6 +183,43 @@ def test_faster_pipelines_get_more() -> None:
     bench.activate("fast", rate=30.0, window=8)
     sent = [one(bench.ask(1), Dispatch).pipeline for _ in range(8)]
     assert (sent.count("fast"), sent.count("slow")) == (6, 2)
+
+
+def test_a_decision_is_explained_once_a_second_and_more_rarely_of_many() -> None:
+    for pipelines, every_s in (("ab", 1.02), ("abcdefghij" * 10, 2.0)):
+        bench = Bench()
+        for number, name in enumerate(pipelines):
+            bench.activate(f"{name}{number:03}")
+        told = []
+        for _ in range(40):
+            (sent,) = bench.ask(1)
+            bench.result(sent)
+            decision = bench.core.snapshot().models[0].decision
+            assert decision is not None
+            told.append(decision.at)
+            bench.now += 0.1
+        gaps = [later - earlier for earlier, later in pairwise(sorted(set(told)))]
+        assert gaps
+        assert all(every_s <= gap < every_s + 0.11 for gap in gaps)
+
+
+def test_each_decision_is_told_where_that_is_asked_for() -> None:
+    bench = Bench(pipelines="pq", scheduling=SchedulerSettings(log_decisions=True))
+    for _ in range(3):
+        sent, decided = bench.ask(1)
+        assert isinstance(sent, Dispatch)
+        assert isinstance(decided, Decided)
+        (chosen,) = [each for each in decided.decision.candidates if each.chosen]
+        assert (chosen.pipeline, decided.request_id) == (sent.pipeline, sent.request_id)
+
+
+def test_a_pipeline_that_stalls_is_left_before_its_window_is_full() -> None:
+    bench = Bench()
+    bench.activate("a", rate=100.0, window=8)
+    bench.activate("b", rate=10.0, window=8)
+    assert one(bench.ask(1), Dispatch).pipeline == "a"
+    bench.now += 1.0  # 20 ms were planned
+    assert one(bench.ask(1), Dispatch).pipeline == "b"
 
 
 # --- refusals -------------------------------------------------------------------------------------
