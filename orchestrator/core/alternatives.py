@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from orchestrator.core.bounded import EXACT_STATES, shortlist
+from orchestrator.core.bounded import shortlist
+from orchestrator.core.choice import EXACT_STATES
 from orchestrator.core.evaluate import Placement, placements
 from orchestrator.core.exact import best_pipelines
 from orchestrator.core.figures import Objective, figure, in_words

@@ -18,7 +18,7 @@ import numpy as np
 
 from orchestrator.core import cost
 from orchestrator.core.chain import lengths_found, long_pipeline
-from orchestrator.core.choice import chosen_exactly
+from orchestrator.core.choice import EXACT_STATES, chosen_exactly, label_states
 from orchestrator.core.exact import pipeline_burdens
 from orchestrator.core.figures import Objective
 from orchestrator.core.goal import Goal, objectives_of
@@ -30,14 +30,8 @@ from orchestrator.core.problem import Problem, place
 from orchestrator.core.tables import FloatArray, Kind, StageTables, stage_tables
 from shared.profile import NodeProfile
 
-EXACT_STATES = 1024
-"""Up to so many sets of nodes (2^10: ten unlike nodes, a thousand equal ones) the plan is exact."""
-
 _WORK = 24_000_000
 """Candidates that the groups of one dealing may cost together: a few tenths of a second."""
-_LABEL_STATES = 64
-"""Up to so many sets of nodes where one figure does not decide: six unlike nodes."""
-
 _LABEL_WORK = _WORK // 100
 """Labels cost that much more than single figures."""
 
@@ -101,7 +95,7 @@ def _dealings(problem: Problem, solver: _Solver) -> Iterator[list[Pattern]]:
 
 def _of_shortlist(problem: Problem, judge: Judge) -> list[Pattern]:
     plain = isinstance(judge.goal, Objective) and not judge.limits.objectives
-    few = shortlist(problem, EXACT_STATES if plain else _LABEL_STATES)
+    few = shortlist(problem, EXACT_STATES if plain else min(64, label_states(judge)))
     kinds = [problem.kinds[kind] for kind, _ in few]
     counts = [count for _, count in few]
     tables = stage_tables(problem.model, kinds)

@@ -16,6 +16,20 @@ from orchestrator.core.plan_front import PlanFront, plan_front
 from orchestrator.core.problem import Problem, place
 from orchestrator.core.tables import Kind, StageTables
 
+EXACT_STATES = 1024
+"""Up to so many sets of nodes (2^10: ten unlike nodes, a thousand equal ones) the plan is exact."""
+
+
+def label_states(judge: Judge) -> int:
+    """Up to so many sets of nodes a front over what a judge looks at is had in about a second."""
+    match len(judge.tracked):
+        case 0:
+            return EXACT_STATES
+        case 1:
+            return 128
+        case _:
+            return 32
+
 
 def chosen_exactly(
     problem: Problem,
@@ -28,11 +42,22 @@ def chosen_exactly(
 
     And the ratio by which a better one may have been missed.
     """
-    known: list[list[Pattern]] = []
     if isinstance(judge.goal, Objective):
         patterns = best_plan(judge.goal, tables, states, stages=problem.stages)
         if not patterns or judge.allows(problem.price(place(patterns, kinds)).predicted):
             return patterns, 0.0
+    return chosen_from_front(problem, kinds, tables, states, judge)
+
+
+def chosen_from_front(
+    problem: Problem,
+    kinds: tuple[Kind, ...],
+    tables: StageTables,
+    states: Lattice,
+    judge: Judge,
+) -> tuple[list[Pattern], float]:
+    """The same, without the quick way."""
+    known: list[list[Pattern]] = []
     front = all_plans(problem, tables, states, judge)
     best = judge.best(front.burdens, front.nodes)
     found = [] if best is None else [front.patterns(best)]

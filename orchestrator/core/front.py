@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from orchestrator.core.bounded import EXACT_STATES, shortlist
-from orchestrator.core.choice import all_plans
+from orchestrator.core.bounded import shortlist
+from orchestrator.core.choice import all_plans, label_states
 from orchestrator.core.figures import Objective, burden
 from orchestrator.core.goal import Goal, Weights
 from orchestrator.core.infeasible import beyond_limits, no_plan
@@ -21,8 +21,6 @@ from orchestrator.core.plan import Front, PlanRequest, Priced
 from orchestrator.core.problem import Problem, place, pose
 from orchestrator.core.tables import Kind, stage_tables
 from shared.errors import ConfigurationError
-
-_LABEL_STATES = 64
 
 SHORTLIST_NOTE = (
     "the cluster is too large for a whole front: it is that of the most promising nodes, "
@@ -62,8 +60,9 @@ def front(request: PlanRequest, objectives: Sequence[Objective]) -> Front:
 def _points(problem: Problem, judge: Judge) -> tuple[list[Priced], tuple[str, ...]]:
     few = tuple(enumerate(problem.counts))
     notes: tuple[str, ...] = ()
-    if lattice_size(problem.counts) > EXACT_STATES:
-        few = shortlist(problem, _LABEL_STATES)
+    most = label_states(judge)
+    if lattice_size(problem.counts) > most:
+        few = shortlist(problem, most)
         notes = (SHORTLIST_NOTE,)
     kinds = tuple(
         Kind(problem.kinds[kind].node, problem.kinds[kind].names[:count]) for kind, count in few

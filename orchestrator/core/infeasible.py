@@ -7,7 +7,8 @@ import dataclasses
 import numpy as np
 
 from orchestrator.core import cost
-from orchestrator.core.bounded import EXACT_STATES, chain_lengths, shortlist
+from orchestrator.core.bounded import chain_lengths, shortlist
+from orchestrator.core.choice import EXACT_STATES
 from orchestrator.core.figures import Objective, figure, in_words
 from orchestrator.core.judge import Judge
 from orchestrator.core.limits import LIMIT_OF, NO_LIMITS, Limits, keeps

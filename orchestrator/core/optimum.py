@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from orchestrator.core.bounded import EXACT_STATES, bounded_choice
+from orchestrator.core.bounded import bounded_choice
 from orchestrator.core.bounds import dearest
-from orchestrator.core.choice import chosen_exactly
+from orchestrator.core.choice import EXACT_STATES, chosen_from_front, label_states
+from orchestrator.core.exact import best_plan
 from orchestrator.core.figures import Objective, burden
 from orchestrator.core.goal import Weights, yardstick
 from orchestrator.core.judge import Judge
@@ -18,6 +19,11 @@ from orchestrator.core.tables import stage_tables
 
 BOUNDED_NOTE = (
     "the cluster is too large for an exact search; the gap to the lower bound is what it may miss"
+)
+
+FRONT_NOTE = (
+    "with limits or weights the cluster is too large for an exact search; the gap to the lower bound is "
+    "what it may miss"
 )
 
 
@@ -33,11 +39,20 @@ def optimum(problem: Problem, judge: Judge) -> Optimum:
     """One node, copies, pipelines and mixtures, whichever is best; exact up to EXACT_STATES sets of nodes."""
     if not problem.kinds or not problem.stages:
         return Optimum([])
-    if lattice_size(problem.counts) > EXACT_STATES:
+    size = lattice_size(problem.counts)
+    if size > EXACT_STATES:
         return Optimum(bounded_choice(problem, judge), (BOUNDED_NOTE,))
     tables = stage_tables(problem.model, problem.kinds)
     states = lattice(problem.counts)
-    patterns, error_ratio = chosen_exactly(problem, problem.kinds, tables, states, judge)
+    if isinstance(judge.goal, Objective):
+        quick = best_plan(judge.goal, tables, states, stages=problem.stages)
+        if not quick or judge.allows(problem.price(place(quick, problem.kinds)).predicted):
+            return Optimum(quick)
+    if size > label_states(judge):
+        found = bounded_choice(problem, judge)
+        if found:
+            return Optimum(found, (FRONT_NOTE,))
+    patterns, error_ratio = chosen_from_front(problem, problem.kinds, tables, states, judge)
     return Optimum(patterns, thinned_note(error_ratio))
 
 

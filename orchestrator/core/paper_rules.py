@@ -7,6 +7,7 @@ inside a block; it is then moved to the nearest cut that one tensor crosses, and
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from orchestrator.core import cost
@@ -143,5 +144,25 @@ def _partition(problem: Problem, nodes: list[NodeProfile], wanted: list[float]) 
                 expected=f"at most {cost.usable_bytes(node)} bytes",
                 got=f"{needed} bytes",
             )
+        if not problem.model.fits(node)[start, stop]:
+            raise PlanError(
+                f"strategy {request.strategy} puts blocks [{start}, {stop}) on node {node.name!r} in zone "
+                f"{node.zone!r}, and nothing before block {problem.model.first_outside} may leave zone "
+                f"{problem.model.home_zone!r}; strategy optimal looks at zones",
+                expected=f"a node in zone {problem.model.home_zone!r}",
+                got=node.zone,
+            )
         placed.append((node.name, (start, stop)))
-    return Proposal([placed], tuple(notes), tuple(counts))
+    return Proposal([placed], (*notes, _imbalance_note(request.profile, counts)), tuple(counts))
+
+
+def _imbalance_note(profile: ModelProfile, counts: Sequence[int]) -> str:
+    """How uneven the partitions are in the paper's measure, against an even share."""
+    ends = list(itertools.accumulate(counts))
+    loads = [
+        float(sum(leaf.cost for leaf in profile.leaves[end - count : end]))
+        for end, count in zip(ends, counts, strict=True)
+    ]
+    share = sum(loads) / len(loads)
+    ratio = imbalance(loads) / share if share else 0.0
+    return f"imbalance of the paper's cost: mean(|L_i - L_avg|) is {ratio:.1%} of an even share"

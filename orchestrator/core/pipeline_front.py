@@ -5,9 +5,10 @@ of the labels that end at the same cut on the same nodes only the non-dominated 
 exposure are the maximum over stages, latency and energy the sum. The price is not in it: it follows from the
 set.
 
-Two bounds keep it small. Labels that cannot keep a limit on latency, whatever comes after them, are dropped;
-and where a cell holds more than so many labels they are thinned on a grid (`pareto.thinned`), which makes
-the search inexact by a ratio that it reports.
+Three bounds keep it small. What more nodes reach must be better in something than what fewer of them do (the
+others stay free for something else; not so where many stages are asked for). Labels that cannot keep a limit
+on latency, whatever comes after them, are dropped; and where a cell holds more than so many labels they are
+thinned on a grid (`pareto.thinned`), which makes the search inexact by a ratio that it reports.
 """
 
 from __future__ import annotations
@@ -72,6 +73,10 @@ class _Labels:
     parent: IntArray
 
 
+_Reached = tuple[IntArray, FloatArray]
+"""Cuts, and figures with which they were reached."""
+
+
 @dataclass(frozen=True, slots=True)
 class PipelineFront:
     """The non-dominated pipelines: pipeline p uses the nodes of `state[p]`, with `figures[p]` by `columns`.
@@ -121,6 +126,8 @@ def pipeline_front(
     zero = np.zeros(1, dtype=np.int64)
     labels[0] = _Labels(zero, np.zeros((1, cells.shape[3])), zero, zero)
     error = np.ones(states.size)
+    # What each state's nodes, or fewer of them, have reached: more nodes must be good for something
+    reached: list[_Reached | None] = [None] * states.size
     for state in np.argsort(states.totals, kind="stable")[1:]:
         total = int(states.totals[state])
         if total >= stages.stop or total > blocks:
@@ -134,13 +141,21 @@ def pipeline_front(
         ]
         kind = np.repeat(kinds, [len(part[0]) for part in parts])
         cut, figures, parent = (np.concatenate(column) for column in zip(*parts, strict=True))
-        keep = non_dominated(cut, figures)
-        thin, grid = thinned(cut[keep], figures[keep], most)
-        keep = keep[thin]
-        if len(keep):
-            labels[state] = _Labels(cut[keep], figures[keep], kind[keep], parent[keep])
-            before = max(error[state - states.strides[one]] for one in kinds)
-            error[state] = before * (1 + grid)
+        fewer = _joined([reached[state - states.strides[one]] for one in kinds], figures)
+        keep = non_dominated(np.concatenate((fewer[0], cut)), np.concatenate((fewer[1], figures)))
+        new = keep[keep >= len(fewer[0])] - len(fewer[0])
+        thin, grid = thinned(cut[new], figures[new], most)
+        new = new[thin]
+        old = keep[keep < len(fewer[0])]
+        before = max(error[state - states.strides[one]] for one in kinds)
+        error[state] = before * (1 + grid)
+        if len(new):
+            labels[state] = _Labels(cut[new], figures[new], kind[new], parent[new])
+        if stages.start == 1:
+            reached[state] = (
+                np.concatenate((fewer[0][old], cut[new])),
+                np.concatenate((fewer[1][old], figures[new])),
+            )
     finished = [
         (state, np.flatnonzero(found.cut == blocks))
         for state, found in enumerate(labels)
@@ -158,6 +173,15 @@ def pipeline_front(
         error_ratio=float(error.max()) - 1.0,
         _labels=labels,
         _row=np.concatenate([zero[:0], *(ends for _, ends in finished)]),
+    )
+
+
+def _joined(parts: Sequence[_Reached | None], like: FloatArray) -> _Reached:
+    known = [part for part in parts if part is not None]
+    none = np.zeros(0, dtype=np.int64)
+    return (
+        np.concatenate([none, *(cut for cut, _ in known)]),
+        np.concatenate([like[:0], *(figures for _, figures in known)]),
     )
 
 
@@ -209,6 +233,8 @@ def _labels_per_cell(states: Lattice, cells: FloatArray, stages: range) -> int:
     """How many labels a cell may hold so that the whole search stays within its work."""
     size = cells.shape[1]
     searched = states.totals[states.totals < stages.stop]
+    # With three figures and more, comparing costs as much as there are labels in a cell
+    work = _WORK if cells.shape[3] < 3 else _WORK // 10
     pairs: int = int(searched.sum()) * size * size // 2
-    most = _WORK // max(1, pairs)
+    most = work // max(1, pairs)
     return max(_FEWEST, min(_MOST, most))

@@ -136,7 +136,7 @@ def _pipelines(
 
 
 def sensible(plans: Sequence[Outcome], tracked: Sequence[str]) -> list[Outcome]:
-    """Without the plans that have a pipeline which another one on the same nodes beats.
+    """Without the plans that have a pipeline which another one on its nodes, or some of them, beats.
 
     As good in throughput and in each figure of `tracked`, and better in one. A plan of one such pipeline is
     never better for it, but its slowness may pull down a mean over pipelines; the planner does not look
@@ -147,16 +147,15 @@ def sensible(plans: Sequence[Outcome], tracked: Sequence[str]) -> list[Outcome]:
         for plan in plans
         if len(plan.pipelines) == 1
     }
-    by_nodes: dict[frozenset[str], list[tuple[float, ...]]] = {}
-    for pipeline, row in rows.items():
-        by_nodes.setdefault(frozenset(node for node, _ in pipeline), []).append(row)
+    nodes = {pipeline: {node for node, _ in pipeline} for pipeline in rows}
 
     def beaten(pipeline: tuple[Stage, ...]) -> bool:
         mine = rows[pipeline]
         return any(
-            all(a <= b * (1 + 1e-9) for a, b in zip(other, mine, strict=True))
-            and any(a < b * (1 - 1e-9) for a, b in zip(other, mine, strict=True))
-            for other in by_nodes[frozenset(node for node, _ in pipeline)]
+            nodes[other] <= nodes[pipeline]
+            and all(a <= b * (1 + 1e-9) for a, b in zip(figures, mine, strict=True))
+            and any(a < b * (1 - 1e-9) for a, b in zip(figures, mine, strict=True))
+            for other, figures in rows.items()
         )
 
     worse = {pipeline for pipeline in rows if beaten(pipeline)}

@@ -7,7 +7,8 @@ import dataclasses
 import pytest
 
 from orchestrator.core import bounded
-from orchestrator.core.bounded import EXACT_STATES, bounded_throughput
+from orchestrator.core.bounded import bounded_throughput
+from orchestrator.core.choice import EXACT_STATES
 from orchestrator.core.evaluate import evaluate
 from orchestrator.core.infeasible import feasible_stage_counts
 from orchestrator.core.optimum import BOUNDED_NOTE

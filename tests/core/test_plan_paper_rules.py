@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from orchestrator.core.limits import KeepInput
 from orchestrator.core.paper_rules import capabilities, imbalance, leaf_counts, move_cuts, shares
 from orchestrator.core.plan import PlanRequest, Strategy
 from orchestrator.core.planner import plan
@@ -102,6 +103,7 @@ def test_a_cut_inside_a_block_is_moved_and_the_plan_says_so() -> None:
     assert found.notes == (
         "the paper's cut after leaf 108 is moved to the cut before block 14, after leaf 104",
         "the paper's cut after leaf 124 is moved to the cut before block 16, after leaf 120",
+        "imbalance of the paper's cost: mean(|L_i - L_avg|) is 18.5% of an even share",
     )
     assert found.leaf_counts == (108, 16, 17)
 
@@ -154,6 +156,14 @@ def test_what_the_papers_rules_cannot_do(strategy: Strategy) -> None:
         plan(PlanRequest(model([0.1]), (node("a"),), strategy=strategy))
     with pytest.raises(PlanError, match="no node to plan for"):
         plan(PlanRequest(mobilenet_v2(), (), strategy=strategy))
+    away = PlanRequest(
+        mobilenet_v2(),
+        (node("a", zone="cloud"), node("b", 0.5)),
+        strategy=strategy,
+        keep_input=KeepInput("default"),
+    )
+    with pytest.raises(PlanError, match="nothing before block 1 may leave zone 'default'"):
+        plan(away)
     profile = model([0.1] * 4, weights=[100] * 4, leaves=LEAVES)
     with pytest.raises(PlanError, match="where they do not fit"):
         plan(PlanRequest(profile, (node("a", memory_bytes=50),), strategy=strategy))
