@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import torch
@@ -22,11 +22,15 @@ Arguments: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """One of our operators: `operands` are tensors, lists of tensors or None."""
+    """One of our operators: `operands` are tensors, lists of tensors, None, or other operators' results.
+
+    `shape` is that of an operand made so, where it is not the whole result's; the dtype is the result's.
+    """
 
     op: str
     operands: tuple[Any, ...]
     attributes: dict[str, Attribute] = field(default_factory=dict)
+    shape: tuple[int, ...] | None = None
 
 
 Rule: TypeAlias = Callable[[Arguments, Any], Lowered]
@@ -197,6 +201,27 @@ def _conv2d(a: Arguments, _out: Any) -> Lowered:
     return Lowered("conv2d", (a["input"], a["weight"], a["bias"]), attributes)
 
 
+@_rule("conv1d.default")
+def _conv1d(a: Arguments, out: Any) -> Lowered:
+    """A row is an image of height 1."""
+    batch, channels, width = _shape(a["like"])
+    image = Lowered("reshape", (a["input"],), {"shape": (batch, channels, 1, width)})
+    attributes: dict[str, Attribute] = {
+        "stride": (1, *_ints(a["stride"])),
+        "padding": (0, *_ints(a["padding"])),
+        "dilation": (1, *_ints(a["dilation"])),
+        "groups": int(a["groups"]),
+    }
+    operands = (
+        replace(image, shape=(batch, channels, 1, width)),
+        a["weight"].unsqueeze(2),
+        a["bias"],
+    )
+    rows = (out.shape[0], out.shape[1], 1, out.shape[2])
+    made = Lowered("conv2d", operands, attributes, shape=_ints(rows))
+    return Lowered("reshape", (made,), {"shape": _shape(out)})
+
+
 @_rule("linear.default")
 def _linear(a: Arguments, _out: Any) -> Lowered:
     return Lowered("linear", (a["input"], a["weight"], a["bias"]))
@@ -286,6 +311,11 @@ def _compare(a: Arguments, _out: Any) -> Lowered:
         y = _scalar(y, a["like"])
     operands = (y, x) if a["op"] in ("gt", "ge") else (x, y)
     return Lowered(_COMPARISONS[a["op"]], operands)
+
+
+@_rule("ne.Tensor", "ne.Scalar")
+def _unlike(a: Arguments, out: Any) -> Lowered:
+    return Lowered("logical_not", (_compare({**a, "op": "eq"}, out),))
 
 
 @_rule("logical_not.default", "bitwise_not.default")

@@ -10,9 +10,10 @@
 
 from __future__ import annotations
 
+import logging
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,7 +68,9 @@ def trace(module: torch.nn.Module, example: Call) -> Traced:
     Raises:
         ModelError: `torch.export` cannot trace it, or it uses an operator that is not on the list.
     """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
+    chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    fastpath, silent = torch.backends.mha.get_fastpath_enabled(), chatter.disabled
+    chatter.disabled = True  # what it has to say stands in the error
     # The shortcut for transformers is one opaque operator; without it their layers are traced as they are.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -84,6 +87,7 @@ def trace(module: torch.nn.Module, example: Call) -> Traced:
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
+        chatter.disabled = silent
     return lower(program.graph, _constants(program))
 
 
@@ -287,11 +291,23 @@ def _operand(t: _Tracer, value: Any, node: Any) -> Operand:
         return tuple(str(_operand(t, item, node)) for item in value)
     if isinstance(value, _Dynamic):
         return value.name
+    if isinstance(value, Lowered):
+        return _part(t, value, node)
     if isinstance(value, torch.Tensor):
         return _weight(t, value, f"{_module(node) or 'constant'}.{node.name}")
     raise ModelError(
         f"operator {node.target}: operand", expected="a tensor", got=type(value).__name__
     )
+
+
+def _part(t: _Tracer, lowered: Lowered, node: Any) -> str:
+    """A value on the way to the node's own."""
+    args = tuple(_operand(t, operand, node) for operand in lowered.operands)
+    name, spec = _unique(t, f"{node.name}_part"), _spec(node.name, node.meta["val"])
+    if lowered.shape is not None:
+        spec = replace(spec, shape=lowered.shape)
+    t.nodes.append(Node(name, lowered.op, args, lowered.attributes, spec, _module(node)))
+    return name
 
 
 def _weight(t: _Tracer, tensor: torch.Tensor, fallback: str) -> str:

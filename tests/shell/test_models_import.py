@@ -105,6 +105,26 @@ def test_the_paper_s_published_cuts_of_mobilenet_v2(mobilenet: ImportedModel) ->
     assert counts(4) == [100, 16, 16, 9]
 
 
+class Rows(nn.Module):
+    """What is an image of height 1 to us, and a comparison that takes two of our operators."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide = nn.Conv1d(3, 8, 5, 2, 2, groups=1)
+        self.deep = nn.Conv1d(8, 8, 3, dilation=2, groups=8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.deep(torch.relu(self.wide(x)))
+        return torch.where(torch.relu(x) != 0, x, 1 - x)
+
+
+@pytest.mark.parametrize("level", ["O0", "O1"])
+def test_rows_and_inequalities(level: str) -> None:
+    manifest = assert_same(Rows(), level, torch.zeros(1, 3, 40))
+    assert ops(manifest).count("conv2d") == 2
+    assert ops(manifest)[-4:] == ["equal", "logical_not", "sub", "where"]
+
+
 def test_blobs_are_named_by_their_bytes_and_complete(mobilenet: ImportedModel) -> None:
     for digest, data in mobilenet.blobs.items():
         assert hashlib.sha256(data).hexdigest() == digest
