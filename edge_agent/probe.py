@@ -22,6 +22,8 @@ from shared.messages.node import Hardware
 DECLARED = "declared"
 """What limits a share that nothing but its own word does."""
 
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
 
 @dataclass(frozen=True, slots=True)
 class Share:
@@ -37,13 +39,15 @@ class Usage:
     """One sample. `cpu_percent` is of the share since the sample before.
 
     `memory_available_bytes` is what this process may take in all, what it has included: the limit less what
-    others hold.
+    others hold. `cpu_others_ratio` is the share of the machine's CPU time that others used; None where the
+    machine does not say.
     """
 
     cpu_percent: float
     memory_used_bytes: int
     memory_limit_bytes: int
     memory_available_bytes: int
+    cpu_others_ratio: float | None
     stability: float
 
 
@@ -71,6 +75,7 @@ class Probe:
         self._stability = Stability()
         self._cpu_s = time.process_time()
         self._at = time.monotonic()
+        self._machine = self._machine_times()
 
     def share(self) -> Share:
         """The tightest of quota, affinity, cores and what was declared."""
@@ -109,7 +114,8 @@ class Probe:
         """Use since the sample before (or since the start). CPU counts threads that have ended, too."""
         cpu_s, now = time.process_time(), time.monotonic()
         elapsed = max(1e-6, now - self._at)
-        ratio = (cpu_s - self._cpu_s) / elapsed / self.share().cpus
+        own_s = cpu_s - self._cpu_s
+        ratio = own_s / elapsed / self.share().cpus
         self._cpu_s, self._at = cpu_s, now
         used, limit = self.memory()
         return Usage(
@@ -117,8 +123,31 @@ class Probe:
             memory_used_bytes=used,
             memory_limit_bytes=limit,
             memory_available_bytes=self._available(used, limit),
+            cpu_others_ratio=self._others(own_s),
             stability=self._stability.add(ratio, used / limit),
         )
+
+    def _others(self, own_s: float) -> float | None:
+        before, now = self._machine, self._machine_times()
+        self._machine = now
+        if before is None or now is None or now[1] <= before[1]:
+            return None
+        return min(max((now[0] - before[0] - own_s) / (now[1] - before[1]), 0.0), 1.0)
+
+    def _machine_times(self) -> tuple[float, float] | None:
+        """(busy, all) CPU seconds of the whole machine since its start."""
+        try:
+            first, *fields = (self._root / "proc/stat").read_text().split("\n", 1)[0].split()
+            user, nice, system, idle, waiting, *other = (
+                int(each) / _TICKS_PER_S for each in fields
+            )
+        except (OSError, ValueError):
+            return None
+        if first != "cpu":
+            return None
+        # Behind interrupts and what a hypervisor took come guests, which are in `user` already.
+        busy = user + nice + system + sum(other[:3])
+        return busy, busy + idle + waiting
 
     def _available(self, used_bytes: int, limit_bytes: int) -> int:
         """What others leave of the limit and of the machine: either, when used up, ends the process."""

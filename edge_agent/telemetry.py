@@ -99,8 +99,9 @@ class Reporter:
             up_bytes_per_s=_rounded(self._link.up.bytes_per_s),
             down_bytes_per_s=_rounded(self._link.down.bytes_per_s),
             memory_available_bytes=usage.memory_available_bytes,
+            cpu_others_ratio=_rounded(usage.cpu_others_ratio, 3),
         )
 
 
-def _rounded(bytes_per_s: float | None) -> float | None:
-    return None if bytes_per_s is None else float(round(bytes_per_s))
+def _rounded(value: float | None, digits: int = 0) -> float | None:
+    return None if value is None else round(value, digits)

@@ -9,6 +9,9 @@ come to an end.
 
 from __future__ import annotations
 
+import math
+from dataclasses import dataclass
+
 from orchestrator.core import cluster_sharing, replan, sharing
 from orchestrator.core.cluster_context import Context
 from orchestrator.core.footprint import crowded
@@ -70,13 +73,28 @@ def consider_memory(context: Context, now: float, node: str, cause: str) -> None
             consider(context, now, served, cause)
 
 
+@dataclass(frozen=True, slots=True)
+class _Worth:
+    """Why to switch, and whether at once: what measurements alone say may pass again."""
+
+    text: str
+    at_once: bool
+
+
 def consider(
-    context: Context, now: float, served: Served, cause: str, threshold: float | None = None
+    context: Context,
+    now: float,
+    served: Served,
+    cause: str,
+    threshold: float | None = None,
+    *,
+    looks: float = 1,
 ) -> str | None:
     """Whether a better plan exists, and if so set it on its way; says why there is no plan at all.
 
     While a plan loads it is left alone, and the model considered again after that. `threshold` is the
-    least gain that is worth a switch, if not that of the settings.
+    least gain that is worth a switch, if not that of the settings; `looks` at how many looks in a row it has
+    to be worth it, this one included.
     """
     least = context.settings.gain_threshold if threshold is None else threshold
     if served.loads or context.restoring:
@@ -105,14 +123,17 @@ def consider(
     served.chosen, served.free_choice = choice.plan, replan.free_choice(entry, nodes, zones)
     active = served.active
     if active is not None and not served.replaces and active.same_placement(choice.plan):
+        served.looks = 0
         reprice(context, active, everyone)
         return None
-    worth = replan.necessity(served, choice) or _pays(context, served, choice, everyone, least)
-    if worth is None:
+    worth = _worth(context, served, choice, everyone, least)
+    served.looks = 0 if worth is None else served.looks + 1
+    if worth is None or not (worth.at_once or served.looks >= looks):
         assert active is not None
         reprice(context, active, everyone)
     else:
-        said = f"{cause}; {worth}" if cause else worth
+        served.looks = 0
+        said = f"{cause}; {worth.text}" if cause else worth.text
         begin(context, now, served, choice.plan, said, offers=everyone)
     return None
 
@@ -134,13 +155,16 @@ def reprice(context: Context, generation: Generation, offers: Offers) -> None:
     generation.reserved = sharing.reserve(rate, priced.pipelines, offers.shares)
 
 
-def _pays(
+def _worth(
     context: Context, served: Served, choice: replan.Choice, offers: Offers, least: float
-) -> str | None:
+) -> _Worth | None:
     """Why to switch from what runs to the plan that was chosen, or None to stay.
 
     `offers` are all that live: a node on which a load failed a moment ago may well hold what runs.
     """
+    necessity = replan.necessity(served, choice)
+    if necessity is not None:
+        return _Worth(necessity, at_once=True)
     active, plan = served.active, choice.plan
     assert active is not None
     try:
@@ -148,10 +172,10 @@ def _pays(
             served.entry, offers.profiles, active.pipelines(), context.settings.zones
         ).predicted
     except PlanError as error:
-        return f"the present plan cannot run: {error}"
+        return _Worth(f"the present plan cannot run: {error}", at_once=True)
     strays = replan.strays(served.entry, present, choice)
     if strays is not None:
-        return strays
+        return _Worth(strays, at_once=False)
     gain = gain_ratio(present, plan.predicted, plan.objective, plan.yardstick)
     if gain < 0.0:
         return None  # the best that a bounded search or a strategy of the paper has found
@@ -161,7 +185,7 @@ def _pays(
     said = f"predicted gain {gain:.0%}"
     if abs(others - 1.0) > NOTICED:
         said += f", to the other models {others - 1.0:+.0%}"
-    return said
+    return _Worth(said, at_once=False)
 
 
 def begin(
@@ -239,8 +263,10 @@ def tick(context: Context, now: float, served: Served) -> None:
     if served.active is None or served.replaces:
         if age >= settings.retry_s:
             consider(context, now, served, "")
-    elif age >= settings.drift_interval_s and not cools_down(context, now, served):
-        consider(context, now, served, "the measured speeds changed")
+    elif age >= settings.drift_interval_s:
+        # While the last switch cools down we look, and do nothing.
+        looks = math.inf if cools_down(context, now, served) else settings.drift_looks
+        consider(context, now, served, "what is measured has changed", looks=looks)
         served.drifts += served.loads
 
 

@@ -23,6 +23,8 @@ class ClusterSettings:
     cool_down_s: float = 30.0
     """Between a switch and the next one that only pays; doubles with each that drift alone caused."""
     drift_interval_s: float = 10.0
+    drift_looks: int = 5
+    """Of that interval, at each of which a switch has to pay: what passes within seconds moves nothing."""
     settle_s: float = 2.0
     """How long a new model waits for the number of nodes that was asked for."""
     retry_s: float = 1.0

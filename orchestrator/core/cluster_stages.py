@@ -165,9 +165,10 @@ def measured(context: Context, event: StageMeasured) -> None:
     if window is None:
         return
     entry = generation.entry
+    node.contention.measured(event.now, window.cpu_s, window.wall_s, min(hardware.cpu, 1.0))
     components = stage_components(node.state, entry, place.blocks)
     corrections = node.corrections_of(entry.runtime)
-    expected_s = float(components @ corrections.multipliers(entry.name)) / hardware.cpu
+    expected_s = float(components @ corrections.multipliers(entry.name)) / node.cpu
     times.add(window, min(hardware.cpu, 1.0), float(components.sum()) / hardware.cpu, expected_s)
     if times.measured_s is not None:
         corrections.take(entry.name, components, times.measured_s * hardware.cpu)

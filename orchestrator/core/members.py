@@ -117,6 +117,7 @@ class Members:
             heard=now,
             corrections=known.corrections,
             condition=known.condition,
+            contention=known.contention,
             report=report,
         )
         return [*changes, _joined(state, anew=anew)]
@@ -143,6 +144,7 @@ class Members:
         if problem is not None:
             return [*changes, *self._complain(node.name, "telemetry", problem)]
         node.telemetry = telemetry
+        node.contention.heard(now, telemetry.cpu_others_ratio)
         if node.condition.take(now, telemetry):
             cause = f"node {node.name} has {node.memory_bytes / 1e6:.0f} MB left for us"
             changes.append(Shrunk(node.name, cause))

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.core.cluster_events import ModelEntry
 from orchestrator.core.condition import Condition
+from orchestrator.core.contention import Contention
 from orchestrator.core.corrections import Corrections
 from orchestrator.core.sanity import birth_problem
 from orchestrator.core.speeds import node_speed
@@ -35,6 +36,7 @@ class Node:
     corrections: dict[str, Corrections] = field(default_factory=dict)
     """By runtime."""
     condition: Condition = field(default_factory=Condition)
+    contention: Contention = field(default_factory=Contention)
 
     @property
     def name(self) -> str:
@@ -59,6 +61,15 @@ class Node:
         return self.corrections.setdefault(runtime, Corrections())
 
     @property
+    def cpu(self) -> float:
+        """CPUs that it really gets: what it may use, less what neighbours take of that."""
+        return (
+            0.0
+            if self.state.hardware is None
+            else (self.state.hardware.cpu * self.contention.left_ratio)
+        )
+
+    @property
     def memory_bytes(self) -> int:
         """What the agent may take in all: what telemetry says, else the limit of its birth."""
         if self.condition.memory_bytes is not None:
@@ -67,8 +78,7 @@ class Node:
 
     def profile(self, entry: ModelEntry) -> NodeProfile | None:
         """The planner's view, or None when it cannot run the model's runtime or says nonsense of itself."""
-        hardware = self.state.hardware
-        if hardware is None or entry.runtime not in self.state.runtimes:
+        if self.state.hardware is None or entry.runtime not in self.state.runtimes:
             return None
         if birth_problem(self.state) is not None:
             return None
@@ -77,13 +87,13 @@ class Node:
         try:
             return NodeProfile(
                 name=self.name,
-                cpu=hardware.cpu,
+                cpu=self.cpu,
                 speed=speed.speed,
                 memory_bytes=max(self.memory_bytes, 1),
                 up_bytes_per_s=self.condition.up_bytes_per_s or LINK_BYTES_PER_S,
                 down_bytes_per_s=self.condition.down_bytes_per_s or LINK_BYTES_PER_S,
-                message_s=speed.message_cpu_s / hardware.cpu,
-                byte_s=speed.byte_cpu_s / hardware.cpu,
+                message_s=speed.message_cpu_s / self.cpu,
+                byte_s=speed.byte_cpu_s / self.cpu,
                 price_per_hour=self.state.price_per_hour,
                 power_w=self.state.power_w,
                 zone=self.state.zone,

@@ -30,6 +30,7 @@ def telemetry_problem(telemetry: Telemetry) -> str | None:
         ("round_trip_s", telemetry.round_trip_s),
         ("up_bytes_per_s", telemetry.up_bytes_per_s),
         ("down_bytes_per_s", telemetry.down_bytes_per_s),
+        ("cpu_others_ratio", telemetry.cpu_others_ratio),
     ]
     for stage in telemetry.stages:
         numbers += [

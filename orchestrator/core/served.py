@@ -58,6 +58,8 @@ class Served:
     """The last load failed and nobody is left to try; see `blocked`."""
     drifts: int = 0
     """Switches for drift alone since the nodes or the wish last changed."""
+    looks: int = 0
+    """At so many in a row a switch would have paid; see `ClusterSettings.drift_looks`."""
     switched: float = float("-inf")
     considered: float = float("-inf")
     usable: int = 0

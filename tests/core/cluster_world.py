@@ -173,6 +173,11 @@ class World:
         if isinstance(event, ReplanAsked):
             self.checks.asked["replan", event.transaction] += 1
         actions = self.cluster.step(event)
+        self.took(actions)
+        return actions
+
+    def took(self, actions: list[Action]) -> None:
+        """Check what the core wants done, and do it."""
         self.checks.observe(actions)
         self.log += actions
         for action in actions:
@@ -184,7 +189,6 @@ class World:
                 self._retained.pop(action.model, None)
                 if state is not None:
                     self._retained[action.model] = state
-        return actions
 
     # --- nodes
 

@@ -246,9 +246,9 @@ def test_a_calibration_while_it_loads_or_just_after_moves_nothing() -> None:
     world.wait(20)
     assert world.state().generation == 1
     assert [t.node for t in world.told("node_calibrated")] == ["a", "b"]
-    world.wait(20)
+    world.wait(40)
     assert world.state().generation == 2
-    assert world.state().reason.startswith("the measured speeds changed; predicted gain")
+    assert world.state().reason.startswith("what is measured has changed; predicted gain")
     assert world.wait(120) == []
 
 

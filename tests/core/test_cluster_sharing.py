@@ -174,7 +174,7 @@ def test_who_has_no_rate_makes_way_for_who_asks_for_one() -> None:
     world.serve(other(strategy="single", rate_per_s=16.0, max_stages=1))
     world.settle()
     assert world.stages("n") == [["a"]], "both are free to it, and a comes first"
-    world.wait(40)
+    world.wait(60)
     assert world.stages("m") == [["b"]]
 
 

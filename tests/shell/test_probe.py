@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from edge_agent.cgroup import Cgroups
@@ -184,3 +185,36 @@ def test_this_machine() -> None:
     hardware = Probe().hardware()
     assert 0 < hardware.cpu <= hardware.cores
     assert hardware.memory_bytes > 0
+
+
+def test_available_memory_is_what_others_leave(tmp_path: Path) -> None:
+    rss = psutil.Process().memory_info().rss
+    limited = v2(
+        tmp_path / "limited",
+        "/app",
+        {
+            "app/memory.max": str(10**10),
+            "app/memory.current": str(4 * 10**9),
+            "app/memory.stat": "inactive_file 1000000000\n",
+        },
+    )
+    (limited / "proc/meminfo").write_text("MemTotal: 20000000 kB\nMemAvailable: 15000000 kB\n")
+    assert Probe(limited).sample().memory_available_bytes == pytest.approx(7 * 10**9 + rss, abs=2e7)
+    (limited / "proc/meminfo").write_text("MemTotal: 20000000 kB\nMemAvailable: 1000000 kB\n")
+    assert Probe(limited).sample().memory_available_bytes == pytest.approx(
+        1024 * 10**6 + rss, abs=2e7
+    )
+
+
+def test_what_others_use_of_the_machine(tmp_path: Path) -> None:
+    stat = tmp_path / "proc/stat"
+    stat.parent.mkdir(parents=True)
+    stat.write_text("cpu  1000 0 1000 8000 0 0 0 0 500 0\ncpu0 ...\n")
+    probe = Probe(tmp_path)
+    stat.write_text("cpu  11000 0 1000 18000 0 0 0 0 900 0\ncpu0 ...\n")
+    assert probe.sample().cpu_others_ratio == pytest.approx(0.5, abs=0.02)
+    assert probe.sample().cpu_others_ratio is None, "no time has passed there"
+    stat.write_text("nonsense\n")
+    assert probe.sample().cpu_others_ratio is None
+    stat.unlink()
+    assert probe.sample().cpu_others_ratio is None
