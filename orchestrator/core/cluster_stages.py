@@ -170,8 +170,10 @@ def measured(context: Context, event: StageMeasured) -> None:
     corrections = node.corrections_of(entry.runtime)
     expected_s = float(components @ corrections.multipliers(entry.name)) / node.cpu
     times.add(window, min(hardware.cpu, 1.0), float(components.sum()) / hardware.cpu, expected_s)
-    if times.measured_s is not None:
-        corrections.take(entry.name, components, times.measured_s * hardware.cpu)
+    if times.cpu_s is not None:
+        # Not the time that passed: what neighbours take is `contention`, and passes with them. A thread
+        # of a stage is one of several where the node has more CPUs than one.
+        corrections.take(entry.name, components, times.cpu_s * max(hardware.cpu, 1.0))
 
 
 def _pending_reported(

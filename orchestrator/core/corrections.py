@@ -55,14 +55,13 @@ class Corrections:
         found: FloatArray = np.clip(self._mean[: len(COMPONENTS)] + offset, *MULTIPLIER_BOUNDS)
         return found
 
-    def take(self, model: str, components: FloatArray, measured_s: float) -> None:
-        """Take a stage's measured seconds into account.
+    def take(self, model: str, components: FloatArray, measured_cpu_s: float) -> None:
+        """Take a stage's measured CPU seconds into account; `components` are those predicted uncorrected.
 
-        `components` are those predicted, not corrected. Both are CPU seconds, or wall seconds times the
-        node's share: what keeps a node from its share makes it slow as well.
+        Both count all CPUs of the node as busy while the stage computes.
         """
         total = float(components.sum())
-        if total <= 0 or measured_s <= 0:
+        if total <= 0 or measured_cpu_s <= 0:
             return
         row = self.models.get(model)
         if row is None:
@@ -70,7 +69,7 @@ class Corrections:
         mix = np.zeros(len(self._mean))
         mix[: len(COMPONENTS)] = components / total
         mix[row] = 1.0
-        ratio = min(max(measured_s / total, RATIO_BOUNDS[0]), RATIO_BOUNDS[1])
+        ratio = min(max(measured_cpu_s / total, RATIO_BOUNDS[0]), RATIO_BOUNDS[1])
         spread = self._covariance @ mix
         gain = spread / (mix @ spread + _NOISE_VARIANCE)
         self._mean += gain * (ratio - mix @ self._mean)

@@ -29,7 +29,7 @@ class Window:
 
 @dataclass(slots=True)
 class StageTimes:
-    """One stage. All seconds are wall seconds that an item costs the node, at its CPU share.
+    """One stage. All seconds but `cpu_s` are wall seconds that an item costs the node, at its CPU share.
 
     `first_sight_s` is predicted by the calibration alone, `expected_s` with what earlier windows taught; both
     as of the last window.
@@ -39,6 +39,7 @@ class StageTimes:
     first_sight_s: float | None = None
     expected_s: float | None = None
     _gathering: Window | None = None
+    _cpu_s: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOWS))
     _measured_s: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOWS))
     _errors: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOWS))
 
@@ -68,8 +69,14 @@ class StageTimes:
         measured_s = max(window.cpu_s / cpu_share, window.wall_s)
         self.items += window.items
         self.first_sight_s, self.expected_s = first_sight_s, expected_s
+        self._cpu_s.append(window.cpu_s)
         self._measured_s.append(measured_s)
         self._errors.append(abs(expected_s - measured_s) / measured_s)
+
+    @property
+    def cpu_s(self) -> float | None:
+        """CPU seconds of an item; None before the first window."""
+        return statistics.median(self._cpu_s) if self._cpu_s else None
 
     @property
     def measured_s(self) -> float | None:
