@@ -130,7 +130,7 @@ def memory_holders(generations: Iterable[Generation]) -> list[str]:
         for node, taken in footprints(mine).items()
     ]
     held.sort(key=lambda each: (-each[0], each[1], each[2]))
-    return [f"{model} holds {size / 1e6:.1f} MB of {node}" for size, model, node in held]
+    return [f"{model} holds {_size(size)} of {node}" for size, model, node in held]
 
 
 def cpu_holders(uses: Iterable[Use]) -> list[str]:
@@ -143,6 +143,10 @@ def cpu_holders(uses: Iterable[Use]) -> list[str]:
     ]
     reserved.sort(key=lambda each: (-each[0], each[1], each[2]))
     return [f"{model} has {share:.0%} of the CPU of {node}" for share, model, node in reserved]
+
+
+def _size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1_000_000 else f"{size_bytes} bytes"
 
 
 def _part(
