@@ -109,13 +109,14 @@ def choose(entry: ModelEntry, nodes: Sequence[NodeProfile], zones: Zones) -> Cho
 
 
 def free_choice(entry: ModelEntry, nodes: Sequence[NodeProfile], zones: Zones) -> Plan | None:
-    """What would be chosen if no number of stages had been asked for; None when none was.
-
-    Of nodes for which `choose` found a plan: that one is then free to be chosen too.
-    """
+    """What would be chosen if no number of stages had been asked for; None when none was."""
     if entry.options.min_stages is None and entry.options.max_stages is None:
         return None
-    return find_plan(_request(entry, nodes, zones, 1, None))
+    try:
+        return find_plan(_request(entry, nodes, zones, 1, None))
+    except PlanError:
+        # What `choose` found is free to be chosen here, too; a bounded search may miss it.
+        return None
 
 
 def price(

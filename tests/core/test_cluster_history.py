@@ -29,7 +29,9 @@ from shared.errors import PlanError
 from shared.messages.stage import Report
 from tests.core.cluster_world import MB, Death, World, birth, death, entry, telemetry
 
-SETTINGS = ClusterSettings(load_timeout_s=20.0, blocked_s=10.0)
+SETTINGS = ClusterSettings(
+    load_timeout_s=20.0, blocked_s=10.0, cool_down_s=5.0, drift_interval_s=5.0
+)
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 MODELS = st.sampled_from(["m", "m", "n", "o"])
 ENTRIES: dict[str, ModelEntry] = {
@@ -269,13 +271,13 @@ class Histories(RuleBasedStateMachine):
                 continue
             assert world.state(name).state == "serving"
         mark = len(world.log)
-        world.wait(300, step_s=1.5)
+        world.wait(170, step_s=1.5)  # the longest cool-down is over
         switches = Counter(
             a.model for a in world.log[mark:] if isinstance(a, Tell) and a.event == "replanned"
         )
         assert all(count <= MOST_SWITCHES for count in switches.values()), "no to and fro"
         assert not world.cluster._context.draining
-        quiet = world.wait(60, step_s=1.5)
+        quiet = world.wait(30, step_s=1.5)
         assert quiet == [], "a quiet cluster does nothing"
         for name in list(world.cluster.models):
             world.stop(name)

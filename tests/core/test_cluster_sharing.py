@@ -224,3 +224,58 @@ def test_one_does_not_gain_what_another_loses() -> None:
     world.wait(40)
     assert world.stages("m") == [["b"]]
     assert "n made room; predicted gain" in world.state("m").reason
+
+
+# --- what was asked for is kept
+
+
+def test_a_restarted_orchestrator_keeps_rates_and_plans_nothing_onto_what_others_hold() -> None:
+    """`m` lost its node meanwhile: planned before `n` is known, it would take what `n` holds."""
+    world = World()
+    world.join("a", "b", memory=120 * MB)
+    entries = {}
+    for name, manifest, rate in (("m", "a", None), ("n", "c", 5.0)):
+        made = entry(name, manifest=manifest, weight=15 * MB, strategy="single", rate_per_s=rate)
+        entries[made.manifest] = made
+        world.serve(made)
+        world.settle()
+    reserved = world.state("n").cpu_reserved
+    assert (world.stages("m"), world.stages("n")) == ([["a"]], [["b"]])
+    world.agents["a"].up = False
+    world.restart(entries)
+    world.settle()
+    assert world.state("m").state == "unserved"
+    assert "n holds 100.0 MB of b" in world.state("m").reason
+    assert world.stages("n") == [["b"]]
+    assert world.state("n").generation == 1
+    assert world.state("n").cpu_reserved == pytest.approx(reserved)
+    assert world.state("n").options.rate_per_s == 5.0
+
+
+def test_rates_are_planned_first_then_age() -> None:
+    world = World()
+    world.join("a")
+    for name, manifest, rate in (("x", "a", None), ("y", "c", 1.0), ("z", "d", 2.0)):
+        world.now += 1.0
+        world.serve(entry(name, manifest=manifest, rate_per_s=rate))
+    order = [served.name for served in world.cluster._context.in_order()]
+    assert order == ["y", "z", "x"]
+
+
+def test_after_a_loss_a_rate_comes_before_what_was_served_longer() -> None:
+    """Both lose their node; on the one that is left there is CPU for the rate and a rest."""
+    world = World()
+    world.join("a", cpu=4.0)
+    world.join("b")
+    world.serve(entry("m", strategy="single"))
+    world.settle()
+    world.now += 1.0
+    world.serve(entry("n", manifest="c", strategy="single", rate_per_s=16.0))
+    world.settle()
+    assert (world.stages("m"), world.stages("n")) == ([["a"]], [["a"]])
+    world.kill("a")
+    world.settle()
+    world.wait(3)
+    assert world.stages("n") == [["b"]]
+    assert rate_of(world, "n") >= 16.0
+    assert world.state("m").predicted.throughput_per_s == pytest.approx(1 / 0.061 - 16.0, rel=0.05)
