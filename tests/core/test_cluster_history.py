@@ -9,6 +9,7 @@ import os
 from collections import Counter
 from dataclasses import replace
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
@@ -291,7 +292,7 @@ class Histories(RuleBasedStateMachine):
         assert not unanswered
 
 
-TestHistories = Histories.TestCase
+TestHistories = pytest.mark.timeout(300)(Histories.TestCase)
 TestHistories.settings = settings(
     max_examples=int(os.environ.get("AMP4EC_TEST_EXAMPLES", "40")),
     stateful_step_count=40,
