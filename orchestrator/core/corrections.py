@@ -23,6 +23,8 @@ from orchestrator.core.speeds import COMPONENTS, FloatArray
 RATIO_BOUNDS = (0.1, 10.0)
 """A stage so much faster or slower than predicted is taken for this much."""
 MULTIPLIER_BOUNDS = (0.05, 20.0)
+MOST_MODELS = 16
+"""Of so many models that were measured last an offset is kept."""
 _COMMON_VARIANCE = 0.3**2
 """Of what all components of a node have in common, before anything is measured."""
 _OWN_VARIANCE = {
@@ -42,15 +44,21 @@ _FORGETTING = 0.01
 
 @dataclass(slots=True)
 class Corrections:
-    """The filter of one node and runtime. `models` are the rows of their offsets, behind the components'."""
+    """The filter of one node and runtime."""
 
-    models: dict[str, int] = field(default_factory=dict)
+    _rows: dict[str, int] = field(default_factory=dict)
+    """Where a model's offset is, behind the components; those measured last come last."""
     _mean: FloatArray = field(default_factory=lambda: np.ones(len(COMPONENTS)))
     _covariance: FloatArray = field(default_factory=lambda: _prior(0))
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models of which an offset is known, those measured last at the end."""
+        return tuple(self._rows)
+
     def multipliers(self, model: str) -> FloatArray:
         """By component, what a model's calibrated seconds are to be multiplied with."""
-        row = self.models.get(model)
+        row = self._rows.get(model)
         offset = 0.0 if row is None else self._mean[row]
         found: FloatArray = np.clip(self._mean[: len(COMPONENTS)] + offset, *MULTIPLIER_BOUNDS)
         return found
@@ -61,11 +69,10 @@ class Corrections:
         Both count all CPUs of the node as busy while the stage computes.
         """
         total = float(components.sum())
-        if total <= 0 or measured_cpu_s <= 0:
+        if not (total > 0 and measured_cpu_s > 0):  # not a number is neither
             return
-        row = self.models.get(model)
-        if row is None:
-            row = self._add(model)
+        row = self._rows.pop(model) if model in self._rows else self._add(model)
+        self._rows[model] = row  # the last to be forgotten
         mix = np.zeros(len(self._mean))
         mix[: len(COMPONENTS)] = components / total
         mix[row] = 1.0
@@ -74,25 +81,25 @@ class Corrections:
         gain = spread / (mix @ spread + _NOISE_VARIANCE)
         self._mean += gain * (ratio - mix @ self._mean)
         covariance = self._covariance - np.outer(gain, spread)
-        self._covariance = (1 - _FORGETTING) * covariance + _FORGETTING * _prior(len(self.models))
+        self._covariance = (1 - _FORGETTING) * covariance + _FORGETTING * _prior(len(self._rows))
         inside = self._mean[: len(COMPONENTS)]
         np.clip(inside, *MULTIPLIER_BOUNDS, out=inside)
 
-    def forget(self, model: str) -> None:
-        """A model is not served any more; what it taught about the node stays."""
-        row = self.models.pop(model, None)
-        if row is None:
-            return
-        self._mean = np.delete(self._mean, row)
-        self._covariance = np.delete(np.delete(self._covariance, row, axis=0), row, axis=1)
-        self.models = {name: at - (at > row) for name, at in self.models.items()}
-
     def _add(self, model: str) -> int:
-        row = self.models[model] = len(self._mean)
+        if len(self._rows) == MOST_MODELS:
+            self._forget(next(iter(self._rows)))
+        row = self._rows[model] = len(self._mean)
         self._mean = np.append(self._mean, 0.0)
         self._covariance = np.pad(self._covariance, ((0, 1), (0, 1)))
         self._covariance[row, row] = _MODEL_VARIANCE
         return row
+
+    def _forget(self, model: str) -> None:
+        """Let go of a model's offset; what it taught about the node stays."""
+        row = self._rows.pop(model)
+        self._mean = np.delete(self._mean, row)
+        self._covariance = np.delete(np.delete(self._covariance, row, axis=0), row, axis=1)
+        self._rows = {name: at - (at > row) for name, at in self._rows.items()}
 
 
 def _prior(models: int) -> FloatArray:

@@ -6,6 +6,7 @@ together. A stage's figures are medians over its last windows, so that one stran
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -44,7 +45,12 @@ class StageTimes:
     _errors: deque[float] = field(default_factory=lambda: deque(maxlen=_WINDOWS))
 
     def gather(self, items: int, cpu_s: float, wall_s: float) -> Window | None:
-        """A window, once there are items enough for one; the arguments are means over `items`."""
+        """A window, once there are items enough for one; the arguments are means over `items`.
+
+        What cannot be a time (zero, infinite, not a number) is left out.
+        """
+        if items < 1 or not all(0.0 < seconds < math.inf for seconds in (cpu_s, wall_s)):
+            return None
         so_far = self._gathering or Window(0, 0.0, 0.0)
         total = so_far.items + items
         share = items / total

@@ -4,8 +4,8 @@ Agents under cgroup quotas serve each model in several stages and then as a whol
 photographs, a window's worth at a time, until every stage was measured with 50 jobs. What is compared are
 the orchestrator's own figures, as published in the model's state: a stage's seconds by the node's calibration
 alone (first sight), those expected after what was measured, and the measured ones (CPU at the share, or wall
-where that is longer). A neighbour that keeps an agent from its share is part of that: no calibration can know.
-So first sight is compared with the CPU seconds at the share as well, from the agents' telemetry.
+where that is longer). A neighbour that keeps an agent from its share is part of that, and no calibration can
+know it. So first sight is compared with the CPU seconds at the share as well, from the agents' telemetry.
 """
 
 from __future__ import annotations
@@ -149,13 +149,13 @@ def _stages(
     shares = {f"agent-{number}": cpu for number, cpu in enumerate(setting.cpus, start=1)}
     return [
         _Stage(
-            setting.runtime,
-            shares[row.node],
-            model,
-            way,
-            row,
-            _cpu_s(watch, state, pipeline.pipeline, row) / shares[row.node],
-        )  # fmt: skip
+            runtime=setting.runtime,
+            cpu=shares[row.node],
+            model=model,
+            way=way,
+            row=row,
+            cpu_s=_cpu_s(watch, state, pipeline.pipeline, row) / shares[row.node],
+        )
         for pipeline in state.pipelines
         for row in pipeline.stages
         if row.measured_s is not None

@@ -357,7 +357,7 @@ def test_measured_times_show_and_strange_ones_do_not() -> None:
     world = loading("a", "b", min_stages=2)
     measured = StageMeasured(world.now, "m", "m-0", 1, 1, "b", 10, 0.06, 0.05)
     world.send(measured)
-    assert world.cluster.nodes["b"].corrections_of("torch").models == {}, "it does not run yet"
+    assert world.cluster.nodes["b"].corrections_of("torch").models == (), "it does not run yet"
     world.settle()
     for strange in (
         replace(measured, model="z"),
@@ -368,7 +368,7 @@ def test_measured_times_show_and_strange_ones_do_not() -> None:
         replace(measured, stage=7),
     ):
         assert world.send(strange) == []
-    assert world.cluster.nodes["b"].corrections_of("torch").models == {}
+    assert world.cluster.nodes["b"].corrections_of("torch").models == ()
     world.send(replace(measured, items=4))
     assert world.state().prediction_error is None, "too few to say anything"
     world.send(measured)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.corrections import MULTIPLIER_BOUNDS, RATIO_BOUNDS, Corrections
+from orchestrator.core.corrections import MOST_MODELS, MULTIPLIER_BOUNDS, RATIO_BOUNDS, Corrections
 from orchestrator.core.speeds import COMPONENTS, FloatArray
 from tests.core.plan_cases import several
 
@@ -32,6 +32,7 @@ def test_nothing_measured_changes_nothing() -> None:
     assert (corrections.multipliers("m") == 1.0).all()
     corrections.take("m", MIXED, 0.0)
     corrections.take("m", stage(), 0.1)
+    corrections.take("m", MIXED, float("nan"))
     assert (corrections.multipliers("m") == 1.0).all()
 
 
@@ -122,15 +123,18 @@ def test_nonsense_is_bounded(measured_s: float) -> None:
 
 def test_a_model_that_is_forgotten_leaves_what_it_taught() -> None:
     corrections = Corrections()
-    for model in ("a", "b", "c"):
-        for _ in range(9):
-            corrections.take(model, MIXED, 2.0 * MIXED.sum())
-    kept = corrections.multipliers("c").copy()
-    shared = corrections.multipliers("never seen").copy()
-    corrections.forget("b")
-    corrections.forget("b")
-    assert (corrections.multipliers("c") == kept).all()
-    assert (corrections.multipliers("b") == shared).all()
-    assert (shared > 1.5).all()
-    corrections.take("b", MIXED, 2.0 * MIXED.sum())
-    assert list(corrections.models) == ["a", "c", "b"]
+    names = [f"m{index}" for index in range(MOST_MODELS)]
+    for name in names:
+        for _ in range(3):
+            corrections.take(name, MIXED, 2.0 * MIXED.sum())
+    corrections.take("m0", MIXED, 2.0 * MIXED.sum())
+    assert corrections.models == (*names[1:], "m0")
+    kept = corrections.multipliers("m9").copy()
+    # Nothing new about the node: as much as is expected already.
+    corrections.take("new", MIXED, expected_s(corrections, "new", MIXED))
+    assert corrections.models == (*names[2:], "m0", "new"), "m1 was measured longest ago"
+    assert corrections.multipliers("m9") == pytest.approx(kept)
+    assert corrections.multipliers("m1") == pytest.approx(corrections.multipliers("never seen"))
+    assert (corrections.multipliers("m1") > 1.5).all()
+    corrections.take("m1", MIXED, 2.0 * MIXED.sum())
+    assert expected_s(corrections, "m1", MIXED) == pytest.approx(2.0 * MIXED.sum(), rel=0.05)

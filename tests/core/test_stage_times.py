@@ -27,6 +27,15 @@ def test_a_window_has_items_enough() -> None:
     assert times.gather(9, 0.01, 0.01) is not None
 
 
+@pytest.mark.parametrize("strange", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_cannot_be_a_time_is_left_out(strange: float) -> None:
+    times = StageTimes()
+    assert times.gather(9, strange, 0.1) is None
+    assert times.gather(9, 0.1, strange) is None
+    assert times.gather(0, 0.1, 0.1) is None
+    assert times.gather(5, 0.1, 0.2) == Window(5, 0.1, 0.2)
+
+
 def test_nothing_measured() -> None:
     times = StageTimes()
     assert times.measured_s is times.first_sight_error is times.error is None
