@@ -37,6 +37,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
+from orchestrator.core.deciding import Decider
 from orchestrator.core.dispatch_events import (
     Action,
     Decided,
@@ -58,19 +59,12 @@ from orchestrator.core.job_failures import (
     unserved,
 )
 from orchestrator.core.request_book import RequestBook
-from orchestrator.core.rules import selector_of
-from orchestrator.core.selection import choose, explain
 from orchestrator.core.timers import Timers
 
 if TYPE_CHECKING:
-    from orchestrator.core.selection import Decision
     from shared.errors import ErrorCode
 
 Actions: TypeAlias = list[Action]
-
-EXPLAIN_S, EXPLAIN_CANDIDATE_S = 1.0, 0.01
-"""A decision of each model is explained this often, and so much more rarely for each candidate, for whoever
-asks: writing down the terms of one takes microseconds, those of thousands would hold jobs up."""
 
 
 class ItemFlow:
@@ -84,7 +78,7 @@ class ItemFlow:
         requests: RequestBook,
     ) -> None:
         self._settings = settings
-        self._selector = selector_of(settings.scheduling)
+        self._decider = Decider(settings.scheduling)
         self._models = models
         self._counters = counters
         self._requests = requests
@@ -121,7 +115,7 @@ class ItemFlow:
 
     def _fill(self, model: Model, now: float, actions: Actions) -> None:
         while (item := model.queue.head()) is not None:
-            chosen = self._choose(model, now)
+            chosen = self._decider.decide(model, now)
             if chosen is None:
                 return
             request = item.request
@@ -154,25 +148,6 @@ class ItemFlow:
                 model.decision = decision
                 if self._settings.scheduling.log_decisions:
                     actions.append(Decided(request.request_id, item.index, model.name, decision))
-
-    def _choose(self, model: Model, now: float) -> tuple[Pipeline, Decision | None] | None:
-        """The pipeline for the next item, and why, where that is to be told; None: no free credit."""
-        lineup = model.lineup()
-        last = model.decision
-        told = (
-            self._settings.scheduling.log_decisions
-            or last is None
-            or now - last.at >= EXPLAIN_S + EXPLAIN_CANDIDATE_S * len(lineup)
-        )
-        if len(lineup) == 1 and not told:
-            only = lineup[0]
-            return (only, None) if len(only.in_flight) < only.window else None
-        board = model.candidates()
-        choice = choose(self._selector, board, model.turns + 1, now)
-        if choice is None:
-            return None
-        decision = explain(self._selector, board, choice, now) if told else None
-        return lineup[choice.row], decision
 
     def _overdue_s(self, pipeline: Pipeline, item: Item) -> float:
         """How long to wait for a result: doubled per fault, so that a slow pipeline is not flooded."""
