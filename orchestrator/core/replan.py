@@ -53,6 +53,14 @@ def check(entry: ModelEntry, zones: Zones) -> None:
             "rate_per_s", expected="a finite number above 0", got=f"{options.rate_per_s:g}"
         )
     _request(entry, (), zones, options.min_stages or 1, options.max_stages)
+    keep = _keep_input(entry)
+    if keep is not None and {zones.orchestrator, zones.broker} != {keep.zone}:
+        # No node that joins could mend it.
+        raise ConfigurationError(
+            f"keep_input_in {keep.zone!r} is refused: every tensor crosses broker and orchestrator",
+            expected=f"both in zone {keep.zone!r}",
+            got=f"the broker in {zones.broker!r}, the orchestrator in {zones.orchestrator!r}",
+        )
 
 
 def strategy_of(entry: ModelEntry) -> Strategy:
