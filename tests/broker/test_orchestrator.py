@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,15 @@ import pytest
 
 from broker.launcher import Broker
 from orchestrator.core.cluster_settings import ClusterSettings
+from orchestrator.core.condition import SAMPLES
 from orchestrator.service import Orchestrator, OrchestratorOptions
 from shared.bus import BrokerUrl, ControlBus, MqttControlBus, Properties, Publication
+from shared.codec import encode_json
+from shared.messages.node import Telemetry
 from shared.topics import Topics
+from tests.broker.test_link_probe import probing
 from tests.fakes.cluster import FakeAgent, FakeOperator, Model, until
+from tests.fakes.relay import Relay
 
 TOPICS = Topics("orch-test")
 ROOT = Path(__file__).parents[2]
@@ -213,3 +219,37 @@ async def test_own_cpu_per_job(world: World) -> None:
         per_job_s = (time.clock_gettime(clock) - began) / 200
         print(f"dispatcher: {per_job_s * 1000:.2f} ms of CPU per job")  # noqa: T201
         assert per_job_s < 0.003
+
+
+async def test_a_large_input_is_not_sent_over_a_link_that_measures_slow(world: World) -> None:
+    """The probe of one node goes through a relay of 1 MB/s; what it finds is in that node's telemetry."""
+    quick = ClusterSettings(
+        settle_s=0.1, retry_s=0.1, cool_down_s=0.2, drift_interval_s=0.2, drift_looks=2
+    )
+    world.options = replace(world.options, cluster=quick)
+    agents = {name: FakeAgent(TOPICS, world.control, name) for name in ("a", "b")}
+
+    def on() -> list[str]:
+        state = world.operator.state()
+        return [] if state is None else [stage.node for stage in state.pipelines[0].stages]
+
+    async with agents["a"].running(), agents["b"].running(), world.orchestrator():
+        model = Model(input_bytes=200_000)
+        assert (await world.operator.serve(model, min_stages=2, max_stages=2)).status == "ok"
+        first = on()
+        slow = agents[first[0]]
+        relay = Relay(world.url.port, up_bytes_per_s=1e6, down_bytes_per_s=1e6)
+        async with relay, probing(relay.port) as probe:
+            await until(lambda: probe.down.bytes_per_s is not None, 20.0)
+        for _ in range(SAMPLES):
+            told = Telemetry(
+                node=slow.node, incarnation=1, uptime_s=1.0, cpu_percent=1.0, memory_used_bytes=1,
+                memory_limit_bytes=10**9, network_received_bytes=0, network_sent_bytes=0,
+                round_trip_s=0.001, queue=0, stability=1.0,
+                up_bytes_per_s=probe.up.bytes_per_s, down_bytes_per_s=probe.down.bytes_per_s,
+            )  # fmt: skip
+            await slow.bus.publish(TOPICS.topic("telemetry", node=slow.node), encode_json(told))
+        await until(lambda: on() == first[::-1], 20.0)
+        state = world.operator.state()
+        assert state is not None
+        assert "what is measured has changed; predicted gain" in state.reason

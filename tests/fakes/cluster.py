@@ -61,6 +61,7 @@ class Model:
     blocks: int = 4
     salt: bytes = b""
     labels: tuple[str, ...] = ("cat", "dog", "bird")
+    input_bytes: int = 64
     blobs: dict[str, bytes] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -78,7 +79,7 @@ class Model:
                 for block, blob in zip(blocks, weights, strict=True)
             ),
             cuts=cuts,
-            input_bytes=64,
+            input_bytes=self.input_bytes,
             output_bytes=64,
             labels=self.labels,
         )
