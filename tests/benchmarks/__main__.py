@@ -42,6 +42,7 @@ CATALOGUE = {
     "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
     "prediction": Entry("prediction", "predicted stage times against measured ones", (60, 360)),
     "scheduling": Entry("scheduling", "which pipeline takes a job: cost, rules; plans", (70, 480)),
+    "forecast": Entry("forecast", "load 10 to 30 s ahead, from recorded traces", (2, 2)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }

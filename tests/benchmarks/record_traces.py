@@ -1,6 +1,6 @@
 """Records what `forecast` is measured on: telemetry of each second, from a real cluster under three loads.
 
-    python -m tests.benchmarks.record_traces [SECONDS]
+    python -m tests.benchmarks.record_traces SECONDS [steady|bursty|shared ...]
 
 MobileNetV2 in three stages on agents of 0.5, 0.3 and 0.2 CPU. `steady`: a photograph every 60 ms. `bursty`: 5
 to 15 s at full load, then as long of next to nothing. `shared`: steady, while two processes that only count
@@ -17,7 +17,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -38,18 +38,17 @@ _WINDOW = 8
 _COUNT = "while True: sum(range(10000))"
 
 
-async def main(seconds: float) -> None:
-    """Record all three."""
-    TRACES.mkdir(exist_ok=True)
+async def main(seconds: float, names: Sequence[str]) -> None:
+    """Record the traces of these names."""
     with tempfile.TemporaryDirectory(prefix="amp4ec-traces-") as scratch:
         context = Context(quick=False, directory=Path(scratch))
         async with calibrated(context, "traces") as cluster:
             await serve(context, cluster, THREE_STAGES)
             async with Client(cluster.url) as client:
-                for name, load in (("steady", _steady), ("bursty", _bursty), ("shared", _shared)):
+                for name in names:
                     context.say(f"{name}: {seconds:.0f} s")
                     async with _recording(cluster, TRACES / f"{name}.jsonl"):
-                        await load(client, seconds)
+                        await _LOADS[name](client, seconds)
 
 
 @asynccontextmanager
@@ -69,6 +68,7 @@ async def _recording(cluster: LocalCluster, path: Path) -> AsyncIterator[None]:
         yield
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
+    path.parent.mkdir(exist_ok=True)
     await asyncio.to_thread(path.write_bytes, b"".join(_line(*each) for each in heard))
 
 
@@ -110,5 +110,7 @@ async def _shared(client: Client, seconds: float) -> None:
                 await neighbour.wait()
 
 
+_LOADS = {"steady": _steady, "bursty": _bursty, "shared": _shared}
+
 if __name__ == "__main__":
-    asyncio.run(main(float(sys.argv[1]) if sys.argv[1:] else 240.0))
+    asyncio.run(main(float(sys.argv[1]), sys.argv[2:] or tuple(_LOADS)))
