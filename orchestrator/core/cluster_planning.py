@@ -45,6 +45,8 @@ def consider_measured(context: Context, now: float, cause: str) -> None:
 def consider_neighbours(context: Context, now: float) -> None:
     """Models took or left room: look at the others, those that have none at once, unless they cool down."""
     moved, context.moved = context.moved, {}
+    if context.restoring:
+        return  # what is taken over was there before
     for served in context.in_order():
         causes = [cause for model, cause in sorted(moved.items()) if model != served.name]
         waits = served.active is None or served.replaces or served.loads

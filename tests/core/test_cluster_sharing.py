@@ -252,6 +252,23 @@ def test_a_restarted_orchestrator_keeps_rates_and_plans_nothing_onto_what_others
     assert world.state("n").options.rate_per_s == 5.0
 
 
+def test_models_that_are_taken_over_are_no_reason_to_move_each_other() -> None:
+    world = World()
+    world.join("a", "b", "c")
+    entries = {}
+    for name, manifest in (("m", "a"), ("n", "c")):
+        made = entry(name, manifest=manifest, strategy="single")
+        entries[made.manifest] = made
+        world.serve(made)
+        world.settle()
+    world.calibrate("c", 2.0)
+    assert (world.stages("m"), world.stages("n")) == ([["a"]], [["b"]]), "they cool down"
+    world.restart(entries)
+    world.settle()
+    assert (world.stages("m"), world.stages("n")) == ([["a"]], [["b"]])
+    assert world.state("m").generation == world.state("n").generation == 1
+
+
 def test_rates_are_planned_first_then_age() -> None:
     world = World()
     world.join("a")
