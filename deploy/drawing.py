@@ -30,6 +30,11 @@ def plain(axes: Axes) -> Axes:
     return axes
 
 
+def label(name: str) -> str:
+    """A name as it is: dollar signs would begin a formula."""
+    return name.replace("$", r"\$")
+
+
 def save(picture: Figure, path: Path) -> None:
     """Write it in the format that the name says; equal pictures give equal SVG files."""
     from matplotlib import rc_context

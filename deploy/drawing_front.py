@@ -15,7 +15,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize, to_hex
 from matplotlib.lines import Line2D
 
-from deploy.drawing import BLUE, FAINT, INK, RED, figure, plain, save
+from deploy.drawing import BLUE, FAINT, INK, RED, figure, label, plain, save
 from deploy.plan_tables import axis_title, axis_value, figures, headline
 from deploy.planning import Answer
 from orchestrator.core.plan import PipelinePlan, Priced
@@ -71,7 +71,7 @@ def draw_front(answer: Answer, path: Path) -> None:
     axes.set_ylabel(axis_title(up), color=INK, fontsize=9)
     axes.margins(0.06)
     picture.suptitle(
-        f"{headline(answer.plan, answer.request)}\npredicted: {figures(chosen)} (in the red ring)",
+        f"{label(headline(answer.plan, answer.request))}\npredicted: {figures(chosen)} (in the red ring)",
         x=0.01, ha="left", fontsize=9, color=INK,
     )  # fmt: skip
     _legend(axes, front.points)

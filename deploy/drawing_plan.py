@@ -7,7 +7,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch, Rectangle
 
-from deploy.drawing import BLUE, FAINT, INK, PAPER, RED, figure, save
+from deploy.drawing import BLUE, FAINT, INK, PAPER, RED, figure, label, save
 from deploy.plan_tables import figures, headline
 from deploy.plan_view import LinkView, PipelineView, StageView, view
 from deploy.planning import Answer
@@ -37,7 +37,7 @@ def draw_plan(answer: Answer, path: Path) -> None:
     axes.set_xlim(0, width)
     axes.set_ylim(0, height)
     axes.axis("off")
-    title, told = headline(answer.plan, answer.request), figures(answer.plan.predicted)
+    title, told = label(headline(answer.plan, answer.request)), figures(answer.plan.predicted)
     axes.text(0.2, height - 0.3, title, fontsize=11, color=INK, weight="bold", va="center")
     axes.text(0.2, height - 0.55, f"predicted: {told}", fontsize=9, color=INK, va="center")
     for row, pipeline in enumerate(shown):
@@ -53,7 +53,7 @@ def _row(axes: Axes, pipeline: PipelineView, y: float) -> None:
         text = f"{pipeline.copies} of these, also on {', '.join(pipeline.others[:_MOST_NAMED])}"
         more = len(pipeline.others) - _MOST_NAMED
         text += f" and {more} more" if more > 0 else ""
-        axes.text(0.2, y + _HEIGHT / 2 + 0.13, text, fontsize=8, color=FAINT, va="center")
+        axes.text(0.2, y + _HEIGHT / 2 + 0.13, label(text), fontsize=8, color=FAINT, va="center")
     x = _END
     axes.text(x - 0.05, y, "input", fontsize=9, color=INK, ha="right", va="center")
     for link, stage in zip(pipeline.links, pipeline.stages, strict=False):
@@ -138,4 +138,4 @@ def _link(axes: Axes, link: LinkView, x: float, y: float) -> None:
 
 def _short(name: str) -> str:
     """A node's name that fits its box."""
-    return name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}"
+    return label(name if len(name) <= 22 else f"{name[:10]}...{name[-9:]}")

@@ -8,7 +8,7 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from deploy.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PALETTE, RED, figure, plain, save
+from deploy.drawing import BLUE, FAINT, GREEN, INK, ORANGE, PALETTE, RED, figure, label, plain, save
 from deploy.profile_report import ProfileReport
 from deploy.profile_tables import summary
 from deploy.text import amount, size
@@ -30,7 +30,7 @@ def draw_profile(report: ProfileReport, path: Path) -> None:
     time, work, cuts, shares = (
         plain(axes) for axes in picture.subplots(4, 1, sharex=True, height_ratios=(3, 2, 2, 2))
     )
-    picture.suptitle("\n".join(summary(report)), x=0.01, ha="left", fontsize=9, color=INK)
+    picture.suptitle(label("\n".join(summary(report))), x=0.01, ha="left", fontsize=9, color=INK)
     _bars(time, seconds, kinds, "ms")
     _legend(time)
     _bars(work, macs, kinds, "multiply-adds")
@@ -60,7 +60,7 @@ def _bars(axes: Axes, heights: list[float], kinds: list[str], title: str) -> Non
 def _cuts(axes: Axes, report: ProfileReport) -> None:
     """Bytes that cross each cut, drawn between its two blocks; several tensors stand out."""
     profile = report.profile
-    for tensors, colour, label in ((False, BLUE, "one tensor"), (True, RED, "several tensors")):
+    for tensors, colour, told in ((False, BLUE, "one tensor"), (True, RED, "several tensors")):
         cuts = [cut for cut in profile.cuts if (cut.tensors > 1) == tensors]
         if cuts:
             axes.bar(
@@ -68,7 +68,7 @@ def _cuts(axes: Axes, report: ProfileReport) -> None:
                 [cut.bytes for cut in cuts],
                 width=0.5,
                 color=colour,
-                label=label,
+                label=told,
             )
     axes.axhline(profile.input_bytes, color=FAINT, linewidth=1, linestyle=":", label="the input")
     axes.set_yscale("log")
@@ -85,12 +85,12 @@ def _shares(axes: Axes, report: ProfileReport) -> None:
         ("multiply-adds", GREEN, [float(block.macs) for block in blocks]),
         ("the paper's cost", ORANGE, [float(row.paper_cost or 0) for row in report.rows()]),
     ]
-    for label, colour, values in measures:
+    for told, colour, values in measures:
         total = sum(values)
         if total:
             done = [100 * part / total for part in accumulate(values)]
             axes.plot([-0.5, *(i + 0.5 for i in range(len(done)))], [0, *done], color=colour,
-                      label=label, linewidth=1.5)  # fmt: skip
+                      label=told, linewidth=1.5)  # fmt: skip
     axes.set_ylim(0, 100)
     axes.set_ylabel("% done before", color=INK, fontsize=9)
     axes.legend(fontsize=8, frameon=False, loc="upper left")

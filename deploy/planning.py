@@ -180,7 +180,8 @@ def gap_text(plan: Plan) -> str:
     gap = plan.gap_ratio
     if not math.isfinite(gap):
         return ""
-    return f"at most {max(gap, 0.0):.1%} above {_BOUNDS.get(plan.objective, _BEST_NODE)}"
+    above = f"{max(gap, 0.0):.1%} above" if gap < 1.0 else f"{1.0 + gap:.1f} times"
+    return f"at most {above} {_BOUNDS.get(plan.objective, _BEST_NODE)}"
 
 
 def zone_note(request: PlanRequest) -> str:

@@ -18,20 +18,20 @@ from shared.errors import ConfigurationError
 _OPTIONS = (
     click.option(
         "--strategy",
-        type=click.Choice([str(strategy) for strategy in Strategy]),
         default="optimal",
         show_default=True,
+        metavar="|".join(Strategy),
         help="How the plan is found; equal and ralos are the paper's rules.",
     ),
     OBJECTIVE,
     *LIMITS,
-    click.option("--min-stages", type=int, default=1, help="Cut in at least so many stages."),
-    click.option("--max-stages", type=int, help="Cut in at most so many stages."),
+    click.option("--min-stages", metavar="N", default="1", help="Cut in at least so many stages."),
+    click.option("--max-stages", metavar="N", help="Cut in at most so many stages."),
     click.option("--exclude", multiple=True, metavar="NODE", help="Leave a node out; repeatable."),
     click.option(
         "--in-flight",
-        type=int,
-        default=DEFAULT_IN_FLIGHT,
+        metavar="N",
+        default=str(DEFAULT_IN_FLIGHT),
         show_default=True,
         help="Jobs inside a pipeline that memory is kept for.",
     ),
@@ -70,30 +70,43 @@ def wish_options(function: F) -> F:
 
 
 def _wish(taken: dict[str, Any]) -> Wish:
-    """The options' values as one; a figure that makes no sense is named by its flag."""
-    limits, keep = take_limits(taken), taken["keep_input_in"]
-    low, high = taken["min_stages"], taken["max_stages"]
-    for flag, value in (
-        ("--min-stages", low),
-        ("--max-stages", high),
-        ("--in-flight", taken["in_flight"]),
-    ):
-        if value is not None and value < 1:
-            raise ConfigurationError(flag, expected="1 or more", got=str(value))
-    if high is not None and high < low:
+    """The options' values as one.
+
+    Raises:
+        ConfigurationError: one that makes no sense; in a line that names the option.
+    """
+    limits = take_limits(taken)
+    fewest = named("--min-stages", _count, taken["min_stages"])
+    most, keep = taken["max_stages"], taken["keep_input_in"]
+    if most is not None and named("--max-stages", _count, most) < fewest:
         raise ConfigurationError(
-            "--max-stages is below --min-stages", expected=f"{low} or more", got=str(high)
+            "--max-stages is below --min-stages", expected=f"{fewest} or more", got=most
         )
     return Wish(
         objective=named("--objective", parse_goal, taken["objective"]),
-        strategy=Strategy(taken["strategy"]),
+        strategy=named("--strategy", _strategy, taken["strategy"]),
         limits=limits,
-        min_stages=low,
-        max_stages=high,
+        min_stages=fewest,
+        max_stages=None if most is None else _count(most),
         exclude=frozenset(taken["exclude"]),
-        in_flight=taken["in_flight"],
+        in_flight=named("--in-flight", _count, taken["in_flight"]),
         input_zone=taken["input_zone"],
         keep_input=None if keep is None else named("--keep-input-in", parse_keep_input, keep),
         broker_zone=taken["broker_zone"],
         orchestrator_zone=taken["orchestrator_zone"],
     )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ConfigurationError("not a count", expected="a whole number, 1 or more", got=text)
+    return int(text)
+
+
+def _strategy(text: str) -> Strategy:
+    try:
+        return Strategy(text)
+    except ValueError:
+        raise ConfigurationError(
+            "no such strategy", expected=f"one of {', '.join(Strategy)}", got=text
+        ) from None

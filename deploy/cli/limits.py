@@ -24,12 +24,11 @@ OBJECTIVE = click.option(
 )
 LIMITS = (
     click.option("--max-latency", metavar="DURATION", help="As in 200ms."),
-    click.option("--min-throughput", type=float, metavar="JOBS/S", help="At least so many jobs/s."),
-    click.option("--max-energy", type=float, metavar="J", help="Joules per job."),
-    click.option("--max-cost", type=float, metavar="MONEY", help="Per 1,000 jobs."),
+    click.option("--min-throughput", metavar="JOBS/S", help="At least so many jobs/s."),
+    click.option("--max-energy", metavar="J", help="Joules per job."),
+    click.option("--max-cost", metavar="MONEY", help="Per 1,000 jobs."),
     click.option(
         "--max-exposure",
-        type=float,
         metavar="RATIO",
         help="The share of the work, 0 to 1, still undone when a tensor leaves the input's zone.",
     ),
@@ -47,15 +46,25 @@ def take_limits(values: dict[str, Any]) -> Limits:
     """Take the options of `LIMITS` out of a command's values.
 
     Raises:
-        ConfigurationError: one makes no sense; it is named by its flag where its text does not parse.
+        ConfigurationError: one makes no sense; it is named by its flag.
     """
-    latency = values.pop("max_latency")
+
+    def take(name: str, field: str, parse: Callable[[str], float]) -> float | None:
+        text = values.pop(name)
+        if text is None:
+            return None
+        flag = f"--{name.replace('_', '-')}"
+        # Checked alone, so that what is wrong with it has its flag's name
+        limit = named(flag, lambda given: Limits(**{field: parse(given)}), str(text))
+        value: float = getattr(limit, field)
+        return value
+
     return Limits(
-        max_latency_s=None if latency is None else named("--max-latency", duration_s, latency),
-        min_throughput_per_s=values.pop("min_throughput"),
-        max_energy_j=values.pop("max_energy"),
-        max_cost_per_1000=values.pop("max_cost"),
-        max_exposure_ratio=values.pop("max_exposure"),
+        max_latency_s=take("max_latency", "max_latency_s", duration_s),
+        min_throughput_per_s=take("min_throughput", "min_throughput_per_s", _number),
+        max_energy_j=take("max_energy", "max_energy_j", _number),
+        max_cost_per_1000=take("max_cost", "max_cost_per_1000", _number),
+        max_exposure_ratio=take("max_exposure", "max_exposure_ratio", _number),
     )
 
 
@@ -101,3 +110,10 @@ def named(flag: str, parse: Callable[[str], T], text: str) -> T:
         raise ConfigurationError(
             f"{flag} {text!r}: {error.message}", expected=error.expected, got=error.got
         ) from error
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ConfigurationError("not a number", expected="a number", got=text) from None

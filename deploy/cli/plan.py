@@ -69,14 +69,16 @@ def plan_command(
 ) -> None:
     """Say what should run where: the best plan of one node, copies, pipelines and mixtures.
 
-    MODEL is what `amp4ec serve` takes, or with --live the name of a model that is served. From --profile and
-    --cluster it plans with nothing running: two files are enough.
+    MODEL is what `amp4ec serve` takes, a saved profile (FILE.json), or with --live the name of a model that
+    is served. From a profile and --cluster it plans with nothing running: two files are enough.
 
     \b
     Example:
         amp4ec plan --profile p.json --cluster c.toml --explain --draw plan.png
         amp4ec plan mobilenet_v2 --live --objective latency=0.7,cost=0.3 --max-latency 200ms
     """  # noqa: D301
+    if model is not None and profile is None and model.endswith(".json"):
+        profile, model = Path(model), None
     _check_sources(model, profile, cluster, live=live)
     check_output("--pareto", pareto, picture=True)
     check_output("--draw", draw, picture=True)
@@ -124,7 +126,7 @@ def _check_sources(
         )
     if (cluster is not None) == live:
         raise ConfigurationError(
-            "which nodes?",
+            "no nodes to plan for" if not live else "nodes from two places",
             expected="--cluster FILE with [[node]] tables, or --live for the running cluster",
             got="both" if live else "neither",
         )

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from deploy.cli.app import cli, main
+from deploy.drawing_plan import draw_plan
 from deploy.plan_tables import print_answer
 from deploy.plan_view import view
 from deploy.planning import Wish, answer, dry_run, kind_of, parse_axes
@@ -254,12 +255,16 @@ def test_gap_is_told_in_words(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 REFUSED = [
+    (["--strategy", "best"], "--strategy 'best'"),
+    (["--max-cost", "abc"], "--max-cost 'abc'"),
+    (["--min-stages", "two"], "--min-stages 'two'"),
+    (["--live"], "two places"),
     (["--objective", "speed"], "--objective 'speed'"),
     (["--objective", "latency=0.7,cost"], "--objective"),
     (["--max-latency", "soon"], "--max-latency"),
-    (["--max-cost", "nan"], "max_cost"),
-    (["--max-exposure", "2"], "max_exposure"),
-    (["--min-throughput", "0"], "min_throughput"),
+    (["--max-cost", "nan"], "--max-cost"),
+    (["--max-exposure", "2"], "--max-exposure"),
+    (["--min-throughput", "0"], "--min-throughput"),
     (["--min-stages", "0"], "--min-stages"),
     (["--min-stages", "3", "--max-stages", "2"], "--max-stages"),
     (["--in-flight", "0"], "--in-flight"),
@@ -343,6 +348,19 @@ def test_missing_files_are_named(files: list[str], capsys: pytest.CaptureFixture
 
 def test_nothing_to_plan_for(files: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     refused(files[2:], 2, "nothing to plan for", capsys)
+    refused(files[:2], 2, "no nodes to plan for", capsys)
+    refused([*files[:2], "--live"], 2, "MODEL in the place of --profile", capsys)
+
+
+def test_a_profile_may_stand_where_the_model_does(files: list[str]) -> None:
+    assert invoke(files[1], *files[2:]).stdout == invoke(*files).stdout
+
+
+def test_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    name = "[red]x[/] $a$"
+    given = answer(Wish().request(profile(), [node(name)]))
+    draw_plan(given, tmp_path / "drawn.svg")
+    assert "[red]x[/] $a$" in (tmp_path / "drawn.svg").read_text()
 
 
 NO_PLAN = [
