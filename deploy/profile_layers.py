@@ -194,7 +194,7 @@ def kernel_text(row: Layer) -> str:
     known = row.attributes
     match row.op:
         case "":
-            return f"{row.type} (folded)" if row.paper_cost else row.type
+            return f"{row.type} (merged)" if row.paper_cost else row.type
         case "conv2d":
             size = "x".join(str(edge) for edge in known["kernel"])
             stride = known.get("stride", (1, 1))

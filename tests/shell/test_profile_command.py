@@ -105,7 +105,7 @@ def test_live_bytes_are_what_crosses_the_cuts(imported: ImportedModel, layers: l
 def test_layers_in_words(layers: list[Layer]) -> None:
     words = {layer.name: kernel_text(layer) for layer in layers}
     assert words["stem"] == "conv 3x3/2 3>8"
-    assert words["norm"] == "BatchNorm2d (folded)"
+    assert words["norm"] == "BatchNorm2d (merged)"
     assert words["depth"] == "dwconv 3x3 8"
     assert words["mix"] == "conv 1x1 8>8"
     assert words["drop"] == "Dropout"
