@@ -108,9 +108,10 @@ async def run(context: Context) -> list[Row]:
                 for way, flags in setting.ways().items():
                     context.say(f"prediction: {model}, {setting.runtime}, {way}")
                     state = await _measure(cluster, client, model, flags)
-                    stages += _stages(setting, model, way, state, watch)
-    for stage in stages:
-        context.say(_line(stage))
+                    found = _stages(setting, model, way, state, watch)
+                    for stage in found:
+                        context.say(_line(stage))
+                    stages += found
     return _rows(stages)
 
 
