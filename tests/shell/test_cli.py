@@ -20,7 +20,7 @@ from deploy.cli.status import describe_model
 from deploy.flags import ServeFlags
 from deploy.supervisor import child_environment, command
 from shared.errors import ConfigurationError
-from shared.messages.model import Figures, ModelState, ServeOptions
+from shared.messages.model import Figures, ModelState, PredictionError, ServeOptions
 
 COMMANDS = sorted(cli.list_commands(click.Context(cli)))
 HEAVY = ("torch", "torchvision", "safetensors", "PIL", "rich", "matplotlib")
@@ -292,12 +292,17 @@ def test_status_shows_what_is_not_zero() -> None:
         model="m",
         generation=1,
         predicted=figures,
+        prediction_error=PredictionError(
+            first_sight_ratio=0.123, now_ratio=0.045, stages=3, items=50
+        ),
         options=ServeOptions(rate_per_s=5.0),
         cpu_reserved={"pi-1": 0.305},
     )
     text = describe_model(state)
     assert "predicted 12.0/s, 100.0 ms, 0.5 J per job" in text
     assert "per 1,000" not in text
+    assert "stage times are off by 12% at first sight, by 4% now" in text
+    assert "3 measured, 50 items or more each" in text
     assert "CPU kept for 5 jobs/s: 30% of pi-1" in text
 
 

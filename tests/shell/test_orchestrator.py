@@ -341,6 +341,12 @@ async def test_measured_figures_are_published_seldom(world: World) -> None:
         assert sum(model.answered_per_s for model in models) > 0
         counters = world.operator.metrics[-1].counters
         assert counters["answered"] == 20
+        await until(
+            lambda: any(
+                "m" in m.models and m.models["m"].prediction_error is not None
+                for m in world.operator.metrics
+            )
+        )
 
 
 async def test_dropped_jobs_are_put_on_event(world: World) -> None:
