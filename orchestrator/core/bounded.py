@@ -95,7 +95,7 @@ def _dealings(problem: Problem, solver: _Solver) -> Iterator[list[Pattern]]:
 
 def _of_shortlist(problem: Problem, judge: Judge) -> list[Pattern]:
     plain = isinstance(judge.goal, Objective) and not judge.limits.objectives
-    few = shortlist(problem, EXACT_STATES if plain else min(64, label_states(judge)))
+    few = shortlist(problem, EXACT_STATES // 2 if plain else min(64, label_states(judge)))
     kinds = [problem.kinds[kind] for kind, _ in few]
     counts = [count for _, count in few]
     tables = stage_tables(problem.model, kinds)
@@ -178,6 +178,11 @@ class _Solver:
     def plain(self) -> bool:
         """Whether one figure decides, which is quick."""
         return not self.judge.limits.objectives
+
+    @property
+    def states(self) -> int:
+        """Sets of nodes that it may solve at once."""
+        return EXACT_STATES if self.plain else min(64, label_states(self.judge))
 
     def solve(self, group: Group) -> list[Pattern]:
         if group not in self._solved:
@@ -285,7 +290,7 @@ def _alike(ranked: list[int], limit: int) -> list[Group]:
 def _peel(found: list[Pattern], solver: _Solver) -> list[Pattern]:
     """Try nodes that no group could use together, the most promising first."""
     for _ in range(_PEELS):
-        states = EXACT_STATES // 4 if found else EXACT_STATES
+        states = solver.states // 4 if found else solver.states
         group = shortlist(solver.problem, states, found)
         more = solver.solve(group) if group else []
         if not more:
@@ -299,12 +304,12 @@ def _improve(found: list[Pattern], solver: _Solver) -> list[Pattern]:
     for first in _windows(len(found)):
         ordered = sorted(found, key=lambda pattern: (solver.efficiency(pattern), pattern))
         nodes: Counter[int] = Counter()
-        for kind, count in shortlist(solver.problem, EXACT_STATES // 16, found):
+        for kind, count in shortlist(solver.problem, solver.states // 16, found):
             nodes[kind] += count
         apart: list[Pattern] = []
         for pattern in ordered[first:]:
             more = nodes + Counter(kind for kind, _, _ in pattern)
-            if lattice_size(list(more.values())) > EXACT_STATES // 4:
+            if lattice_size(list(more.values())) > solver.states // 4:
                 break
             nodes = more
             apart.append(pattern)

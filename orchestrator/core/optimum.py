@@ -44,6 +44,7 @@ def optimum(problem: Problem, judge: Judge) -> Optimum:
         return Optimum(bounded_choice(problem, judge), (BOUNDED_NOTE,))
     tables = stage_tables(problem.model, problem.kinds)
     states = lattice(problem.counts)
+    quick: list[Pattern] = []
     if isinstance(judge.goal, Objective):
         quick = best_plan(judge.goal, tables, states, stages=problem.stages)
         if not quick or judge.allows(problem.price(place(quick, problem.kinds)).predicted):
@@ -53,6 +54,14 @@ def optimum(problem: Problem, judge: Judge) -> Optimum:
         if found:
             return Optimum(found, (FRONT_NOTE,))
     patterns, error_ratio = chosen_from_front(problem, problem.kinds, tables, states, judge)
+    if patterns and error_ratio:
+        # Nothing is better than the best without limits, and no score is less than 1
+        value = judge.value(problem.price(place(patterns, problem.kinds)).predicted)
+        least = 1.0
+        if quick:
+            least = judge.value(problem.price(place(quick, problem.kinds)).predicted)
+        if least > 0:
+            error_ratio = min(error_ratio, max(value / least - 1.0, 0.0))
     return Optimum(patterns, thinned_note(error_ratio))
 
 
@@ -61,8 +70,8 @@ def thinned_note(error_ratio: float) -> tuple[str, ...]:
     if not error_ratio:
         return ()
     note = (
-        f"too many plans to compare them all: one better by up to {error_ratio:.1%} in each figure "
-        "may have been missed"
+        "too many plans to compare them all: one better by up to "
+        f"{error_ratio:.1%} may have been missed"
     )
     return (note,)
 

@@ -37,20 +37,23 @@ def non_dominated(group: IntArray, figures: FloatArray) -> IntArray:
 
 
 def thinned(group: IntArray, figures: FloatArray, most: int) -> tuple[IntArray, float]:
-    """At most about `most` rows of each group, on the finest of a few grids that does it.
+    """At most about `most` rows of each group; crowded ones are thinned on the finest grid that does it.
 
     `figures` are non-dominated. All but the first figure are put on a grid of ratio `1 + e`; of the rows in
     one box the one with the least first figure stays. So for every row that goes, one stays that is no worse
     in the first figure and at most the factor `1 + e` worse in each other. The row with the least of each
     figure always stays. Returns indices and e (0 where nothing went).
     """
-    kept = np.arange(len(group))
-    grid = 0.0
-    while len(kept) and np.unique(group[kept], return_counts=True)[1].max() > most:
-        grid = grid * 4 if grid else _FIRST_GRID
-        kept = _one_per_box(group, figures, grid)
-        if grid > 1:
+    kept, grid = np.arange(len(group)), 0.0
+    while len(kept) and grid <= 1:
+        _, of_row, counts = np.unique(group[kept], return_inverse=True, return_counts=True)
+        crowded = counts[of_row] > most
+        if not crowded.any():
             break
+        grid = grid * 2 if grid else _FIRST_GRID
+        rows = np.flatnonzero(np.isin(group, group[kept[crowded]]))
+        boxed = rows[_one_per_box(group[rows], figures[rows], grid)]
+        kept = np.sort(np.concatenate((kept[~crowded], boxed)))
     return kept, grid
 
 

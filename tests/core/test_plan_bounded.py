@@ -7,11 +7,15 @@ import dataclasses
 import pytest
 
 from orchestrator.core import bounded
-from orchestrator.core.bounded import bounded_throughput
+from orchestrator.core.bounded import bounded_choice, bounded_throughput
 from orchestrator.core.choice import EXACT_STATES
 from orchestrator.core.evaluate import evaluate
+from orchestrator.core.figures import burden
+from orchestrator.core.front import SHORTLIST_NOTE, front
+from orchestrator.core.goal import parse_goal
 from orchestrator.core.infeasible import feasible_stage_counts
-from orchestrator.core.optimum import BOUNDED_NOTE
+from orchestrator.core.limits import Limits
+from orchestrator.core.optimum import BOUNDED_NOTE, judge_for
 from orchestrator.core.partition import lattice_size
 from orchestrator.core.plan import Objective, PlanRequest, Strategy
 from orchestrator.core.planner import plan
@@ -125,3 +129,71 @@ def test_a_model_that_only_many_small_nodes_hold_together() -> None:
         plan(PlanRequest(profile, tuple(nodes), min_stages=13))
     with pytest.raises(PlanError, match="however it is cut"):
         plan(PlanRequest(profile, tuple(nodes[:11])))
+
+
+def priced(nodes: list[NodeProfile]) -> list[NodeProfile]:
+    return [
+        dataclasses.replace(
+            one,
+            price_per_hour=0.1 + (i * 31 % 17) / 10,
+            power_w=2.0 + i * 13 % 11,
+            zone="home" if i % 3 else "cloud",
+        )
+        for i, one in enumerate(nodes)
+    ]
+
+
+GOALS = [*map(str, Objective), "latency=0.7,cost=0.3", "throughput=1,energy=1"]
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_every_goal_under_limits_beyond_what_is_exact(goal: str) -> None:
+    nodes = priced(unlike(40))
+    free = plan(PlanRequest(net(), tuple(nodes))).predicted
+    limits = Limits(
+        max_latency_s=free.latency_s,
+        min_throughput_per_s=free.throughput_per_s / 4,
+        max_cost_per_1000=free.cost_per_1000,
+    )
+    request = PlanRequest(net(), tuple(nodes), parse_goal(goal), limits=limits, input_zone="home")
+    found = plan(request)
+    assert limits.broken(found.predicted) == ()
+    assert found.gap_ratio >= 0.0
+    assert found.notes
+    assert plan(dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
+
+
+@pytest.mark.parametrize("goal", GOALS)
+def test_near_the_exact_choice_where_both_can_be_had(goal: str) -> None:
+    nodes = priced(unlike(6, 60.0))
+    limits = Limits(max_latency_s=0.12)
+    problem = pose(PlanRequest(net(8), tuple(nodes), parse_goal(goal), limits=limits))
+    judge = judge_for(problem)
+    assert judge is not None
+    exact = plan(problem.request).predicted
+    loose = problem.price(place(bounded_choice(problem, judge), problem.kinds)).predicted
+    assert judge.allows(loose)
+    assert judge.value(exact) * (1 - 1e-9) <= judge.value(loose) <= judge.value(exact) * 1.1
+
+
+def test_a_front_beyond_what_is_exact_says_so() -> None:
+    nodes = priced(few_kinds(20, 20, 20))
+    objectives = (Objective.THROUGHPUT, Objective.COST)
+    found = front(PlanRequest(net(), tuple(nodes)), objectives)
+    assert SHORTLIST_NOTE in found.notes
+    for objective in objectives:
+        best = plan(PlanRequest(net(), tuple(nodes), objective)).predicted
+        reached = min(burden(point.predicted, objective) for point in found.points)
+        assert reached <= burden(best, objective) * (1 + 1e-9)
+
+
+def test_latency_and_energy_and_price_of_five_nodes_together() -> None:
+    # More plans than are told apart one by one: the front says by how much it may be off
+    objectives = (Objective.LATENCY, Objective.ENERGY, Objective.COST)
+    request = PlanRequest(net(16), tuple(priced(unlike(5, 90.0))))
+    found = front(request, objectives)
+    assert any("may have been missed" in note for note in found.notes)
+    points = [[burden(point.predicted, one) for one in objectives] for point in found.points]
+    assert all(
+        a is b or any(x < y for x, y in zip(a, b, strict=True)) for a in points for b in points
+    )
