@@ -338,7 +338,9 @@ class Desired:
 
     def _idle(self) -> list[Action]:
         """Prefetch when there is something to prefetch and nothing better to do."""
-        busy = any(held.phase in (Phase.FETCHING, Phase.LOADING) for held in self.lives.values())
+        # What was abandoned while it loads is still loading.
+        at_work = (Phase.FETCHING, Phase.LOADING, Phase.ABANDONED)
+        busy = any(held.phase in at_work for held in self.lives.values())
         if busy or self._prefetching or not self._prefetch:
             return []
         self._prefetching = True

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from edge_agent.core.desired import (
@@ -264,6 +264,8 @@ def _first(table: dict[int, StageAssignment], pick: int) -> int | None:
 
 @settings(max_examples=120, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("aAfFlLuosp"), st.integers(0, 15)), max_size=60))
+# A prefetch began beside a load that had been abandoned, but cannot be stopped.
+@example([("a", 13), ("f", 1), ("l", 0), ("f", 0), ("a", 12)])
 def test_random_history(history: list[tuple[str, int]]) -> None:
     shell = Shell()
     for what, number in history:
