@@ -187,7 +187,7 @@ class Performer:
         context = answer.context
         assert isinstance(context, Context)
         again = None
-        if answer.job is not None:
+        if answer.job is not None and answer.is_final:
             again = StoredAnswer((answer.reply_to, answer.job), payload, context.msgpack)
         self._store.answered(answer.request_id, again)
 

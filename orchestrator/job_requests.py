@@ -22,11 +22,16 @@ MAX_KEY_BYTES = 1024
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """Where a request came from and how it is to be answered; `key` is the client's name for the job."""
+    """Where a request came from and how it is to be answered; `key` is the client's name for the job.
+
+    `client` is whose share of the queue it takes: the level below `result/` of where the answer goes. On a
+    closed broker that is the sender's login.
+    """
 
     model: str
     reply_to: str
     key: str | bytes | None
+    client: str
     context: Context
 
 
@@ -48,15 +53,15 @@ def open_envelope(
         return Stray("retained_job", f"{message.topic}; publish jobs without the retain flag")
     key: str | bytes | None
     if name == "infer_311":
-        reply = topics.topic("result", client=levels["client"], job=levels["job"])
-        key = levels["job"]
+        client, key = levels["client"], levels["job"]
+        reply = topics.topic("result", client=client, job=key)
     else:
         given = properties.response_topic
         if given is None:
             return Stray("no_response_topic", f"a job on {message.topic}")
         if not topics.may_answer_to(given):
             return Stray("forbidden_response_topic", f"{given!r} of a job on {message.topic}")
-        reply = given
+        reply, client = given, topics.client_of(given)
         key = properties.user_value("job") or properties.correlation_data
     context = Context(
         job=_readable(key) or request_id,
@@ -65,7 +70,7 @@ def open_envelope(
         batch=False,
         version_5=name == "infer",
     )
-    return Envelope(levels["model"], reply, key, context)
+    return Envelope(levels["model"], reply, key, client, context)
 
 
 def read_request(
@@ -116,7 +121,7 @@ def read_request(
         handle=message,
         job=envelope.key,
         deadline=deadline,
-        client=envelope.reply_to.rsplit("/", 1)[0],
+        client=envelope.client,
         delivery=delivery,
         context=context,
     )

@@ -279,6 +279,10 @@ class Topics:
                     return name, match.groupdict()
         raise ProtocolError("not a topic of the table", expected=f"{prefix}...", got=topic[:200])
 
+    def client_of(self, topic: str) -> str:
+        """Whom an answer on `topic` is for: the level below `result/`; `may_answer_to` must hold."""
+        return topic[len(self.root) + len("/result/") :].partition("/")[0]
+
     def may_answer_to(self, topic: str) -> bool:
         """Whether `topic` is concrete and below `result/`: all that a job may name for its answer."""
         prefix = f"{self.root}/result/"

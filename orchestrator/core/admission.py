@@ -1,4 +1,4 @@
-"""Whether a request may come in: the bounds of a job and of a model's queue."""
+"""Whether a request may come in, and what gives way to it: the bounds of a job and of a model's queue."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ if TYPE_CHECKING:
     from orchestrator.core.dispatch_events import RequestArrived
     from orchestrator.core.dispatch_lineup import Model
     from orchestrator.core.dispatch_settings import DispatchSettings
+    from orchestrator.core.dispatch_state import Item
 
 _SHORTEST_RETRY_S = 0.1
 
 
-def refusal(
+def admit(
     event: RequestArrived, models: Mapping[str, Model], settings: DispatchSettings
-) -> Failure | None:
-    """Why the request is not accepted, or None when it is.
+) -> list[Item] | Failure:
+    """The waiting items that give way to the request, mostly none; or why it is not accepted.
 
     A batch comes in whole or not at all. One that could never fit is `too_large`, not `overloaded`:
     coming back later would not help.
@@ -52,10 +53,14 @@ def refusal(
             got=f"{event.now - event.deadline:.3f} s ago",
         )
     queue = model.queue
-    if (
-        len(queue) + num_items > settings.max_queued_items
-        or queue.size_bytes + size_bytes > settings.max_queued_bytes
-    ):
+    displaced = queue.make_room(
+        event.client,
+        num_items,
+        size_bytes,
+        max_items=settings.max_queued_items,
+        max_bytes=settings.max_queued_bytes,
+    )
+    if displaced is None:
         return Failure(
             code=ErrorCode.OVERLOADED,
             message=f"the queue of model {model.name!r} is full",
@@ -65,7 +70,7 @@ def refusal(
             f"{num_items} and {size_bytes} more",
             retry_after_s=retry_after_s(model, settings),
         )
-    return None
+    return displaced
 
 
 def retry_after_s(model: Model, settings: DispatchSettings) -> float:

@@ -12,10 +12,11 @@ from __future__ import annotations
 import math
 from typing import assert_never
 
-from orchestrator.core.admission import refusal
+from orchestrator.core.admission import admit
 from orchestrator.core.dispatch_events import (
     BusReconnected,
     Event,
+    Failure,
     ModelServed,
     ModelStopped,
     PipelineActivated,
@@ -104,9 +105,9 @@ class Dispatcher:
     def _request_arrived(self, event: RequestArrived, actions: Actions) -> None:
         if self._requests.came_before(event, actions):
             return
-        failure = refusal(event, self._models, self._settings)
-        if failure is not None:
-            count(self._counters.rejected, failure.code)
+        displaced = admit(event, self._models, self._settings)
+        if isinstance(displaced, Failure):
+            count(self._counters.rejected, displaced.code)
             actions.append(
                 Reject(
                     request_id=event.request_id,
@@ -114,17 +115,27 @@ class Dispatcher:
                     reply_to=event.reply_to,
                     job=event.job,
                     context=event.context,
-                    failure=failure,
+                    failure=displaced,
                     handle=event.handle,
                 )
             )
             return
         model = self._models[event.model]
+        if displaced:
+            self._items.displace(model, displaced, event.now, actions)
         request = Request(event, model)
         self._requests.open(request, event)
         for index, given in enumerate(event.items):
             self._sequence += 1
-            item = Item(request, index, self._sequence, given.payload, given.size_bytes, event.now)
+            item = Item(
+                request,
+                index,
+                self._sequence,
+                given.payload,
+                given.size_bytes,
+                event.client,
+                event.now,
+            )
             request.items.append(item)
             model.queue.push(item)
         if request.deadline is not None:

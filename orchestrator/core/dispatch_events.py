@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from shared.errors import ErrorCode
+
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from orchestrator.core.nsa import NodeFigures
     from orchestrator.core.selection import Decision
-    from shared.errors import ErrorCode
 
 
 # --- values ---------------------------------------------------------------------------------------
@@ -84,9 +85,10 @@ class RequestArrived:
 
     `request_id` is unique for ever (the shell makes it). `job` is the client's own id or None: the same
     (`reply_to`, `job`) is the same job. `deadline` is absolute, by the clock of `now`. `handle`
-    acknowledges the message. `delivery` names the broker's delivery: equal for a redelivery of the same
-    unacknowledged message and for nothing else within the broker's session (so: the session's number
-    and the packet id). `context` comes back with the answer; that of a keyed request must not be large.
+    acknowledges the message. `client` is whose share of the queue it takes. `delivery` names the
+    broker's delivery: equal for a redelivery of the same unacknowledged message and for nothing else
+    within the broker's session (so: the session's number and the packet id). `context` comes back with
+    the answer; that of a keyed request must not be large.
     """
 
     now: float
@@ -268,6 +270,14 @@ class Answer:
             if isinstance(item.outcome, Failure):
                 return item.outcome
         return None
+
+    @property
+    def is_final(self) -> bool:
+        """Whether a repeat of the job gets this answer again; who was told to come back later runs anew."""
+        for item in self.items:
+            if isinstance(item.outcome, Failure) and item.outcome.code is ErrorCode.OVERLOADED:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -50,6 +50,7 @@ class Item:
     sequence: int
     payload: object
     size_bytes: int
+    client: str
     queued_at: float
     state: ItemState = ItemState.QUEUED
     flights: list[Flight] = field(default_factory=list)

@@ -14,6 +14,7 @@ queued     an active pipeline has a credit             in flight  Dispatch, atte
 queued     output of an earlier attempt                ended
 queued     final failure of an earlier attempt         ended
 queued     deadline; unserved too long; model stopped  ended
+queued     room is needed for a client with less       ended
 in flight  output or final failure, of any attempt     ended
 in flight  retryable failure of this attempt, timeout  queued     (ended after `max_attempts` of them)
 in flight  pipeline lost                               queued     (ended after `max_losses` of them)
@@ -24,7 +25,8 @@ ended      was the request's last open item            (none)     Answer
 =========  ==========================================  =========  =====================================
 
 Rules that hold throughout
-- Items are dispatched in order of arrival, those that run again ahead of those that never ran.
+- Clients take turns, each with its items in order of arrival (`item_queue`); what runs again goes ahead of
+  what never ran.
 - The first outcome of an item wins, whichever attempt it is of: answers are exact, so all are equal.
 - A request's message is acknowledged with its answer and not before, so that a broker redelivers what a
   killed orchestrator had not answered.
@@ -37,6 +39,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
+from orchestrator.core.admission import retry_after_s
 from orchestrator.core.deciding import Decider
 from orchestrator.core.dispatch_events import (
     Action,
@@ -56,6 +59,7 @@ from orchestrator.core.job_failures import (
     model_stopped,
     overdue,
     pipelines_lost,
+    pushed_out,
     unserved,
 )
 from orchestrator.core.request_book import RequestBook
@@ -83,7 +87,7 @@ class ItemFlow:
         self._counters = counters
         self._requests = requests
         # A request is due at its deadline, a pipeline when its next item is overdue, a model when
-        # the head of its queue has waited too long for a pipeline.
+        # the oldest of its queue has waited too long for a pipeline.
         self.timers: Timers[Request | Pipeline | Model] = Timers()
 
     # --- where items go -----------------------------------------------------------------------
@@ -123,7 +127,7 @@ class ItemFlow:
                 self._expire(request, now, actions)
                 continue
             pipeline, decision = chosen
-            model.queue.discard(item)
+            model.queue.take()
             item.state = ItemState.IN_FLIGHT
             item.queue_s += now - item.queued_at
             item.suspected = False
@@ -239,6 +243,12 @@ class ItemFlow:
         if request.open_items == 0:
             self._answer(request, now, actions)
 
+    def displace(self, model: Model, items: list[Item], now: float, actions: Actions) -> None:
+        """These give way to a client that has less waiting."""
+        retry_s = retry_after_s(model, self._settings)
+        for item in items:
+            self.end(item, pushed_out(model.name, retry_after_s=retry_s), None, now, actions)
+
     def _answer(self, request: Request, now: float, actions: Actions) -> None:
         """The last item has ended: answer and forget."""
         answer = request.answer(now)
@@ -318,12 +328,15 @@ class ItemFlow:
             self.timers.schedule(pipeline, min(item.retry_at for item in pipeline.in_flight))
 
     def _give_up_waiting(self, model: Model, now: float, actions: Actions) -> None:
-        """No pipeline is active: end what has waited too long; the head has always waited longest."""
+        """No pipeline is active: end what has waited too long."""
+        due = self.timers.due(model)
+        if due is not None and due > now:
+            return
         limit_s = self._settings.unserved_limit_s
-        while (item := model.queue.head()) is not None:
+        while (item := model.queue.oldest()) is not None:
             until = max(item.request.arrived_at, model.unserved_since) + limit_s
             if until > now:
-                self.timers.schedule_by(model, until)
+                self.timers.schedule(model, until)
                 return
             self.end(item, unserved(model.name, limit_s=limit_s), None, now, actions)
 

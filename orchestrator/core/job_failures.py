@@ -15,6 +15,16 @@ def deadline_passed(*, allowed_s: float, waited_s: float, in_flight: bool) -> Fa
     )
 
 
+def pushed_out(model: str, *, retry_after_s: float) -> Failure:
+    return Failure(
+        code=ErrorCode.OVERLOADED,
+        message=f"the queue of model {model!r} is full, and most of it is this client's",
+        expected="no more waiting than other clients have",
+        got="the most",
+        retry_after_s=retry_after_s,
+    )
+
+
 def overdue(pipeline: str, *, allowed_s: float) -> Failure:
     return Failure(
         code=ErrorCode.UNAVAILABLE,

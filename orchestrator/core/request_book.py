@@ -3,7 +3,8 @@
 A message is one that came before when it is
 - a redelivery: the broker's delivery is that of a message in work; its handle replaces the old one;
 - a repeat in work: same (response topic, job); it is acknowledged with the one answer;
-- a repeat of an answered job: it gets the first answer again (DESIGN.md section 2).
+- a repeat of an answered job: it gets the first answer again (DESIGN.md section 2), unless that told the
+  client to come back later.
 """
 
 from __future__ import annotations
@@ -88,6 +89,8 @@ class RequestBook:
             self._by_delivery.pop(delivery, None)
         if request.key is not None:
             del self._by_key[request.key]
+            if not answer.is_final:
+                return
             size_bytes = sum(
                 item.outcome.size_bytes for item in answer.items if isinstance(item.outcome, Output)
             )

@@ -39,6 +39,11 @@ class Timers(Generic[K]):
         if len(self._heap) > 2 * len(self._live) + _SLACK:
             self._rebuild()
 
+    def due(self, key: K) -> float | None:
+        """When the key is due, or None when it is not scheduled."""
+        live = self._live.get(key)
+        return None if live is None else live[0]
+
     def schedule_by(self, key: K, at: float) -> None:
         """Make sure that the key is due at `at` or earlier."""
         due = self._live.get(key)

@@ -24,10 +24,16 @@ def check(dispatcher: Dispatcher) -> None:
         assert model.name == name
         waiting = model.queue.items()
         again = model.queue._again
-        assert [item.sequence for item in waiting] == sorted(item.sequence for item in waiting)
+        lines = model.queue._lines
+        for line in (again[::-1], *(list(each.values()) for each in lines.values())):
+            assert line == sorted(line, key=lambda item: item.sequence), "first come, first served"
+        for client, each in lines.items():
+            assert each, "a client with nothing waiting leaves nothing behind"
+            assert all(item.client == client for item in each.values())
+        assert len(waiting) == len(model.queue)
         assert model.queue.size_bytes == sum(item.size_bytes for item in waiting)
         assert len(waiting) - len(again) <= settings.max_queued_items
-        assert all(not item.flights for item in model.queue._fresh.values())
+        assert all(not item.flights for item in waiting[len(again) :])
         assert all(item.flights for item in again)
         assert queued.isdisjoint(waiting)
         queued.update(waiting)

@@ -86,6 +86,10 @@ class Job:
     """Items that a result has reached: they must not fail after that."""
 
 
+def codes(answer: Answer) -> set[ErrorCode]:
+    return {item.outcome.code for item in answer.items if isinstance(item.outcome, Failure)}
+
+
 class Histories(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +106,8 @@ class Histories(RuleBasedStateMachine):
         self.active: dict[tuple[str, str, int], int] = {}
         self.draining: set[tuple[str, str, int]] = set()
         self.sent: list[Dispatch] = []
-        self.last_first: dict[str, tuple[int, int]] = {}
+        self.last_first: dict[tuple[str, str], tuple[int, int]] = {}
+        """By model and client: the request and item that was last sent for the first time."""
         self.answers: dict[str, Answer] = {}
 
     # --- helpers ------------------------------------------------------------------------------
@@ -123,6 +128,7 @@ class Histories(RuleBasedStateMachine):
                 first = self.answers[action.first.request_id]
                 assert action.first.items == first.items
                 assert action.first.handles == ()
+                assert ErrorCode.OVERLOADED not in codes(action.first), "told to come back"
                 self.owed.remove(self.as_int(action.handle))
             case Reject():
                 assert action.request_id not in self.live
@@ -149,9 +155,9 @@ class Histories(RuleBasedStateMachine):
         assert action.item_index not in job.outputs
         assert action.payload == (action.request_id, action.item_index)
         if action.attempt == 1:
-            place = (job.number, action.item_index)
-            assert place > self.last_first.get(action.model, (0, 0)), "first come, first served"
-            self.last_first[action.model] = place
+            place, line = (job.number, action.item_index), (action.model, job.event.client)
+            assert place > self.last_first.get(line, (0, 0)), "first come, first served"
+            self.last_first[line] = place
         self.sent.append(action)
 
     def decided(self, action: Decided) -> None:
@@ -199,15 +205,15 @@ class Histories(RuleBasedStateMachine):
         for window, which in zip(windows, [("p", 1), ("p", 2), ("q", 1)], strict=False):
             self.activate("a", which, window, 10.0)
 
-    @rule(num_items=st.integers(1, 3))
-    def plain_request_arrives(self, num_items: int) -> None:
-        self.arrive("a", [1] * num_items, None, "result/x", None, named=False)
+    @rule(num_items=st.integers(1, 3), client=st.sampled_from("xxxyz"))
+    def plain_request_arrives(self, num_items: int, client: str) -> None:
+        self.arrive("a", [1] * num_items, None, f"result/{client}", None, named=False)
 
     @rule(
         model=st.sampled_from(["a", "a", "a", "a", "b", "nowhere"]),
         sizes=st.lists(st.sampled_from([1, 1, 1, 10, 10, 40, 41]), min_size=0, max_size=3),
         job=st.sampled_from([None, None, "1", "2", b"3"]),
-        reply_to=st.sampled_from(["result/x", "result/y"]),
+        reply_to=st.sampled_from(["result/x", "result/y", "result/z"]),
         allowed_s=st.sampled_from([None, None, 0.0, 0.5, 5.0, 100.0]),
         named=st.booleans(),
     )
@@ -235,6 +241,7 @@ class Histories(RuleBasedStateMachine):
             items=tuple(InputItem((request_id, i), size) for i, size in enumerate(sizes)),
             deadline=None if allowed_s is None else self.now + allowed_s,
             handle=self.number,
+            client=reply_to,
             delivery=("session", self.number) if named else None,
         )
         self.owed.add(self.number)
@@ -294,6 +301,7 @@ class Histories(RuleBasedStateMachine):
             items=event.items,
             deadline=event.deadline,
             handle=self.number,
+            client=event.client,
             delivery=delivery,
         )
         assert self.step(again) == []

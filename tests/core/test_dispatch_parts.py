@@ -1,66 +1,15 @@
-"""The dispatcher's small parts: queue, timers, recent answers, settings."""
+"""The dispatcher's small parts: timers, recent answers, settings."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.dispatch_settings import DispatchSettings, default_window
-from orchestrator.core.item_queue import ItemQueue
 from orchestrator.core.recent_answers import RecentAnswers
 from orchestrator.core.timers import Timers
 from shared.errors import ConfigurationError
-
-
-@dataclass(frozen=True)
-class Thing:
-    sequence: int
-    size_bytes: int = 10
-
-
-@given(st.lists(st.sampled_from(["push", "take", "again", "discard"]), max_size=60), st.data())
-def test_the_queue_is_in_order_of_sequence(steps: list[str], data: st.DataObject) -> None:
-    queue: ItemQueue[Thing] = ItemQueue()
-    waiting: list[Thing] = []
-    taken: list[Thing] = []
-    number = 0
-    for step in steps:
-        if step == "push":
-            number += 1
-            thing = Thing(number, number)
-            queue.push(thing)
-            waiting.append(thing)
-        elif step == "take" and waiting:
-            head = queue.head()
-            assert head is waiting.pop(0)
-            queue.discard(head)
-            taken.append(head)
-        elif step == "again" and taken:
-            thing = data.draw(st.sampled_from(taken))
-            taken.remove(thing)
-            queue.push_again(thing)
-            waiting = sorted([*waiting, thing], key=lambda thing: thing.sequence)
-        elif step == "discard" and waiting:
-            thing = data.draw(st.sampled_from(waiting))
-            waiting.remove(thing)
-            queue.discard(thing)
-        assert queue.items() == waiting
-        assert len(queue) == len(waiting)
-        assert queue.size_bytes == sum(thing.size_bytes for thing in waiting)
-    if not waiting:
-        assert queue.head() is None
-
-
-def test_discarding_what_is_not_there() -> None:
-    queue: ItemQueue[Thing] = ItemQueue()
-    queue.push_again(Thing(2))
-    with pytest.raises(KeyError):
-        queue.discard(Thing(1))
-    with pytest.raises(KeyError):
-        queue.discard(Thing(3))
 
 
 @given(

@@ -77,3 +77,8 @@ def test_names() -> None:
         check_name("node", "pi/1")
     assert name_from("My Photo (1)", "x") == "My-Photo-1"
     assert name_from("///", "fallback") == "fallback"
+
+
+@pytest.mark.parametrize("rest", ["camera", "camera/7", "camera/a/b"])
+def test_who_an_answer_is_for(rest: str) -> None:
+    assert Topics("a/b").client_of(f"a/b/result/{rest}") == "camera"
