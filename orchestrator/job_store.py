@@ -6,9 +6,10 @@ Where the broker lived, its queue says better what was answered: it was told so 
 this file a moment later.
 
 One thread writes, a group of changes per transaction, so that a slow disk never delays an answer. What was
-accepted and answered within one group is never written. SQLite in WAL mode and `synchronous=NORMAL`: a killed
-process loses nothing that was committed; a machine that loses power may lose the last moments, and the
-broker's queue still has those.
+accepted and answered within one group is never written: with a group each 0.2 s that is every job of a
+cluster that keeps up, and the store costs next to nothing; one by one, each job of 600 KB costs 0.7 ms of
+CPU. SQLite in WAL mode and `synchronous=NORMAL`: a killed process loses nothing that was committed; a machine
+that loses power may lose the last moments, and the broker's queue still has those.
 
 A disk that is full or broken does not stop the jobs: it is said once per outage, and each is then as safe as
 the broker's queue alone makes it. A file that is damaged is moved aside.
@@ -32,8 +33,6 @@ from shared.errors import ProtocolError
 
 log = logging.getLogger(__name__)
 
-_GROUP_S = 0.01
-"""Changes of so long go into one transaction: how old a job may be that only the broker's queue holds."""
 _MOST_ANSWERS = 10_000
 _LARGEST_ANSWER_BYTES = 16 * 1024
 """A larger one (raw tensors, a batch) is computed again for who asks again after a restart."""
@@ -95,6 +94,8 @@ class JobStore:
 
     Args:
         path: the database; its folder must exist.
+        after_s: changes of so long go into one transaction: how old a job may be that only the broker's
+            queue and the dispatcher hold.
         keep_s: how long an answer is kept.
         trouble: called in the store's thread, once per outage, with what went wrong.
         clock: wall time in seconds: what is read here was written by another process.
@@ -104,11 +105,13 @@ class JobStore:
         self,
         path: Path,
         *,
+        after_s: float = 0.2,
         keep_s: float = 600.0,
         trouble: Callable[[str], None] | None = None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._path = path
+        self._after_s = after_s
         self._keep_s = keep_s
         self._trouble = trouble
         self._clock = clock
@@ -207,7 +210,7 @@ class JobStore:
         """
         while True:
             self._changed.wait()
-            closing = self._closing.wait(_GROUP_S)
+            closing = self._closing.wait(self._after_s)
             self._changed.clear()
             self._write(database)
             if closing:

@@ -20,5 +20,7 @@ class OrchestratorOptions:
     state_dir: Path
     store_bytes: int = 16 * 1024**3
     prefetch: bool = True
+    store_after_s: float = 0.2
+    """An accepted job that has no answer by then is written to disk."""
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     dispatch: DispatchSettings = field(default_factory=DispatchSettings)

@@ -112,7 +112,11 @@ class Orchestrator:
         self._announcer = Announcer(self._outbox)
         self._states = ModelStates(self._cluster, self._outbox)
         self._notes: asyncio.Queue[Note] = asyncio.Queue()
-        self._jobs = JobStore(options.state_dir / "jobs.sqlite3", trouble=self._store_trouble)
+        self._jobs = JobStore(
+            options.state_dir / "jobs.sqlite3",
+            after_s=options.store_after_s,
+            trouble=self._store_trouble,
+        )
         self._beat = 0
         self._dispatcher = DispatchThread(
             (data or self._mqtt_data)(),

@@ -37,6 +37,13 @@ def default_state_dir() -> Path:
     help="The most that models may take on disk.",
 )
 @click.option(
+    "--store-after",
+    type=DURATION,
+    default="200ms",
+    show_default=True,
+    help="Write an accepted job to disk when it has no answer by then; 1ms for each at once.",
+)
+@click.option(
     "--prefetch/--no-prefetch",
     default=True,
     show_default=True,
@@ -61,6 +68,7 @@ def orchestrator_command(
     common: Common,
     state_dir: Path | None,
     store_size: int,
+    store_after: float,
     prefetch: bool,
     zone: str,
     broker_zone: str,
@@ -81,6 +89,7 @@ def orchestrator_command(
         root=common.root,
         state_dir=state_dir or default_state_dir(),
         store_bytes=store_size,
+        store_after_s=store_after,
         prefetch=prefetch,
         cluster=ClusterSettings(zones=Zones(orchestrator=zone, broker=broker_zone)),
         dispatch=DispatchSettings(scheduling=scheduling),
