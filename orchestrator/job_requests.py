@@ -14,6 +14,7 @@ from orchestrator.core.dispatch_events import Failure, InputItem, RequestArrived
 from orchestrator.inputs import Input, parse_input
 from shared.bus import Message, Properties
 from shared.errors import ErrorCode, JobError
+from shared.job_options import DEFAULT_PRIORITY, PRIORITIES
 from shared.topics import Topics
 
 MAX_KEY_BYTES = 1024
@@ -100,6 +101,7 @@ def read_request(
         for text in (envelope.key, context.correlation):
             _check_key(text)
         deadline = _deadline(now, message.properties)
+        priority = _priority(message.properties)
         # What will be refused anyway, say for its size, need not be read.
         if input_names is None or size_bytes > max_item_bytes:
             inputs: tuple[Input, ...] = (Input(size_bytes=size_bytes),)
@@ -122,6 +124,7 @@ def read_request(
         job=envelope.key,
         deadline=deadline,
         client=envelope.client,
+        priority=priority,
         delivery=delivery,
         context=context,
     )
@@ -144,6 +147,22 @@ def _readable(key: str | bytes | None) -> str | None:
         text = key[:MAX_KEY_BYTES].decode("utf-8", "replace")
         return text if text.isprintable() and "\ufffd" not in text else key[:64].hex()
     return None if key is None else key[:MAX_KEY_BYTES]
+
+
+def _priority(properties: Properties) -> int:
+    """How important the client says that the job is: the user property `priority`."""
+    given = properties.user_value("priority")
+    if given is None:
+        return DEFAULT_PRIORITY
+    # One character: int() would take much that is no digit of ours.
+    if len(given) == 1 and given in "0123456789":
+        return int(given)
+    raise JobError(
+        ErrorCode.BAD_INPUT,
+        "the user property priority cannot be used",
+        expected=f"a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}; higher goes first",
+        got=repr(given[:40]),
+    )
 
 
 def _deadline(now: float, properties: Properties) -> float | None:

@@ -91,7 +91,8 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=False,
         payload="image bytes, `.npy`, msgpack tensor(s) or batch, JSON tensor",
         text="A job. MQTT 5: response topic below `result/`, correlation data, and the user "
-        "properties `job`, `deadline_ms`, `accept`.",
+        "properties `job`, `deadline_ms`, `accept`, `priority` (0 to 9, 5 unless given: higher goes "
+        "first, but for one turn in eight; clients take turns within one priority).",
     ),
     TopicSpec(
         name="infer_311",

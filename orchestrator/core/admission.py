@@ -55,6 +55,7 @@ def admit(
     queue = model.queue
     displaced = queue.make_room(
         event.client,
+        event.priority,
         num_items,
         size_bytes,
         max_items=settings.max_queued_items,

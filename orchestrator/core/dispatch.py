@@ -134,6 +134,7 @@ class Dispatcher:
                 given.payload,
                 given.size_bytes,
                 event.client,
+                event.priority,
                 event.now,
             )
             request.items.append(item)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from shared.errors import ErrorCode
+from shared.job_options import DEFAULT_PRIORITY
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -85,10 +86,11 @@ class RequestArrived:
 
     `request_id` is unique for ever (the shell makes it). `job` is the client's own id or None: the same
     (`reply_to`, `job`) is the same job. `deadline` is absolute, by the clock of `now`. `handle`
-    acknowledges the message. `client` is whose share of the queue it takes. `delivery` names the
-    broker's delivery: equal for a redelivery of the same unacknowledged message and for nothing else
-    within the broker's session (so: the session's number and the packet id). `context` comes back with
-    the answer; that of a keyed request must not be large.
+    acknowledges the message. `client` is whose share of the queue it takes, `priority` (one of
+    `PRIORITIES`) what goes first. `delivery` names the broker's delivery: equal for a redelivery of the
+    same unacknowledged message and for nothing else within the broker's session (so: the session's
+    number and the packet id). `context` comes back with the answer; that of a keyed request must not be
+    large.
     """
 
     now: float
@@ -100,6 +102,7 @@ class RequestArrived:
     job: str | bytes | None = None
     deadline: float | None = None
     client: str = ""
+    priority: int = DEFAULT_PRIORITY
     delivery: Hashable | None = None
     context: object = None
 

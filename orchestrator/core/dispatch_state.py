@@ -51,6 +51,7 @@ class Item:
     payload: object
     size_bytes: int
     client: str
+    priority: int
     queued_at: float
     state: ItemState = ItemState.QUEUED
     flights: list[Flight] = field(default_factory=list)

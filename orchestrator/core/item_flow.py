@@ -25,8 +25,8 @@ ended      was the request's last open item            (none)     Answer
 =========  ==========================================  =========  =====================================
 
 Rules that hold throughout
-- Clients take turns, each with its items in order of arrival (`item_queue`); what runs again goes ahead of
-  what never ran.
+- The highest priority goes first, and clients take turns within it, each with its items in order of arrival
+  (`item_queue`); what runs again goes ahead of what never ran.
 - The first outcome of an item wins, whichever attempt it is of: answers are exact, so all are equal.
 - A request's message is acknowledged with its answer and not before, so that a broker redelivers what a
   killed orchestrator had not answered.

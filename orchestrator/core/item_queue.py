@@ -1,41 +1,30 @@
-"""The waiting items of one model, shared out fairly between clients.
+"""The waiting items of one model, by priority and, within one priority, shared out fairly between clients.
 
-What has been dispatched before and must run again goes ahead of what has not, in the original order. All
-others wait in one line per client, and the clients take turns: one item each, round and round. Items cost a
-node about the same whatever their bytes, so turns are counted in items. A client has a line only while
-something of it waits.
+- What has been dispatched before and must run again goes ahead of what has not, in the original order.
+- Of all others the highest priority goes first. Clients take turns within it (`client_turns`).
+- One turn in `TURNS_FOR_LOWER` goes below the highest priority, to where an item has waited longest: what is
+  unimportant is slow, and never starves. By count and not by time, since in an overload everything is old.
 
-Where the queue is full the client with the most waiting gives way (longest queue drop: Suter, Lakshman,
-Stiliadis and Choudhury, "Buffer management schemes for supporting TCP in gigabit routers with per-flow
-queueing", 1999).
+Where the queue is full the client with the most waiting gives way, whatever the priorities (longest queue
+drop: Suter, Lakshman, Stiliadis and Choudhury, "Buffer management schemes for supporting TCP in gigabit
+routers with per-flow queueing", 1999). A client that has no less than others may push out less important
+items of its own.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections import OrderedDict
-from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+from itertools import chain
+from typing import TYPE_CHECKING, Generic
+
+from orchestrator.core.client_turns import ClientTurns, T, Waiting
+from shared.job_options import PRIORITIES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-class Waiting(Protocol):
-    """What the queue needs to know of an item."""
-
-    @property
-    def sequence(self) -> int:
-        """Order of arrival; no two items share one."""
-        ...
-
-    @property
-    def size_bytes(self) -> int: ...
-
-    @property
-    def client(self) -> str: ...
-
-
-T = TypeVar("T", bound=Waiting)
+TURNS_FOR_LOWER = 8
+"""While several priorities wait, one turn of so many is not the highest's."""
 
 
 def _latest_first(item: Waiting) -> int:
@@ -45,11 +34,14 @@ def _latest_first(item: Waiting) -> int:
 class ItemQueue(Generic[T]):
     """Waiting items. Adding, taking and discarding a fresh item are O(1)."""
 
-    __slots__ = ("_again", "_lines", "_num_fresh", "size_bytes")
+    __slots__ = ("_again", "_high_turns", "_levels", "_num_fresh", "_present", "size_bytes")
 
     def __init__(self) -> None:
-        # Clients in order of their turns, each with its items in order of arrival.
-        self._lines: OrderedDict[str, OrderedDict[int, T]] = OrderedDict()
+        self._levels: tuple[ClientTurns[T], ...] = tuple(ClientTurns() for _ in PRIORITIES)
+        # The priorities at which something waits, lowest first.
+        self._present: list[int] = []
+        # Turns of the highest while others waited, since one of those had its turn.
+        self._high_turns = 0
         self._num_fresh = 0
         # Latest first, so that the head is taken from the end. At most what was in flight: short.
         self._again: list[T] = []
@@ -60,10 +52,10 @@ class ItemQueue(Generic[T]):
 
     def push(self, item: T) -> None:
         """Add an item that was never dispatched; sequences only grow."""
-        line = self._lines.get(item.client)
-        if line is None:
-            line = self._lines[item.client] = OrderedDict()
-        line[item.sequence] = item
+        level = self._levels[item.priority]
+        if not level:
+            insort(self._present, item.priority)
+        level.push(item)
         self._num_fresh += 1
         self.size_bytes += item.size_bytes
 
@@ -76,30 +68,25 @@ class ItemQueue(Generic[T]):
         """The item that is dispatched next; None when empty."""
         if self._again:
             return self._again[-1]
-        for line in self._lines.values():
-            return next(iter(line.values()))
-        return None
+        return self._levels[self._next_priority()].head() if self._present else None
 
     def take(self) -> T:
-        """Take the head out; its client's next turn is after all others'. Raises `KeyError` when empty."""
+        """Take the head out; its client's next turn is after all others'. Raises `IndexError` when empty."""
         if self._again:
             item = self._again.pop()
         else:
-            client, line = self._lines.popitem(last=False)
-            item = line.popitem(last=False)[1]
-            if line:
-                self._lines[client] = line
-            self._num_fresh -= 1
+            priority = self._next_priority()
+            above_others = len(self._present) > 1 and priority == self._present[-1]
+            self._high_turns = self._high_turns + 1 if above_others else 0
+            item = self._levels[priority].take()
+            self._left(priority)
         self.size_bytes -= item.size_bytes
         return item
 
     def discard(self, item: T) -> None:
         """Take any item out, which is nobody's turn. Raises `KeyError` when it is not here."""
-        line = self._lines.get(item.client)
-        if line is not None and line.pop(item.sequence, None) is not None:
-            self._num_fresh -= 1
-            if not line:
-                del self._lines[item.client]
+        if self._levels[item.priority].discard(item):
+            self._left(item.priority)
         else:
             index = bisect_left(self._again, -item.sequence, key=_latest_first)
             if index == len(self._again) or self._again[index] is not item:
@@ -109,56 +96,95 @@ class ItemQueue(Generic[T]):
 
     def oldest(self) -> T | None:
         """The item that arrived first, O(clients); None when empty."""
-        heads = [next(iter(line.values())) for line in self._lines.values()]
-        heads += self._again[-1:]
-        return min(heads, key=lambda item: item.sequence, default=None)
+        first = [self._levels[priority].oldest() for priority in self._present]
+        return min(first + self._again[-1:], key=lambda item: item.sequence, default=None)
 
     def items(self) -> list[T]:
-        """All waiting items: those that run again, then client by client in order of turns."""
-        fresh = [item for line in self._lines.values() for item in line.values()]
-        return [*reversed(self._again), *fresh]
+        """All waiting items: those that run again, then by priority, client by client in order of turns."""
+        fresh = (self._levels[priority].items() for priority in reversed(self._present))
+        return [*reversed(self._again), *chain.from_iterable(fresh)]
 
     def make_room(
-        self, client: str, num_items: int, size_bytes: int, *, max_items: int, max_bytes: int
+        self,
+        client: str,
+        priority: int,
+        num_items: int,
+        size_bytes: int,
+        *,
+        max_items: int,
+        max_bytes: int,
     ) -> list[T] | None:
         """What has to give way to `num_items` of together `size_bytes` that `client` wants to add.
 
-        The newest items of whoever has the most waiting (of items, or of bytes where those are short), as
-        long as that one keeps no less than `client` will have. None when that does not make room enough;
-        nothing is taken out here. What has been dispatched before gives way to nobody. O(clients), for bytes
-        O(items).
+        The newest of the least important items of whoever has the most waiting (of items, or of bytes where
+        those are short), as long as that one keeps no less than `client` will have; then what `client` itself
+        has waiting at a lower priority. None when that does not make room enough; nothing is taken out here.
+        What has been dispatched before gives way to nobody. O(clients), for bytes O(items).
         """
         excess_items = len(self) + num_items - max_items
         excess_bytes = self.size_bytes + size_bytes - max_bytes
         if excess_items <= 0 and excess_bytes <= 0:
             return []
         by_bytes = excess_bytes > 0
-        wanted = self._amount(client, by_bytes=by_bytes) + (size_bytes if by_bytes else num_items)
-        amounts: dict[str, int] = {}
-        newest: dict[str, Iterator[T]] = {}
+        amounts = self._amounts(by_bytes=by_bytes)
+        wanted = amounts.pop(client, 0) + (max(size_bytes, 1) if by_bytes else num_items)
+        amounts = {each: amount for each, amount in amounts.items() if amount > wanted}
         leaving: list[T] = []
-        for each in self._lines:
-            amount = self._amount(each, by_bytes=by_bytes)
-            if amount > wanted:
-                amounts[each] = amount
-        while excess_items > 0 or excess_bytes > 0:
-            most = max(amounts, key=amounts.__getitem__, default=None)
-            if most is None:
-                return None
-            if most not in newest:
-                newest[most] = reversed(self._lines[most].values())
-            item = next(newest[most])
-            amounts[most] -= item.size_bytes if by_bytes else 1
-            if amounts[most] < wanted:
-                return None
+        for item in chain(
+            self._of_the_largest(amounts, wanted, by_bytes=by_bytes),
+            self._least_important(client, below=priority),
+        ):
             leaving.append(item)
             excess_items -= 1
             excess_bytes -= item.size_bytes
-        return leaving
+            if excess_items <= 0 and excess_bytes <= 0:
+                return leaving
+        return None
 
-    def _amount(self, client: str, *, by_bytes: bool) -> int:
-        """Of a client's fresh items: their bytes, or their number."""
-        line = self._lines.get(client)
-        if line is None:
-            return 0
-        return sum(item.size_bytes for item in line.values()) if by_bytes else len(line)
+    def _of_the_largest(
+        self, amounts: dict[str, int], wanted: int, *, by_bytes: bool
+    ) -> Iterator[T]:
+        """Item by item, always of who has most left, until that one would keep less than `wanted`."""
+        leaving: dict[str, Iterator[T]] = {}
+        while amounts:
+            most = max(amounts, key=amounts.__getitem__)
+            if most not in leaving:
+                leaving[most] = self._least_important(most, below=len(PRIORITIES))
+            item = next(leaving[most])
+            amounts[most] -= item.size_bytes if by_bytes else 1
+            if amounts[most] < wanted:
+                return
+            yield item
+
+    def _least_important(self, client: str, *, below: int) -> Iterator[T]:
+        """What `client` has waiting at priorities below that: the lowest first, of each the newest first."""
+        for priority in self._present:
+            if priority >= below:
+                return
+            yield from self._levels[priority].newest_first(client)
+
+    def _amounts(self, *, by_bytes: bool) -> dict[str, int]:
+        """What each client has waiting: bytes, or items."""
+        amounts: dict[str, int] = {}
+        for priority in self._present:
+            level = self._levels[priority]
+            if by_bytes:
+                for item in level.items():
+                    amounts[item.client] = amounts.get(item.client, 0) + item.size_bytes
+            else:
+                for client in level.clients():
+                    amounts[client] = amounts.get(client, 0) + level.count(client)
+        return amounts
+
+    def _next_priority(self) -> int:
+        """Whose turn it is. Raises `IndexError` when nothing fresh waits."""
+        present = self._present
+        if len(present) == 1 or self._high_turns < TURNS_FOR_LOWER - 1:
+            return present[-1]
+        return min(present[:-1], key=lambda priority: self._levels[priority].oldest().sequence)
+
+    def _left(self, priority: int) -> None:
+        """An item of that priority was taken out."""
+        self._num_fresh -= 1
+        if not self._levels[priority]:
+            self._present.remove(priority)

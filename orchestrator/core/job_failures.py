@@ -18,9 +18,9 @@ def deadline_passed(*, allowed_s: float, waited_s: float, in_flight: bool) -> Fa
 def pushed_out(model: str, *, retry_after_s: float) -> Failure:
     return Failure(
         code=ErrorCode.OVERLOADED,
-        message=f"the queue of model {model!r} is full, and most of it is this client's",
-        expected="no more waiting than other clients have",
-        got="the most",
+        message=f"the queue of model {model!r} is full, and this input made room",
+        expected="less waiting than other clients have, or a higher priority",
+        got="the newest input of the lowest priority of who had most waiting",
         retry_after_s=retry_after_s,
     )
 

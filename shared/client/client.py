@@ -29,6 +29,7 @@ from shared.errors import (
     ProtocolError,
 )
 from shared.ids import check_name
+from shared.job_options import DEFAULT_PRIORITY, check_priority
 from shared.messages.job import BatchInput
 from shared.tensor import Array
 from shared.topics import DEFAULT_ROOT, Topics
@@ -126,6 +127,7 @@ class Client:
         timeout_s: float = 60.0,
         deadline_s: float | None = None,
         tensors: bool = False,
+        priority: int = DEFAULT_PRIORITY,
     ) -> Result:
         """Run `model` on one input.
 
@@ -136,15 +138,19 @@ class Client:
             timeout_s: how long to wait here.
             deadline_s: how long the cluster may take; beyond it the answer is an error, `deadline`.
             tensors: whether to return the model's raw outputs, too.
+            priority: 0 to 9; of what waits, the highest goes first.
 
         Raises:
             JobError: the job ended in an error; `code`, `message`, `expected`, `got`, `retry_after_s`.
             BrokerUnreachableError: the broker went away and did not come back in time.
-            ConfigurationError: a path that cannot be read, or a model's name that cannot be one.
+            ConfigurationError: a path that cannot be read, or a model's name or a priority that cannot
+                be one.
         """
         payload = await asyncio.to_thread(encode_input, image)
         self._check_size(payload)
-        reply = await self._ask(model, payload, timeout_s, deadline_s, tensors=tensors)
+        reply = await self._ask(
+            model, payload, timeout_s, deadline_s, tensors=tensors, priority=priority
+        )
         if isinstance(reply, list):
             raise ProtocolError("one job, several answers", expected="one", got=str(len(reply)))
         if isinstance(reply, JobError):
@@ -159,13 +165,14 @@ class Client:
         timeout_s: float = 120.0,
         deadline_s: float | None = None,
         tensors: bool = False,
+        priority: int = DEFAULT_PRIORITY,
     ) -> list[Result | JobError]:
         """Run `model` on several photographs in one job; results in order, an error where one image failed.
 
         Raises:
             JobError: the whole job ended in an error, or an input is not a photograph.
             BrokerUnreachableError: the broker went away and did not come back in time.
-            ConfigurationError: a path that cannot be read.
+            ConfigurationError: a path that cannot be read, or a priority that cannot be one.
         """
         payloads = [await asyncio.to_thread(encode_input, image) for image in images]
         for payload in payloads:
@@ -184,7 +191,9 @@ class Client:
             size_hint=1024 + sum(len(payload.data) + 8 for payload in payloads),
         )
         batch = Payload(bytes(body), MSGPACK)
-        reply = await self._ask(model, batch, timeout_s, deadline_s, tensors=tensors)
+        reply = await self._ask(
+            model, batch, timeout_s, deadline_s, tensors=tensors, priority=priority
+        )
         if isinstance(reply, JobError):
             raise reply
         if not isinstance(reply, list) or len(reply) != len(payloads):
@@ -223,8 +232,10 @@ class Client:
         deadline_s: float | None,
         *,
         tensors: bool,
+        priority: int,
     ) -> Reply:
         check_name("model", model)
+        check_priority(priority)
         if self._overview.orchestrator is None:
             raise JobError(
                 ErrorCode.UNAVAILABLE,
@@ -239,6 +250,7 @@ class Client:
             timeout_s=timeout_s,
             deadline_s=deadline_s,
             tensors=tensors,
+            priority=priority,
             answer=asyncio.get_running_loop().create_future(),
         )
         self._pending[pending.job] = pending

@@ -11,6 +11,7 @@ from shared.bus import Properties
 from shared.client.inputs import MSGPACK, Payload
 from shared.client.results import Result
 from shared.errors import JobError
+from shared.job_options import DEFAULT_PRIORITY
 from shared.topics import Topics
 
 Reply = Result | JobError | list[Result | JobError]
@@ -27,6 +28,7 @@ class Pending:
     timeout_s: float
     deadline_s: float | None
     tensors: bool
+    priority: int
     answer: asyncio.Future[Reply]
     again: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an answer may have been lost, so that the job should be published again."""
@@ -41,6 +43,8 @@ class Pending:
         if self.deadline_s is not None:
             waited = asyncio.get_running_loop().time() - self.started
             user.append(("deadline_ms", str(math.ceil(max(0.0, self.deadline_s - waited) * 1e3))))
+        if self.priority != DEFAULT_PRIORITY:
+            user.append(("priority", str(self.priority)))
         if self.tensors:
             user.append(("accept", MSGPACK))
         return Properties(

@@ -9,6 +9,7 @@ import numpy as np
 from orchestrator.core.board import Board
 from orchestrator.core.dispatch_lineup import Model, Pipeline
 from orchestrator.core.dispatch_state import Item, ItemState, Request
+from shared.job_options import PRIORITIES
 
 if TYPE_CHECKING:
     from orchestrator.core.dispatch import Dispatcher
@@ -24,12 +25,12 @@ def check(dispatcher: Dispatcher) -> None:
         assert model.name == name
         waiting = model.queue.items()
         again = model.queue._again
-        lines = model.queue._lines
-        for line in (again[::-1], *(list(each.values()) for each in lines.values())):
-            assert line == sorted(line, key=lambda item: item.sequence), "first come, first served"
-        for client, each in lines.items():
-            assert each, "a client with nothing waiting leaves nothing behind"
-            assert all(item.client == client for item in each.values())
+        assert model.queue._present == [p for p in PRIORITIES if model.queue._levels[p]]
+        for priority, level in enumerate(model.queue._levels):
+            for client, line in level._lines.items():
+                assert line, "a client with nothing waiting leaves nothing behind"
+                assert all((i.client, i.priority) == (client, priority) for i in line.values())
+                assert list(line) == sorted(line), "first come, first served"
         assert len(waiting) == len(model.queue)
         assert model.queue.size_bytes == sum(item.size_bytes for item in waiting)
         assert len(waiting) - len(again) <= settings.max_queued_items

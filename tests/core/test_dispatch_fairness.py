@@ -139,3 +139,51 @@ def test_what_runs_again_gives_way_to_nobody() -> None:
     bench.lose("p")
     assert bench.core.snapshot().models[0].queued_items == 3
     assert one(bench.ask(1, client="b"), Reject)
+
+
+# --- priorities -----------------------------------------------------------------------------------
+
+
+def test_higher_goes_first_and_clients_take_turns_within_a_priority() -> None:
+    bench = Bench()
+    for name, client, priority in [
+        ("low", "a", 0),
+        ("a0", "a", 5),
+        ("a1", "a", 5),
+        ("b0", "b", 5),
+        ("high-b", "b", 9),
+        ("high-a", "a", 9),
+    ]:
+        bench.ask(1, client=client, priority=priority, request_id=name)
+    order = drain(bench, bench.activate("p", window=1))
+    assert order == ["high-b", "high-a", "a0", "b0", "a1", "low"]
+
+
+def test_one_turn_in_eight_goes_below_the_highest() -> None:
+    """To the one that has waited longest, so a flood of high priority starves nobody."""
+    bench = Bench()
+    bench.ask(1, client="b", priority=2, request_id="low0")
+    bench.ask(1, client="c", priority=4, request_id="low1")
+    for number in range(40):
+        bench.ask(1, client="flood", priority=9, request_id=f"f{number}")
+    order = drain(bench, bench.activate("p", window=1))
+    assert (order.index("low0"), order.index("low1")) == (7, 15)
+
+
+def test_a_client_pushes_out_its_own_less_important_jobs() -> None:
+    bench = Bench(max_queued_items=3)
+    for number, priority in enumerate([5, 1, 1]):
+        bench.ask(1, client="a", priority=priority, request_id=f"a{number}")
+    assert one(bench.ask(1, client="a", priority=1), Reject)
+    assert one(bench.ask(1, client="a", priority=6), Answer).request_id == "a2"
+    assert one(bench.ask(1, client="a", priority=6), Answer).request_id == "a1"
+    assert one(bench.ask(1, client="a", priority=5), Reject)
+
+
+def test_a_high_priority_takes_no_room_from_who_has_less() -> None:
+    bench = Bench(max_queued_items=4)
+    for number in range(2):
+        bench.ask(1, client="polite", priority=0)
+        bench.ask(1, client="flood", priority=9, request_id=f"f{number}")
+    assert one(bench.ask(1, client="flood", priority=9), Reject)
+    assert one(bench.ask(1, client="c", priority=0), Answer).failure

@@ -106,8 +106,8 @@ class Histories(RuleBasedStateMachine):
         self.active: dict[tuple[str, str, int], int] = {}
         self.draining: set[tuple[str, str, int]] = set()
         self.sent: list[Dispatch] = []
-        self.last_first: dict[tuple[str, str], tuple[int, int]] = {}
-        """By model and client: the request and item that was last sent for the first time."""
+        self.last_first: dict[tuple[str, str, int], tuple[int, int]] = {}
+        """By model, client and priority: the request and item that was last sent for the first time."""
         self.answers: dict[str, Answer] = {}
 
     # --- helpers ------------------------------------------------------------------------------
@@ -155,7 +155,11 @@ class Histories(RuleBasedStateMachine):
         assert action.item_index not in job.outputs
         assert action.payload == (action.request_id, action.item_index)
         if action.attempt == 1:
-            place, line = (job.number, action.item_index), (action.model, job.event.client)
+            event = job.event
+            place, line = (
+                (job.number, action.item_index),
+                (event.model, event.client, event.priority),
+            )
             assert place > self.last_first.get(line, (0, 0)), "first come, first served"
             self.last_first[line] = place
         self.sent.append(action)
@@ -205,9 +209,10 @@ class Histories(RuleBasedStateMachine):
         for window, which in zip(windows, [("p", 1), ("p", 2), ("q", 1)], strict=False):
             self.activate("a", which, window, 10.0)
 
-    @rule(num_items=st.integers(1, 3), client=st.sampled_from("xxxyz"))
-    def plain_request_arrives(self, num_items: int, client: str) -> None:
-        self.arrive("a", [1] * num_items, None, f"result/{client}", None, named=False)
+    @rule(num_items=st.integers(1, 3), client=st.sampled_from("xxxyz"), priority=st.integers(0, 9))
+    def plain_request_arrives(self, num_items: int, client: str, priority: int) -> None:
+        reply_to, sizes = f"result/{client}", [1] * num_items
+        self.arrive("a", sizes, None, reply_to, None, priority=priority, named=False)
 
     @rule(
         model=st.sampled_from(["a", "a", "a", "a", "b", "nowhere"]),
@@ -215,6 +220,7 @@ class Histories(RuleBasedStateMachine):
         job=st.sampled_from([None, None, "1", "2", b"3"]),
         reply_to=st.sampled_from(["result/x", "result/y", "result/z"]),
         allowed_s=st.sampled_from([None, None, 0.0, 0.5, 5.0, 100.0]),
+        priority=st.sampled_from([5, 5, 5, 0, 9]),
         named=st.booleans(),
     )
     def request_arrives(self, **drawn: Any) -> None:
@@ -228,6 +234,7 @@ class Histories(RuleBasedStateMachine):
         reply_to: str,
         allowed_s: float | None,
         *,
+        priority: int,
         named: bool,
     ) -> None:
         self.number += 1
@@ -242,6 +249,7 @@ class Histories(RuleBasedStateMachine):
             deadline=None if allowed_s is None else self.now + allowed_s,
             handle=self.number,
             client=reply_to,
+            priority=priority,
             delivery=("session", self.number) if named else None,
         )
         self.owed.add(self.number)
@@ -302,6 +310,7 @@ class Histories(RuleBasedStateMachine):
             deadline=event.deadline,
             handle=self.number,
             client=event.client,
+            priority=event.priority,
             delivery=delivery,
         )
         assert self.step(again) == []

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.core.item_queue import ItemQueue
+from orchestrator.core.item_queue import TURNS_FOR_LOWER, ItemQueue
 
+PRIORITIES = st.sampled_from([5, 5, 5, 0, 9])
 CLIENTS = st.sampled_from("aaab") | st.sampled_from("abcd")
 
 
@@ -19,26 +20,32 @@ class Thing:
     sequence: int
     client: str = "a"
     size_bytes: int = 10
+    priority: int = 5
+
+
+def line(thing: Thing) -> tuple[int, str]:
+    return thing.priority, thing.client
 
 
 @given(
     st.lists(st.sampled_from(["push", "push", "take", "again", "discard"]), max_size=80), st.data()
 )
-def test_clients_take_turns_and_what_runs_again_goes_ahead(
+def test_priorities_then_turns_and_what_runs_again_goes_ahead(
     steps: list[str], data: st.DataObject
 ) -> None:
     queue: ItemQueue[Thing] = ItemQueue()
     fresh: list[Thing] = []
     again: list[Thing] = []
     taken: list[Thing] = []
-    passed: dict[str, Counter[str]] = {}
-    """By client with something waiting: who else had how many turns since its own."""
+    passed: dict[tuple[int, str], Counter[str]] = {}
+    """By priority and client with something waiting: who else had how many turns since its own."""
+    high_turns = 0
     for number, step in enumerate(steps):
         if step == "push":
-            thing = Thing(number, data.draw(CLIENTS), number)
+            thing = Thing(number, data.draw(CLIENTS), number, data.draw(PRIORITIES))
             queue.push(thing)
             fresh.append(thing)
-            passed.setdefault(thing.client, Counter())
+            passed.setdefault(line(thing), Counter())
         elif step == "take" and (fresh or again):
             head = queue.head()
             assert queue.take() is head
@@ -47,15 +54,23 @@ def test_clients_take_turns_and_what_runs_again_goes_ahead(
             if again:
                 assert head is again.pop(0)
             else:
-                own = [thing for thing in fresh if thing.client == head.client]
+                highest = max(thing.priority for thing in fresh)
+                lower = [thing for thing in fresh if thing.priority < highest]
+                if lower and high_turns == TURNS_FOR_LOWER - 1:
+                    assert head.priority == lower[0].priority, "where an item has waited longest"
+                else:
+                    assert head.priority == highest
+                high_turns = high_turns + 1 if lower and head.priority == highest else 0
+                own = [thing for thing in fresh if line(thing) == line(head)]
                 assert head is own[0], "first come, first served"
                 fresh.remove(head)
-                passed.pop(head.client)
-                for turns in passed.values():
-                    turns[head.client] += 1
-                    assert turns[head.client] == 1, "two turns while another waited"
+                passed.pop(line(head))
+                for (priority, _), turns in passed.items():
+                    if priority == head.priority:
+                        turns[head.client] += 1
+                        assert turns[head.client] == 1, "two turns while another waited"
                 if len(own) > 1:
-                    passed[head.client] = Counter()
+                    passed[line(head)] = Counter()
         elif step == "again" and taken:
             thing = data.draw(st.sampled_from(taken))
             taken.remove(thing)
@@ -65,8 +80,8 @@ def test_clients_take_turns_and_what_runs_again_goes_ahead(
             thing = data.draw(st.sampled_from(fresh + again))
             (fresh if thing in fresh else again).remove(thing)
             queue.discard(thing)
-            if thing.client not in {each.client for each in fresh}:
-                passed.pop(thing.client, None)
+            if line(thing) not in map(line, fresh):
+                passed.pop(line(thing), None)
         waiting = [*again, *fresh]
         assert queue.items()[: len(again)] == again
         assert sorted(queue.items(), key=lambda thing: thing.sequence) == sorted(
@@ -79,21 +94,30 @@ def test_clients_take_turns_and_what_runs_again_goes_ahead(
 
 
 @given(
-    waiting=st.lists(st.builds(Thing, st.just(0), CLIENTS, st.integers(0, 30)), max_size=12),
+    waiting=st.lists(
+        st.builds(Thing, st.just(0), CLIENTS, st.integers(0, 30), PRIORITIES), max_size=12
+    ),
     client=CLIENTS,
+    priority=PRIORITIES,
     sizes=st.lists(st.integers(0, 30), min_size=1, max_size=4),
     max_items=st.integers(4, 12),
     max_bytes=st.integers(120, 300),
 )
 def test_the_newest_of_who_has_most_gives_way(
-    waiting: list[Thing], client: str, sizes: list[int], max_items: int, max_bytes: int
+    *,
+    waiting: list[Thing],
+    client: str,
+    priority: int,
+    sizes: list[int],
+    max_items: int,
+    max_bytes: int,
 ) -> None:
     queue: ItemQueue[Thing] = ItemQueue()
-    things = [Thing(i, each.client, each.size_bytes) for i, each in enumerate(waiting)]
+    things = [replace(thing, sequence=number) for number, thing in enumerate(waiting)]
     for thing in things:
         queue.push(thing)
     leaving = queue.make_room(
-        client, len(sizes), sum(sizes), max_items=max_items, max_bytes=max_bytes
+        client, priority, len(sizes), sum(sizes), max_items=max_items, max_bytes=max_bytes
     )
     assert len(queue) == len(things), "nothing is taken out yet"
     too_many = len(things) + len(sizes) > max_items
@@ -110,6 +134,7 @@ def test_the_newest_of_who_has_most_gives_way(
         others = [held(name, things) for name in "abcd" if name != client]
         if not too_large:
             surplus = sum(max(0, amount - wanted) for amount in others)
+            surplus += sum(thing.client == client and thing.priority < priority for thing in things)
             assert surplus < len(things) + len(sizes) - max_items
         elif not too_many:
             # An item takes up to 30 bytes more than are needed.
@@ -121,10 +146,12 @@ def test_the_newest_of_who_has_most_gives_way(
         assert sum(thing.size_bytes for thing in left) + sum(sizes) <= max_bytes
         for name in "abcd":
             own = [thing for thing in things if thing.client == name]
+            own.sort(key=lambda thing: (thing.priority, -thing.sequence))
             gone = [thing for thing in leaving if thing.client == name]
-            assert gone == own[::-1][: len(gone)], "newest first"
-            if gone:
-                assert name != client
+            assert gone == own[: len(gone)], "the least important first, of those the newest"
+            if name == client:
+                assert all(thing.priority < priority for thing in gone)
+            elif gone:
                 assert held(name, left) >= wanted, "it keeps no less than the newcomer has"
 
 
@@ -135,7 +162,7 @@ def test_equal_shares_are_what_floods_come_to() -> None:
     for clients in ("a", "ab", "abc", "abcd"):
         for _ in range(40):
             for client in clients:
-                leaving = queue.make_room(client, 1, 10, max_items=12, max_bytes=10_000)
+                leaving = queue.make_room(client, 5, 1, 10, max_items=12, max_bytes=10_000)
                 if leaving is not None:
                     for thing in leaving:
                         queue.discard(thing)

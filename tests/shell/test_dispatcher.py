@@ -134,6 +134,53 @@ def test_an_unknown_model_is_named_with_those_that_are_served() -> None:
         assert world.next_error()[0] == "unknown_model"
 
 
+def test_the_level_below_result_says_whose_share_a_job_takes() -> None:
+    """Whatever topic it comes on: `flood` has most waiting, so it makes room for the others."""
+    with running(settings=DispatchSettings(max_queued_items=4)) as world:
+        window = 4
+        for number in range(window + 4):
+            world.ask(job=f"f{number}", reply=f"test/result/flood/{number}")
+        world.until(lambda: len(world.activations) == window)
+        world.client.publish("test/model/m/infer/camera/c0", JPEG)
+        world.ask(job="b0", reply="test/result/b/0")
+        for job in ("f7", "f6"):
+            code, error = world.next_error()
+            assert (code, error["retry_after_s"] > 0) == ("overloaded", True)
+            assert f"test/result/flood/{job[1:]}" in {topic for _, topic in world.order}
+        world.client.publish("test/model/m/infer/flood/f8", JPEG)
+        assert world.next_error()[0] == "overloaded"
+        for _ in range(window + 4):
+            world.result(*world.next_activation())
+        world.until(lambda: len(world.answers) == window + 4)
+        assert len({message.topic for message in world.answers}) == window + 4
+
+
+def test_priorities_come_from_the_user_property() -> None:
+    with running() as world:
+        window = 4
+        for number in range(window):
+            world.ask(job=f"first{number}")
+        world.ask(job="low", user=[("priority", "0")])
+        world.ask(job="usual")
+        world.ask(job="high", user=[("priority", "9")])
+        world.until(lambda: len(world.activations) == window)
+        order: list[str] = []
+        while len(order) < window + 3:
+            world.result(*world.next_activation())
+            order.append(world.next_answer()["job"])
+        assert order[window:] == ["high", "usual", "low"]
+
+
+@pytest.mark.parametrize("given", ["", "10", "-1", "high", "5.0", " 5", "٣"])
+def test_a_priority_that_is_none_is_refused(given: str) -> None:
+    with running() as world:
+        world.ask(user=[("priority", given)])
+        code, error = world.next_error()
+        assert code == "bad_input"
+        assert error["expected"] == "a whole number from 0 to 9; higher goes first"
+        assert error["got"] == repr(given)
+
+
 def test_a_deadline_ends_a_job() -> None:
     with running(serve=False) as world:
         world.thread.tell(spec())

@@ -1,0 +1,19 @@
+"""What a request may ask of the queue that it waits in: the values of its user properties."""
+
+from __future__ import annotations
+
+from shared.errors import ConfigurationError
+
+PRIORITIES = range(10)
+"""Of the user property `priority`: higher goes first."""
+DEFAULT_PRIORITY = 5
+
+
+def check_priority(priority: int) -> None:
+    """Raises ConfigurationError when it is none."""
+    if priority not in PRIORITIES:
+        raise ConfigurationError(
+            "a job's priority cannot be used",
+            expected=f"a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}; higher goes first",
+            got=repr(priority),
+        )
