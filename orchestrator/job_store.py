@@ -6,10 +6,10 @@ Where the broker lived, its queue says better what was answered: it was told so 
 this file a moment later.
 
 One thread writes, a group of changes per transaction, so that a slow disk never delays an answer. What was
-accepted and answered within one group is never written: with a group each 0.2 s that is every job of a
-cluster that keeps up, and the store costs next to nothing; one by one, each job of 600 KB costs 0.7 ms of
-CPU. SQLite in WAL mode and `synchronous=NORMAL`: a killed process loses nothing that was committed; a machine
-that loses power may lose the last moments, and the broker's queue still has those.
+answered soon after is never written: within 0.2 s that is every job of a cluster that keeps up, and the store
+costs next to nothing; written at once, each job of 600 KB costs 0.7 ms of CPU. SQLite in WAL mode and
+`synchronous=NORMAL`: a killed process loses nothing that was committed; a machine that loses power may lose
+the last moments, and the broker's queue still has those.
 
 A disk that is full or broken does not stop the jobs: it is said once per outage, and each is then as safe as
 the broker's queue alone makes it. A file that is damaged is moved aside.
@@ -70,17 +70,32 @@ class Recovered:
     """The last count that the broker had acknowledged; see the topic `orchestrator/beat`."""
 
 
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A job, and when it came: by wall time for who reads it later, by the monotonic clock for its age."""
+
+    message: Message
+    received_at: float
+    since: float
+
+
 @dataclass(slots=True)
 class _Changes:
     """What a transaction will write."""
 
-    jobs: dict[str, tuple[float, Message]] = field(default_factory=dict)
+    jobs: dict[str, _Job] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     answers: list[tuple[float, StoredAnswer]] = field(default_factory=list)
     beat: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.jobs or self.gone or self.answers or self.beat)
+
+    def split(self, since: float) -> tuple[_Changes, dict[str, _Job]]:
+        """What is to be written now, and the jobs that came after `since`, which may yet be answered."""
+        young = {key: job for key, job in self.jobs.items() if job.since > since}
+        old = {key: job for key, job in self.jobs.items() if key not in young}
+        return _Changes(old, self.gone, self.answers, self.beat), young
 
     def before(self, later: _Changes) -> _Changes:
         """These, which could not be written, and what came after them."""
@@ -94,8 +109,8 @@ class JobStore:
 
     Args:
         path: the database; its folder must exist.
-        after_s: changes of so long go into one transaction: how old a job may be that only the broker's
-            queue and the dispatcher hold.
+        after_s: a job that has no answer by then is written, at the latest after twice that; how long
+            only the broker's queue and the dispatcher hold it.
         keep_s: how long an answer is kept.
         trouble: called in the store's thread, once per outage, with what went wrong.
         clock: wall time in seconds: what is read here was written by another process.
@@ -166,7 +181,7 @@ class JobStore:
     def accepted(self, request_id: str, message: Message) -> None:
         """A job that will have an answer; ids are unique for ever."""
         with self._lock:
-            self._changes.jobs[request_id] = (self._clock(), message)
+            self._changes.jobs[request_id] = _Job(message, self._clock(), time.monotonic())
         self._changed.set()
 
     def answered(self, request_id: str, answer: StoredAnswer | None) -> None:
@@ -212,13 +227,17 @@ class JobStore:
             self._changed.wait()
             closing = self._closing.wait(self._after_s)
             self._changed.clear()
-            self._write(database)
+            self._write(database, everything=closing)
             if closing:
                 return
 
-    def _write(self, database: sqlite3.Connection) -> None:
+    def _write(self, database: sqlite3.Connection, *, everything: bool = False) -> None:
+        since = math.inf if everything else time.monotonic() - self._after_s
         with self._lock:
-            changes, self._changes = self._changes, _Changes()
+            changes, young = self._changes.split(since)
+            self._changes = _Changes(young)
+        if young:
+            self._changed.set()
         if not changes:
             return
         try:
@@ -258,8 +277,14 @@ def _store(database: sqlite3.Connection, changes: _Changes, oldest: float) -> No
     database.executemany(
         "INSERT INTO jobs VALUES (?, ?, ?, ?, ?)",
         (
-            (key, at, message.topic, message.payload, encode_msgpack(message.properties))
-            for key, (at, message) in changes.jobs.items()
+            (
+                key,
+                job.received_at,
+                job.message.topic,
+                job.message.payload,
+                encode_msgpack(job.message.properties),
+            )
+            for key, job in changes.jobs.items()
         ),
     )
     database.executemany(
