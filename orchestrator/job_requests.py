@@ -14,7 +14,7 @@ from orchestrator.core.dispatch_events import Failure, InputItem, RequestArrived
 from orchestrator.inputs import Input, parse_input
 from shared.bus import Message, Properties
 from shared.errors import ErrorCode, JobError
-from shared.job_options import DEFAULT_PRIORITY, PRIORITIES
+from shared.job_options import DEFAULT_PRIORITY, PRIORITIES, Policy
 from shared.topics import Topics
 
 MAX_KEY_BYTES = 1024
@@ -102,6 +102,7 @@ def read_request(
             _check_key(text)
         deadline = _deadline(now, message.properties)
         priority = _priority(message.properties)
+        policy = _policy(message.properties)
         # What will be refused anyway, say for its size, need not be read.
         if input_names is None or size_bytes > max_item_bytes:
             inputs: tuple[Input, ...] = (Input(size_bytes=size_bytes),)
@@ -125,6 +126,7 @@ def read_request(
         deadline=deadline,
         client=envelope.client,
         priority=priority,
+        latest=policy is Policy.LATEST,
         delivery=delivery,
         context=context,
     )
@@ -163,6 +165,22 @@ def _priority(properties: Properties) -> int:
         expected=f"a whole number from {PRIORITIES[0]} to {PRIORITIES[-1]}; higher goes first",
         got=repr(given[:40]),
     )
+
+
+def _policy(properties: Properties) -> Policy:
+    """What a newer job of the client does to this one: the user property `policy`."""
+    given = properties.user_value("policy")
+    if given is None:
+        return Policy.LOSSLESS
+    try:
+        return Policy(given)
+    except ValueError:
+        raise JobError(
+            ErrorCode.BAD_INPUT,
+            "the user property policy cannot be used",
+            expected=" or ".join(Policy),
+            got=repr(given[:40]),
+        ) from None
 
 
 def _deadline(now: float, properties: Properties) -> float | None:

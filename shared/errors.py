@@ -33,6 +33,8 @@ class ErrorCode(StrEnum):
     """The payload is larger than a job may be."""
     OVERLOADED = "overloaded"
     """The queue is full; try again after `retry_after_s`."""
+    SUPERSEDED = "superseded"
+    """A newer input of the same client came before this one had its turn: the job's policy was `latest`."""
     DEADLINE = "deadline"
     """The answer could not be had before the job's deadline."""
     UNAVAILABLE = "unavailable"

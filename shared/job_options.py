@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 from shared.errors import ConfigurationError
 
 PRIORITIES = range(10)
 """Of the user property `priority`: higher goes first."""
 DEFAULT_PRIORITY = 5
+
+
+class Policy(StrEnum):
+    """Of the user property `policy`: what happens to a job when its client sends a newer one."""
+
+    LOSSLESS = "lossless"
+    """Nothing; the default."""
+    LATEST = "latest"
+    """For cameras: while it waits, it gives way to the newer one of this policy for the same model."""
 
 
 def check_priority(priority: int) -> None:

@@ -92,7 +92,9 @@ TABLE: tuple[TopicSpec, ...] = (
         payload="image bytes, `.npy`, msgpack tensor(s) or batch, JSON tensor",
         text="A job. MQTT 5: response topic below `result/`, correlation data, and the user "
         "properties `job`, `deadline_ms`, `accept`, `priority` (0 to 9, 5 unless given: higher goes "
-        "first, but for one turn in eight; clients take turns within one priority).",
+        "first, but for one turn in eight; clients take turns within one priority), "
+        "`policy` (`lossless`, or `latest` for cameras: of one client and model only the newest waits, "
+        "older ones that wait are answered `superseded`). A client is the level below `result/`.",
     ),
     TopicSpec(
         name="infer_311",

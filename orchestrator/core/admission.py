@@ -60,6 +60,7 @@ def admit(
         size_bytes,
         max_items=settings.max_queued_items,
         max_bytes=settings.max_queued_bytes,
+        instead_of=model.superseded_by(event),
     )
     if displaced is None:
         return Failure(

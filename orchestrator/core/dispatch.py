@@ -34,7 +34,7 @@ from orchestrator.core.dispatch_settings import DispatchSettings, default_window
 from orchestrator.core.dispatch_state import Item, Request
 from orchestrator.core.dispatch_stats import Counters, Snapshot
 from orchestrator.core.item_flow import Actions, ItemFlow, count
-from orchestrator.core.job_failures import model_stopped
+from orchestrator.core.job_failures import frame_superseded, model_stopped
 from orchestrator.core.nsa import standing
 from orchestrator.core.request_book import RequestBook
 
@@ -125,6 +125,7 @@ class Dispatcher:
             self._items.displace(model, displaced, event.now, actions)
         request = Request(event, model)
         self._requests.open(request, event)
+        superseded = model.superseded_by(event)
         for index, given in enumerate(event.items):
             self._sequence += 1
             item = Item(
@@ -139,6 +140,11 @@ class Dispatcher:
             )
             request.items.append(item)
             model.queue.push(item)
+        if request.latest:
+            # After the push: a client whose line is never empty keeps its turn, however fast its frames come.
+            model.frames[request.client] = request
+            for old in superseded:
+                self._items.end(old, frame_superseded(model.name), None, event.now, actions)
         if request.deadline is not None:
             self._items.timers.schedule(request, request.deadline)
         model.live_requests += 1

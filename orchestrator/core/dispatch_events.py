@@ -87,10 +87,10 @@ class RequestArrived:
     `request_id` is unique for ever (the shell makes it). `job` is the client's own id or None: the same
     (`reply_to`, `job`) is the same job. `deadline` is absolute, by the clock of `now`. `handle`
     acknowledges the message. `client` is whose share of the queue it takes, `priority` (one of
-    `PRIORITIES`) what goes first. `delivery` names the broker's delivery: equal for a redelivery of the
-    same unacknowledged message and for nothing else within the broker's session (so: the session's
-    number and the packet id). `context` comes back with the answer; that of a keyed request must not be
-    large.
+    `PRIORITIES`) what goes first. `latest`: of such requests of one client only the newest waits.
+    `delivery` names the broker's delivery: equal for a redelivery of the same unacknowledged message and
+    for nothing else within the broker's session (so: the session's number and the packet id). `context`
+    comes back with the answer; that of a keyed request must not be large.
     """
 
     now: float
@@ -103,6 +103,7 @@ class RequestArrived:
     deadline: float | None = None
     client: str = ""
     priority: int = DEFAULT_PRIORITY
+    latest: bool = False
     delivery: Hashable | None = None
     context: object = None
 

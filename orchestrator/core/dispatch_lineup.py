@@ -11,13 +11,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.core.board import Board, Standing
-from orchestrator.core.dispatch_state import Flight, Item
+from orchestrator.core.dispatch_state import Flight, Item, ItemState
 from orchestrator.core.dispatch_stats import ModelLoad, PipelineLoad
 from orchestrator.core.item_queue import ItemQueue
 from orchestrator.core.nsa import HISTORY
 
 if TYPE_CHECKING:
-    from orchestrator.core.dispatch_events import PipelineActivated
+    from collections.abc import Sequence
+
+    from orchestrator.core.dispatch_events import PipelineActivated, RequestArrived
+    from orchestrator.core.dispatch_state import Request
     from orchestrator.core.selection import Decision
 
 _GAIN = 0.1
@@ -179,6 +182,8 @@ class Model:
     pipelines: dict[tuple[str, int], Pipeline] = field(default_factory=dict)
     num_draining: int = 0
     live_requests: int = 0
+    frames: dict[str, Request] = field(default_factory=dict)
+    """By client, the newest request of which only the newest is to wait; until it is answered."""
     turns: int = 0
     """Items dispatched."""
     decision: Decision | None = None
@@ -190,6 +195,13 @@ class Model:
     @property
     def has_active(self) -> bool:
         return len(self.pipelines) > self.num_draining
+
+    def superseded_by(self, event: RequestArrived) -> Sequence[Item]:
+        """What waits of the client's older frame."""
+        before = self.frames.get(event.client) if event.latest else None
+        if before is None:
+            return ()
+        return [item for item in before.items if item.state is ItemState.QUEUED]
 
     def lineup(self) -> list[Pipeline]:
         """The active pipelines in order of (pipeline, generation): the rows of the board."""

@@ -99,12 +99,14 @@ class Request:
 
     __slots__ = (
         "arrived_at",
+        "client",
         "context",
         "deadline",
         "handles",
         "items",
         "job",
         "key",
+        "latest",
         "model",
         "open_items",
         "reply_to",
@@ -118,6 +120,8 @@ class Request:
         self.job = event.job
         # what makes two requests the same job
         self.key = None if event.job is None else (event.reply_to, event.job)
+        self.client = event.client
+        self.latest = event.latest
         self.context = event.context
         self.arrived_at = event.now
         self.deadline = event.deadline

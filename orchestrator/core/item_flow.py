@@ -15,7 +15,9 @@ queued     output of an earlier attempt                ended
 queued     final failure of an earlier attempt         ended
 queued     deadline; unserved too long; model stopped  ended
 queued     room is needed for a client with less       ended
+queued     a newer frame of the client came            ended
 in flight  output or final failure, of any attempt     ended
+in flight  as the next three, a newer frame came       ended
 in flight  retryable failure of this attempt, timeout  queued     (ended after `max_attempts` of them)
 in flight  pipeline lost                               queued     (ended after `max_losses` of them)
 in flight  no result soon after a bus reconnection     queued
@@ -56,6 +58,7 @@ from orchestrator.core.dispatch_state import Flight, Item, ItemState, Request
 from orchestrator.core.dispatch_stats import Counters
 from orchestrator.core.job_failures import (
     deadline_passed,
+    frame_superseded,
     model_stopped,
     overdue,
     pipelines_lost,
@@ -219,10 +222,14 @@ class ItemFlow:
         self.end(item, final, flight, now, actions)
 
     def _again(self, item: Item, now: float, actions: Actions) -> None:
-        """Back to the front of the queue, unless the model has been stopped."""
+        """Back to the front of the queue, unless the model was stopped or a newer frame came."""
         model = item.request.model
         if not model.served:
             self.end(item, model_stopped(model.name), None, now, actions)
+            return
+        request = item.request
+        if request.latest and model.frames.get(request.client) is not request:
+            self.end(item, frame_superseded(model.name), None, now, actions)
             return
         item.flights[-1].pipeline.release(item)
         item.state = ItemState.QUEUED
@@ -256,7 +263,10 @@ class ItemFlow:
         self._requests.close(request, answer, now)
         if request.deadline is not None:
             self.timers.cancel(request)
-        request.model.live_requests -= 1
+        model = request.model
+        model.live_requests -= 1
+        if request.latest and model.frames.get(request.client) is request:
+            del model.frames[request.client]
         failure = answer.failure
         if failure is None:
             self._counters.answered += 1

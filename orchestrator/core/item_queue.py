@@ -21,7 +21,7 @@ from orchestrator.core.client_turns import ClientTurns, T, Waiting
 from shared.job_options import PRIORITIES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 TURNS_FOR_LOWER = 8
 """While several priorities wait, one turn of so many is not the highest's."""
@@ -113,27 +113,34 @@ class ItemQueue(Generic[T]):
         *,
         max_items: int,
         max_bytes: int,
+        instead_of: Sequence[T] = (),
     ) -> list[T] | None:
         """What has to give way to `num_items` of together `size_bytes` that `client` wants to add.
 
         The newest of the least important items of whoever has the most waiting (of items, or of bytes where
         those are short), as long as that one keeps no less than `client` will have; then what `client` itself
         has waiting at a lower priority. None when that does not make room enough; nothing is taken out here.
-        What has been dispatched before gives way to nobody. O(clients), for bytes O(items).
+        What has been dispatched before gives way to nobody. `instead_of` are waiting items of `client` that
+        leave anyhow, and are not part of the answer. O(clients), for bytes O(items).
         """
+        if instead_of:
+            num_items -= len(instead_of)
+            size_bytes -= sum(item.size_bytes for item in instead_of)
         excess_items = len(self) + num_items - max_items
         excess_bytes = self.size_bytes + size_bytes - max_bytes
         if excess_items <= 0 and excess_bytes <= 0:
             return []
         by_bytes = excess_bytes > 0
         amounts = self._amounts(by_bytes=by_bytes)
-        wanted = amounts.pop(client, 0) + (max(size_bytes, 1) if by_bytes else num_items)
+        wanted = max(amounts.pop(client, 0) + (size_bytes if by_bytes else num_items), 1)
         amounts = {each: amount for each, amount in amounts.items() if amount > wanted}
         leaving: list[T] = []
         for item in chain(
             self._of_the_largest(amounts, wanted, by_bytes=by_bytes),
             self._least_important(client, below=priority),
         ):
+            if item in instead_of:
+                continue
             leaving.append(item)
             excess_items -= 1
             excess_bytes -= item.size_bytes

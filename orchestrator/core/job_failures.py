@@ -25,6 +25,14 @@ def pushed_out(model: str, *, retry_after_s: float) -> Failure:
     )
 
 
+def frame_superseded(model: str) -> Failure:
+    return Failure(
+        code=ErrorCode.SUPERSEDED,
+        message=f"a newer input of this client for model {model!r} came before this one had its turn",
+        expected="no newer one; or the policy lossless, where every input counts",
+    )
+
+
 def overdue(pipeline: str, *, allowed_s: float) -> Failure:
     return Failure(
         code=ErrorCode.UNAVAILABLE,

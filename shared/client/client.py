@@ -29,7 +29,7 @@ from shared.errors import (
     ProtocolError,
 )
 from shared.ids import check_name
-from shared.job_options import DEFAULT_PRIORITY, check_priority
+from shared.job_options import DEFAULT_PRIORITY, Policy, check_priority
 from shared.messages.job import BatchInput
 from shared.tensor import Array
 from shared.topics import DEFAULT_ROOT, Topics
@@ -128,6 +128,7 @@ class Client:
         deadline_s: float | None = None,
         tensors: bool = False,
         priority: int = DEFAULT_PRIORITY,
+        latest: bool = False,
     ) -> Result:
         """Run `model` on one input.
 
@@ -139,6 +140,8 @@ class Client:
             deadline_s: how long the cluster may take; beyond it the answer is an error, `deadline`.
             tensors: whether to return the model's raw outputs, too.
             priority: 0 to 9; of what waits, the highest goes first.
+            latest: for a camera's frames: while this one waits in the queue, a newer one that this client
+                sends for the same model with `latest` takes its place, and here it ends as `superseded`.
 
         Raises:
             JobError: the job ended in an error; `code`, `message`, `expected`, `got`, `retry_after_s`.
@@ -148,8 +151,9 @@ class Client:
         """
         payload = await asyncio.to_thread(encode_input, image)
         self._check_size(payload)
+        policy = Policy.LATEST if latest else Policy.LOSSLESS
         reply = await self._ask(
-            model, payload, timeout_s, deadline_s, tensors=tensors, priority=priority
+            model, payload, timeout_s, deadline_s, tensors=tensors, priority=priority, policy=policy
         )
         if isinstance(reply, list):
             raise ProtocolError("one job, several answers", expected="one", got=str(len(reply)))
@@ -233,6 +237,7 @@ class Client:
         *,
         tensors: bool,
         priority: int,
+        policy: Policy = Policy.LOSSLESS,
     ) -> Reply:
         check_name("model", model)
         check_priority(priority)
@@ -251,6 +256,7 @@ class Client:
             deadline_s=deadline_s,
             tensors=tensors,
             priority=priority,
+            policy=policy,
             answer=asyncio.get_running_loop().create_future(),
         )
         self._pending[pending.job] = pending

@@ -11,7 +11,7 @@ from shared.bus import Properties
 from shared.client.inputs import MSGPACK, Payload
 from shared.client.results import Result
 from shared.errors import JobError
-from shared.job_options import DEFAULT_PRIORITY
+from shared.job_options import DEFAULT_PRIORITY, Policy
 from shared.topics import Topics
 
 Reply = Result | JobError | list[Result | JobError]
@@ -29,6 +29,7 @@ class Pending:
     deadline_s: float | None
     tensors: bool
     priority: int
+    policy: Policy
     answer: asyncio.Future[Reply]
     again: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an answer may have been lost, so that the job should be published again."""
@@ -45,6 +46,8 @@ class Pending:
             user.append(("deadline_ms", str(math.ceil(max(0.0, self.deadline_s - waited) * 1e3))))
         if self.priority != DEFAULT_PRIORITY:
             user.append(("priority", str(self.priority)))
+        if self.policy is not Policy.LOSSLESS:
+            user.append(("policy", self.policy))
         if self.tensors:
             user.append(("accept", MSGPACK))
         return Properties(

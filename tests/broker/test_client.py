@@ -134,8 +134,10 @@ async def test_request_says_who_and_what(client: Client, stand: Stand) -> None:
     assert 0 < int(str(properties.user_value("deadline_ms"))) <= 5000
     assert properties.user_value("accept") is None
     assert properties.user_value("priority") is None
-    await client.infer("m", JPEG, priority=9)
+    assert properties.user_value("policy") is None
+    await client.infer("m", JPEG, priority=9, latest=True)
     assert stand.requests[1].properties.user_value("priority") == "9"
+    assert stand.requests[1].properties.user_value("policy") == "latest"
     with pytest.raises(ConfigurationError, match="from 0 to 9"):
         await client.infer("m", JPEG, priority=10)
 

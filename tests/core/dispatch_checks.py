@@ -38,6 +38,11 @@ def check(dispatcher: Dispatcher) -> None:
         assert all(item.flights for item in again)
         assert queued.isdisjoint(waiting)
         queued.update(waiting)
+        frames = {(i.request.client, i.request.request_id) for i in waiting if i.request.latest}
+        assert len({client for client, _ in frames}) == len(frames), "only the newest frame waits"
+        for client, request in model.frames.items():
+            assert book.get(request.request_id) is request, "no frame outlives its answer"
+            assert (request.client, request.latest) == (client, True)
         assert model.num_draining == sum(p.draining for p in model.pipelines.values())
         for pipeline in model.pipelines.values():
             assert len(pipeline.in_flight) <= pipeline.window
@@ -105,6 +110,7 @@ def check_nothing_left(dispatcher: Dispatcher) -> None:
     assert not book._by_delivery
     for model in dispatcher._models.values():
         assert not model.queue.items()
+        assert not model.frames
         assert all(not pipeline.in_flight for pipeline in model.pipelines.values())
     timers = dispatcher._items.timers
     assert all(isinstance(key, Pipeline | Model) for key in timers._live)

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.core.dispatch_events import Action, Answer, AnswerAgain, Dispatch, Reject
 from shared.errors import ErrorCode
 from tests.core.dispatch_checks import check_nothing_left
-from tests.core.test_dispatch import Bench, code, one
+from tests.core.test_dispatch import RETRYABLE, Bench, code, one
 
 
 def sent_to(actions: list[Action]) -> list[str]:
@@ -187,3 +187,72 @@ def test_a_high_priority_takes_no_room_from_who_has_less() -> None:
         bench.ask(1, client="flood", priority=9, request_id=f"f{number}")
     assert one(bench.ask(1, client="flood", priority=9), Reject)
     assert one(bench.ask(1, client="c", priority=0), Answer).failure
+
+
+# --- the newest frame wins ------------------------------------------------------------------------
+
+
+def test_only_the_newest_frame_waits() -> None:
+    bench = Bench()
+    (flying,) = bench.activate("p", window=1) + bench.ask(1, client="cam", latest=True)
+    bench.ask(1, client="cam", request_id="still")  # lossless: none of its business
+    assert bench.ask(1, client="cam", latest=True, job="old") == []
+    assert bench.ask(1, client="other", latest=True, request_id="other") == []
+    old = one(bench.ask(1, client="cam", latest=True, request_id="new"), Answer)
+    assert (old.job, code(old)) == ("old", ErrorCode.SUPERSEDED)
+    again = one(bench.ask(1, client="cam", latest=True, job="old"), AnswerAgain)
+    assert again.first.items == old.items
+    assert drain(bench, [flying])[1:] == ["still", "other", "new"]
+    assert bench.counters.failed == {ErrorCode.SUPERSEDED: 1}
+    check_nothing_left(bench.core)
+
+
+def test_a_camera_keeps_its_turn_however_fast_its_frames_come() -> None:
+    bench = Bench(max_queued_items=50)
+    (flying,) = bench.activate("p", window=1) + bench.ask(1, client="flood")
+    for _ in range(20):
+        bench.ask(1, client="flood")
+        bench.ask(1, client="crowd")
+    served = 0
+    for number in range(12):
+        for _ in range(3):
+            bench.ask(1, client="cam", latest=True, request_id=f"frame{number}-{bench.number}")
+        bench.now += 0.1
+        _, flying = bench.result(flying)
+        assert isinstance(flying, Dispatch)
+        served += flying.request_id.startswith("frame")
+    assert served == 4  # one turn in three
+
+
+def test_a_frame_that_has_to_run_again_is_dropped_when_a_newer_one_came() -> None:
+    bench = Bench()
+    (first,) = bench.activate("p", window=1) + bench.ask(1, client="cam", latest=True)
+    bench.ask(1, client="cam", latest=True, request_id="new")
+    answer, sent = bench.result(first, RETRYABLE)
+    assert isinstance(answer, Answer)
+    assert code(answer) is ErrorCode.SUPERSEDED
+    assert sent_to([sent]) == ["new"]
+    again = one(bench.result(sent, RETRYABLE), Dispatch)  # it is the newest
+    assert one(bench.result(again), Answer).failure is None
+    check_nothing_left(bench.core)
+
+
+def test_a_frame_takes_the_room_of_the_one_that_it_replaces() -> None:
+    bench = Bench(max_queued_items=2)
+    bench.ask(1, client="a")
+    bench.ask(1, client="cam", latest=True, priority=0)
+    newer = one(bench.ask(1, client="cam", latest=True), Answer)
+    assert (newer.request_id, code(newer)) == ("r2", ErrorCode.SUPERSEDED)
+    # refused, it replaces nothing
+    assert one(bench.ask(1, 1, client="cam", latest=True), Reject)
+    assert code(one(bench.ask(1, client="cam", latest=True), Answer)) is ErrorCode.SUPERSEDED
+
+
+def test_of_a_batch_what_waits_is_superseded() -> None:
+    bench = Bench()
+    (first,) = bench.activate("p", window=1) + bench.ask(1, 1, 1, client="cam", latest=True)
+    assert bench.ask(1, client="cam", latest=True, request_id="new") == []
+    answer, sent = bench.result(first)
+    assert isinstance(answer, Answer)
+    assert [item.pipeline for item in answer.items] == ["p", None, None]
+    assert sent_to([sent]) == ["new"]

@@ -212,7 +212,7 @@ class Histories(RuleBasedStateMachine):
     @rule(num_items=st.integers(1, 3), client=st.sampled_from("xxxyz"), priority=st.integers(0, 9))
     def plain_request_arrives(self, num_items: int, client: str, priority: int) -> None:
         reply_to, sizes = f"result/{client}", [1] * num_items
-        self.arrive("a", sizes, None, reply_to, None, priority=priority, named=False)
+        self.arrive("a", sizes, None, reply_to, None, priority=priority, latest=False, named=False)
 
     @rule(
         model=st.sampled_from(["a", "a", "a", "a", "b", "nowhere"]),
@@ -221,6 +221,7 @@ class Histories(RuleBasedStateMachine):
         reply_to=st.sampled_from(["result/x", "result/y", "result/z"]),
         allowed_s=st.sampled_from([None, None, 0.0, 0.5, 5.0, 100.0]),
         priority=st.sampled_from([5, 5, 5, 0, 9]),
+        latest=st.booleans(),
         named=st.booleans(),
     )
     def request_arrives(self, **drawn: Any) -> None:
@@ -235,6 +236,7 @@ class Histories(RuleBasedStateMachine):
         allowed_s: float | None,
         *,
         priority: int,
+        latest: bool,
         named: bool,
     ) -> None:
         self.number += 1
@@ -250,6 +252,7 @@ class Histories(RuleBasedStateMachine):
             handle=self.number,
             client=reply_to,
             priority=priority,
+            latest=latest,
             delivery=("session", self.number) if named else None,
         )
         self.owed.add(self.number)
@@ -311,6 +314,7 @@ class Histories(RuleBasedStateMachine):
             handle=self.number,
             client=event.client,
             priority=event.priority,
+            latest=event.latest,
             delivery=delivery,
         )
         assert self.step(again) == []

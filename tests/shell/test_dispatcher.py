@@ -181,6 +181,28 @@ def test_a_priority_that_is_none_is_refused(given: str) -> None:
         assert error["got"] == repr(given)
 
 
+def test_of_a_camera_only_the_newest_frame_waits() -> None:
+    with running() as world:
+        window = 4
+        for number in range(window + 3):
+            world.ask(job=f"frame{number}", user=[("policy", "latest")])
+        for number in range(window, window + 2):
+            world.until(lambda: world.answers)
+            said = world.next_answer()
+            assert (said["job"], said["error"]["code"]) == (f"frame{number}", "superseded")
+        for _ in range(window + 1):
+            world.result(*world.next_activation())
+        jobs = [world.next_answer()["job"] for _ in range(window + 1)]
+        assert jobs == [*(f"frame{number}" for number in range(window)), f"frame{window + 2}"]
+
+
+def test_a_policy_that_is_none_is_refused() -> None:
+    with running() as world:
+        world.ask(user=[("policy", "newest")])
+        code, error = world.next_error()
+        assert (code, error["expected"]) == ("bad_input", "lossless or latest")
+
+
 def test_a_deadline_ends_a_job() -> None:
     with running(serve=False) as world:
         world.thread.tell(spec())
