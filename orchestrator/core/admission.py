@@ -53,6 +53,11 @@ def admit(
             got=f"{event.now - event.deadline:.3f} s ago",
         )
     queue = model.queue
+    if (
+        len(queue) + num_items <= settings.max_queued_items
+        and queue.size_bytes + size_bytes <= settings.max_queued_bytes
+    ):
+        return []
     displaced = queue.make_room(
         event.client,
         event.priority,

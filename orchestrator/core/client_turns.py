@@ -6,7 +6,7 @@ items. A client has a line only while something of it waits, so those who are go
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import deque
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -37,65 +37,72 @@ T = TypeVar("T", bound=Waiting)
 
 
 class ClientTurns(Generic[T]):
-    """Waiting items by client. False when there are none; all but `oldest` and `items` is O(1)."""
+    """Waiting items by client. O(1), but for `oldest`, `items`, and discarding from the midst of a line."""
 
-    __slots__ = ("_lines",)
+    __slots__ = ("_lines", "turns")
 
     def __init__(self) -> None:
-        # In order of turns, each with its items in order of arrival.
-        self._lines: OrderedDict[str, OrderedDict[int, T]] = OrderedDict()
-
-    def __bool__(self) -> bool:
-        return bool(self._lines)
+        self.turns: deque[str] = deque()
+        """The clients that have something waiting, the next one first."""
+        self._lines: dict[str, deque[T]] = {}
 
     def push(self, item: T) -> None:
         """Add an item; a client without any has its turn after all others."""
         line = self._lines.get(item.client)
         if line is None:
-            line = self._lines[item.client] = OrderedDict()
-        line[item.sequence] = item
+            self._lines[item.client] = deque((item,))
+            self.turns.append(item.client)
+        else:
+            line.append(item)
 
     def head(self) -> T:
-        """Whose turn it is. Raises `StopIteration` when nothing waits."""
-        return next(iter(next(iter(self._lines.values())).values()))
+        """Whose turn it is. Raises `IndexError` when nothing waits."""
+        return self._lines[self.turns[0]][0]
 
     def take(self) -> T:
-        """Take the head out; its client's next turn is after all others'. Raises `KeyError` when empty."""
-        client, line = self._lines.popitem(last=False)
-        item = line.popitem(last=False)[1]
+        """Take the head out; its client's next turn is after all others'. Raises `IndexError` when empty."""
+        turns = self.turns
+        client = turns[0]
+        line = self._lines[client]
+        item = line.popleft()
         if line:
-            self._lines[client] = line
+            turns.rotate(-1)
+        else:
+            turns.popleft()
+            del self._lines[client]
         return item
 
     def discard(self, item: T) -> bool:
         """Take any item out, which is nobody's turn; whether it was here."""
         line = self._lines.get(item.client)
-        if line is None or line.pop(item.sequence, None) is None:
+        if line is None:
             return False
+        if line[-1] is item:  # who gives way is the newest: not the long way through the line
+            line.pop()
+        else:
+            try:
+                line.remove(item)
+            except ValueError:
+                return False
         if not line:
+            self.turns.remove(item.client)
             del self._lines[item.client]
         return True
 
     def oldest(self) -> T:
         """The item that arrived first, O(clients). Raises `ValueError` when nothing waits."""
-        heads = (next(iter(line.values())) for line in self._lines.values())
-        return min(heads, key=lambda item: item.sequence)
+        return min((line[0] for line in self._lines.values()), key=lambda item: item.sequence)
 
     def items(self) -> Iterator[T]:
         """All, client by client in order of turns."""
-        for line in self._lines.values():
-            yield from line.values()
-
-    def clients(self) -> Iterator[str]:
-        """Those that have something waiting, in order of turns."""
-        return iter(self._lines)
+        for client in self.turns:
+            yield from self._lines[client]
 
     def count(self, client: str) -> int:
         """How many items of `client` wait."""
-        line = self._lines.get(client)
-        return 0 if line is None else len(line)
+        return len(self._lines.get(client, ()))
 
     def newest_first(self, client: str) -> Iterator[T]:
         """The items of `client`, the latest first."""
         line = self._lines.get(client)
-        return iter(()) if line is None else reversed(line.values())
+        return iter(()) if line is None else reversed(line)

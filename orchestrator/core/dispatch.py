@@ -125,7 +125,7 @@ class Dispatcher:
             self._items.displace(model, displaced, event.now, actions)
         request = Request(event, model)
         self._requests.open(request, event)
-        superseded = model.superseded_by(event)
+        superseded = model.superseded_by(event) if event.latest else ()
         for index, given in enumerate(event.items):
             self._sequence += 1
             item = Item(

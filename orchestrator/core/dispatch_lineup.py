@@ -197,7 +197,7 @@ class Model:
         return len(self.pipelines) > self.num_draining
 
     def superseded_by(self, event: RequestArrived) -> Sequence[Item]:
-        """What waits of the client's older frame."""
+        """What waits of the client's older frame, where the request is one."""
         before = self.frames.get(event.client) if event.latest else None
         if before is None:
             return ()

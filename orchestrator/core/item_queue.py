@@ -32,7 +32,7 @@ def _latest_first(item: Waiting) -> int:
 
 
 class ItemQueue(Generic[T]):
-    """Waiting items. Adding, taking and discarding a fresh item are O(1)."""
+    """Waiting items. Adding and taking one is O(1)."""
 
     __slots__ = ("_again", "_high_turns", "_levels", "_num_fresh", "_present", "size_bytes")
 
@@ -53,7 +53,7 @@ class ItemQueue(Generic[T]):
     def push(self, item: T) -> None:
         """Add an item that was never dispatched; sequences only grow."""
         level = self._levels[item.priority]
-        if not level:
+        if not level.turns:
             insort(self._present, item.priority)
         level.push(item)
         self._num_fresh += 1
@@ -72,21 +72,28 @@ class ItemQueue(Generic[T]):
 
     def take(self) -> T:
         """Take the head out; its client's next turn is after all others'. Raises `IndexError` when empty."""
+        present = self._present
         if self._again:
             item = self._again.pop()
         else:
             priority = self._next_priority()
-            above_others = len(self._present) > 1 and priority == self._present[-1]
+            above_others = len(present) > 1 and priority == present[-1]
             self._high_turns = self._high_turns + 1 if above_others else 0
-            item = self._levels[priority].take()
-            self._left(priority)
+            level = self._levels[priority]
+            item = level.take()
+            self._num_fresh -= 1
+            if not level.turns:
+                present.remove(priority)
         self.size_bytes -= item.size_bytes
         return item
 
     def discard(self, item: T) -> None:
         """Take any item out, which is nobody's turn. Raises `KeyError` when it is not here."""
-        if self._levels[item.priority].discard(item):
-            self._left(item.priority)
+        level = self._levels[item.priority]
+        if level.discard(item):
+            self._num_fresh -= 1
+            if not level.turns:
+                self._present.remove(item.priority)
         else:
             index = bisect_left(self._again, -item.sequence, key=_latest_first)
             if index == len(self._again) or self._again[index] is not item:
@@ -179,7 +186,7 @@ class ItemQueue(Generic[T]):
                 for item in level.items():
                     amounts[item.client] = amounts.get(item.client, 0) + item.size_bytes
             else:
-                for client in level.clients():
+                for client in level.turns:
                     amounts[client] = amounts.get(client, 0) + level.count(client)
         return amounts
 
@@ -189,9 +196,3 @@ class ItemQueue(Generic[T]):
         if len(present) == 1 or self._high_turns < TURNS_FOR_LOWER - 1:
             return present[-1]
         return min(present[:-1], key=lambda priority: self._levels[priority].oldest().sequence)
-
-    def _left(self, priority: int) -> None:
-        """An item of that priority was taken out."""
-        self._num_fresh -= 1
-        if not self._levels[priority]:
-            self._present.remove(priority)

@@ -25,12 +25,13 @@ def check(dispatcher: Dispatcher) -> None:
         assert model.name == name
         waiting = model.queue.items()
         again = model.queue._again
-        assert model.queue._present == [p for p in PRIORITIES if model.queue._levels[p]]
+        assert model.queue._present == [p for p in PRIORITIES if model.queue._levels[p].turns]
         for priority, level in enumerate(model.queue._levels):
             for client, line in level._lines.items():
                 assert line, "a client with nothing waiting leaves nothing behind"
-                assert all((i.client, i.priority) == (client, priority) for i in line.values())
-                assert list(line) == sorted(line), "first come, first served"
+                assert all((i.client, i.priority) == (client, priority) for i in line)
+                assert list(line) == sorted(line, key=lambda i: i.sequence), "first come first"
+            assert sorted(level.turns) == sorted(level._lines)
         assert len(waiting) == len(model.queue)
         assert model.queue.size_bytes == sum(item.size_bytes for item in waiting)
         assert len(waiting) - len(again) <= settings.max_queued_items
