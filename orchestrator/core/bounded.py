@@ -95,7 +95,7 @@ def _dealings(problem: Problem, solver: _Solver) -> Iterator[list[Pattern]]:
 
 def _of_shortlist(problem: Problem, judge: Judge) -> list[Pattern]:
     plain = isinstance(judge.goal, Objective) and not judge.limits.objectives
-    few = shortlist(problem, EXACT_STATES // 2 if plain else min(64, label_states(judge)))
+    few = shortlist(problem, EXACT_STATES // 2 if plain else min(64, label_states(problem, judge)))
     kinds = [problem.kinds[kind] for kind, _ in few]
     counts = [count for _, count in few]
     tables = stage_tables(problem.model, kinds)
@@ -182,7 +182,7 @@ class _Solver:
     @property
     def states(self) -> int:
         """Sets of nodes that it may solve at once."""
-        return EXACT_STATES if self.plain else min(64, label_states(self.judge))
+        return EXACT_STATES if self.plain else min(64, label_states(self.problem, self.judge))
 
     def solve(self, group: Group) -> list[Pattern]:
         if group not in self._solved:

@@ -20,15 +20,19 @@ EXACT_STATES = 1024
 """Up to so many sets of nodes (2^10: ten unlike nodes, a thousand equal ones) the plan is exact."""
 
 
-def label_states(judge: Judge) -> int:
-    """Up to so many sets of nodes a front over what a judge looks at is had in about a second."""
-    match len(judge.tracked):
-        case 0:
-            return EXACT_STATES
-        case 1:
-            return 128
-        case _:
-            return 32
+_FEW_STATES = 64
+THOROUGH_WORK = 30
+"""How much more work a thorough search for a front may be: enough to thin nothing out at ten unlike nodes."""
+
+
+def label_states(problem: Problem, judge: Judge) -> int:
+    """Up to so many sets of nodes a front over what a judge looks at is searched whole.
+
+    In about a second, or in some seconds where the request wants it thorough.
+    """
+    if problem.request.thorough or not judge.tracked:
+        return EXACT_STATES
+    return 128 if len(judge.tracked) == 1 else 32
 
 
 def chosen_exactly(
@@ -77,11 +81,15 @@ def chosen_from_front(
 
 def all_plans(problem: Problem, tables: StageTables, states: Lattice, judge: Judge) -> PlanFront:
     """The front over what the goal and the limits look at; latency above its limit is left out."""
+    # Where two figures are told apart beside the period, so much work on many nodes would be minutes
+    much = len(judge.tracked) < 2 or states.size <= _FEW_STATES
+    work = THOROUGH_WORK if problem.request.thorough and much else 1
     pipelines = pipeline_front(
         tables,
         states,
         Columns(judge.tracked),
         stages=problem.stages,
         max_latency_s=judge.ceiling(Objective.LATENCY),
+        work=work,
     )
-    return plan_front(tables, pipelines)
+    return plan_front(tables, pipelines, work=work)

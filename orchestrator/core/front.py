@@ -60,7 +60,7 @@ def front(request: PlanRequest, objectives: Sequence[Objective]) -> Front:
 def _points(problem: Problem, judge: Judge) -> tuple[list[Priced], tuple[str, ...]]:
     few = tuple(enumerate(problem.counts))
     notes: tuple[str, ...] = ()
-    most = label_states(judge)
+    most = label_states(problem, judge)
     if lattice_size(problem.counts) > most:
         few = shortlist(problem, most)
         notes = (SHORTLIST_NOTE,)

@@ -49,7 +49,7 @@ def optimum(problem: Problem, judge: Judge) -> Optimum:
         quick = best_plan(judge.goal, tables, states, stages=problem.stages)
         if not quick or judge.allows(problem.price(place(quick, problem.kinds)).predicted):
             return Optimum(quick)
-    if size > label_states(judge):
+    if size > label_states(problem, judge):
         found = bounded_choice(problem, judge)
         if found:
             return Optimum(found, (FRONT_NOTE,))

@@ -116,12 +116,16 @@ def pipeline_front(
     *,
     stages: range,
     max_latency_s: float = math.inf,
+    work: int = 1,
 ) -> PipelineFront:
-    """Search. `max_latency_s` is heeded where latency is among the columns."""
+    """Search, with `work` times the usual effort before anything is thinned out.
+
+    `max_latency_s` is heeded where latency is among the columns.
+    """
     cells = columns.cells(tables)
     blocks = cells.shape[1] - 1
     ceilings = _ceilings(cells, columns, max_latency_s)
-    most = _labels_per_cell(states, cells, stages)
+    most = _labels_per_cell(states, cells, stages, effort=work)
     labels: list[_Labels | None] = [None] * states.size
     zero = np.zeros(1, dtype=np.int64)
     labels[0] = _Labels(zero, np.zeros((1, cells.shape[3])), zero, zero)
@@ -229,12 +233,12 @@ def _ceilings(cells: FloatArray, columns: Columns, max_latency_s: float) -> Floa
     return ceilings
 
 
-def _labels_per_cell(states: Lattice, cells: FloatArray, stages: range) -> int:
+def _labels_per_cell(states: Lattice, cells: FloatArray, stages: range, *, effort: int) -> int:
     """How many labels a cell may hold so that the whole search stays within its work."""
     size = cells.shape[1]
     searched = states.totals[states.totals < stages.stop]
     # With three figures and more, comparing costs as much as there are labels in a cell
     work = _WORK if cells.shape[3] < 3 else _WORK // 10
     pairs: int = int(searched.sum()) * size * size // 2
-    most = work // max(1, pairs)
-    return max(_FEWEST, min(_MOST, most))
+    most = effort * work // max(1, pairs)
+    return max(_FEWEST, min(effort * _MOST, most))

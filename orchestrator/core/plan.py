@@ -162,6 +162,8 @@ class PlanRequest:
 
     `min_stages` and `max_stages` (None: as many as there are) hold for each pipeline. `exclude` names nodes
     that must not be used. `in_flight` is the number of jobs inside one pipeline that memory is kept for.
+    `thorough` gives limits and weights some seconds to be exact up to ten unlike nodes, where otherwise a
+    bounded search of a second decides from eight on: who serves cannot stand still.
     `limits` hold whatever the goal is. `input_zone` is where the input comes from (None: the zone that
     `keep_input` names, else `default`); with `keep_input` it never leaves, which is refused unless broker and
     orchestrator are in that zone, since every tensor crosses them. CPU and memory that something else was
@@ -176,6 +178,7 @@ class PlanRequest:
     max_stages: int | None = None
     exclude: frozenset[str] = frozenset()
     in_flight: int = DEFAULT_IN_FLIGHT
+    thorough: bool = True
     input_zone: str | None = None
     limits: Limits = NO_LIMITS
     keep_input: KeepInput | None = None

@@ -65,8 +65,8 @@ class _Arena:
     size: int = 0
 
 
-def plan_front(tables: StageTables, pipelines: PipelineFront) -> PlanFront:
-    """Put the pipelines together in every way that is worth it."""
+def plan_front(tables: StageTables, pipelines: PipelineFront, *, work: int = 1) -> PlanFront:
+    """Put the pipelines together in every way that is worth it; `work` as for `pipeline_front`."""
     states, columns = pipelines.lattice, pipelines.columns
     rates = 1.0 / pipelines.figures[:, 0]
     own = pipelines.figures.copy()
@@ -77,7 +77,8 @@ def plan_front(tables: StageTables, pipelines: PipelineFront) -> PlanFront:
     with_pipelines = np.unique(pipelines.state)
     by_first = by_kind(with_pipelines, states)
     begins = np.searchsorted(pipelines.state, np.arange(states.size + 1))
-    most = _labels_per_state(states, len(pipelines.state) / max(1, len(with_pipelines)))
+    each = len(pipelines.state) / max(1, len(with_pipelines))
+    most = _labels_per_state(states, each, effort=work)
     arena = _Arena([], [], [], [])
     spans = np.zeros((states.size, 2), dtype=np.int64)
     error = np.ones(states.size)
@@ -174,8 +175,9 @@ def _front(arena: _Arena, tables: StageTables, pipelines: PipelineFront, error: 
     )
 
 
-def _labels_per_state(states: Lattice, pipelines_each: float) -> int:
+def _labels_per_state(states: Lattice, pipelines_each: float, *, effort: int) -> int:
     """How many labels a state may hold so that putting all together stays within its work."""
     # Sets within sets, of which those without the first node are not looked at
     pairs = math.prod((count + 1) * (count + 2) // 2 for count in states.counts) / 2
-    return max(_FEWEST, min(_MOST, int(_WORK / (pairs * max(1.0, pipelines_each)))))
+    most = int(effort * _WORK / (pairs * max(1.0, pipelines_each)))
+    return max(_FEWEST, min(effort * _MOST, most))

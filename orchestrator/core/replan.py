@@ -223,6 +223,7 @@ def _request(
         keep_input=keep,
         broker_zone=zones.broker,
         orchestrator_zone=zones.orchestrator,
+        thorough=False,
     )
 
 

@@ -71,9 +71,9 @@ def test_close_to_the_bound_and_what_it_says(nodes: list[NodeProfile]) -> None:
     assert found.notes == (BOUNDED_NOTE,)
     assert 0.0 <= found.gap_ratio < 0.15
     assert evaluate(request.profile, nodes, found.pipelines).predicted == found.predicted
-    copies = plan(dataclasses.replace(request, strategy=Strategy.REPLICATE))
+    copies = plan(dataclasses.dataclasses.replace(request, strategy=Strategy.REPLICATE))
     assert found.predicted.throughput_per_s >= copies.predicted.throughput_per_s * (1 - 1e-9)
-    assert plan(dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
+    assert plan(dataclasses.dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
 
 
 def test_a_thousand_equal_nodes_are_exact() -> None:
@@ -99,7 +99,7 @@ def test_small_groups_too_are_mended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_latency_over_a_thousand_nodes_is_that_of_the_best_few() -> None:
     request = PlanRequest(net(), tuple(unlike(200)), Objective.LATENCY)
     found = plan(request)
-    alone = plan(dataclasses.replace(request, strategy=Strategy.SINGLE))
+    alone = plan(dataclasses.dataclasses.replace(request, strategy=Strategy.SINGLE))
     assert found.predicted.latency_s <= alone.predicted.latency_s * (1 + 1e-9)
     assert found.gap_ratio < 0.3
 
@@ -160,7 +160,7 @@ def test_every_goal_under_limits_beyond_what_is_exact(goal: str) -> None:
     assert limits.broken(found.predicted) == ()
     assert found.gap_ratio >= 0.0
     assert found.notes
-    assert plan(dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
+    assert plan(dataclasses.dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
 
 
 @pytest.mark.parametrize("goal", GOALS)
@@ -174,6 +174,17 @@ def test_near_the_exact_choice_where_both_can_be_had(goal: str) -> None:
     loose = problem.price(place(bounded_choice(problem, judge), problem.kinds)).predicted
     assert judge.allows(loose)
     assert judge.value(exact) * (1 - 1e-9) <= judge.value(loose) <= judge.value(exact) * 1.1
+
+
+def test_a_limit_on_ten_unlike_nodes_is_exact_where_there_is_time() -> None:
+    nodes = tuple(priced(unlike(10, 90.0)))
+    free = plan(PlanRequest(net(12), nodes)).predicted
+    request = PlanRequest(net(12), nodes, limits=Limits(max_latency_s=0.7 * free.latency_s))
+    exact, quick = plan(request), plan(dataclasses.replace(request, thorough=False))
+    assert exact.notes == ()
+    assert quick.notes
+    assert exact.predicted.latency_s <= 0.7 * free.latency_s * (1 + 1e-9)
+    assert quick.predicted.throughput_per_s <= exact.predicted.throughput_per_s * (1 + 1e-9)
 
 
 def test_a_front_beyond_what_is_exact_says_so() -> None:
@@ -190,9 +201,10 @@ def test_a_front_beyond_what_is_exact_says_so() -> None:
 def test_latency_and_energy_and_price_of_five_nodes_together() -> None:
     # More plans than are told apart one by one: the front says by how much it may be off
     objectives = (Objective.LATENCY, Objective.ENERGY, Objective.COST)
-    request = PlanRequest(net(16), tuple(priced(unlike(5, 90.0))))
+    request = PlanRequest(net(16), tuple(priced(unlike(5, 90.0))), thorough=False)
     found = front(request, objectives)
     assert any("may have been missed" in note for note in found.notes)
+    assert front(dataclasses.replace(request, thorough=True), objectives).notes == ()
     points = [[burden(point.predicted, one) for one in objectives] for point in found.points]
     assert all(
         a is b or any(x < y for x, y in zip(a, b, strict=True)) for a in points for b in points
