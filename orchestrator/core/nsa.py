@@ -31,6 +31,8 @@ TERMS = ("resources", "load", "performance", "balance")
 """`S_R`, `S_L`, `S_P`, `S_B`, in the order of the weights."""
 NO_HISTORY = 0.5
 """`S_P` without any."""
+_MOST = 1e9
+"""Of a ratio: a need next to nothing must not make it infinite, of which no score can be had."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,4 +152,4 @@ def _spread(terms: Floats, among: Flags) -> Floats:
 
 def _ratio(available: float, needed: float) -> float:
     """Available over needed; what needs nothing has enough, and no more than that."""
-    return max(available, 0.0) / needed if needed > 0.0 else 1.0
+    return min(max(available, 0.0) / needed, _MOST) if needed > 0.0 else 1.0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.core.dispatch_settings import DispatchSettings, default_window
+from orchestrator.core.nsa import NodeFigures, standing
 from orchestrator.core.recent_answers import RecentAnswers
 from orchestrator.core.timers import Timers
 from shared.errors import ConfigurationError
@@ -82,3 +85,16 @@ def test_settings_say_which_field_makes_no_sense() -> None:
 @pytest.mark.parametrize(("num_stages", "window"), [(1, 4), (2, 6), (3, 8)])
 def test_default_window(num_stages: int, window: int) -> None:
     assert default_window(num_stages) == window
+
+
+def test_a_need_next_to_nothing_leaves_the_ratio_finite() -> None:
+    node = NodeFigures(
+        node="n",
+        cpu_available=1.0,
+        cpu_needed=2e-309,
+        memory_available_bytes=1e9,
+        memory_needed_bytes=0.0,
+        load_ratio=0.0,
+        round_trip_s=0.0,
+    )
+    assert math.isfinite(standing([node]).cpu_ratio)
