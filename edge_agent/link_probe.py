@@ -12,10 +12,11 @@ import os
 import time
 from collections.abc import Awaitable, Callable
 
-from edge_agent.core.links import Estimate, Round, Transfer
+from edge_agent.core.links import Estimate, Round, Transfer, is_fresh
 from shared.bus import ControlBus, Message
 from shared.bus.message import Properties
 from shared.errors import BrokerError
+from shared.link_rates import Rates
 from shared.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -23,7 +24,7 @@ log = logging.getLogger(__name__)
 INTERVAL_S = 300.0
 """Between two rounds: at most 1.7 MB, both ways together, so 6 KB/s."""
 AGAIN_S = 10.0
-"""After a round that surprises."""
+"""After a round that surprises, and where there was no need of one."""
 _QUIET_S = 0.5
 _QUIET_BYTES = 16 * 1024
 _ROUND_S = 20.0
@@ -40,16 +41,24 @@ class LinkProbe:
         control: the connection to measure.
         topics: the table.
         moved_bytes: all that the agent has sent and received so far: while it grows nothing is measured.
+        shown: what traffic has shown of the link: while that is fresh in both directions none is probed.
     """
 
     def __init__(
-        self, node: str, *, control: ControlBus, topics: Topics, moved_bytes: Callable[[], int]
+        self,
+        node: str,
+        *,
+        control: ControlBus,
+        topics: Topics,
+        moved_bytes: Callable[[], int],
+        shown: Callable[[], Rates],
     ) -> None:
         self.up = Estimate()
         self.down = Estimate()
         self._control = control
         self._topic = topics.topic("artifact_probe", peer=node)
         self._moved_bytes = moved_bytes
+        self._shown = shown
         self._payload = b""
         self._arrived: asyncio.Future[float] | None = None
 
@@ -57,6 +66,9 @@ class LinkProbe:
         """A round soon after the start, and then now and again; for ever."""
         while True:
             await self._quiet()
+            if not self._needed():
+                await asyncio.sleep(AGAIN_S)
+                continue
             surprised = True
             try:
                 async with asyncio.timeout(_ROUND_S):
@@ -70,6 +82,10 @@ class LinkProbe:
         arrived = self._arrived
         if arrived is not None and not arrived.done() and message.payload == self._payload:
             arrived.set_result(time.perf_counter())
+
+    def _needed(self) -> bool:
+        shown, now = self._shown(), time.monotonic()
+        return not (is_fresh(shown.up, now) and is_fresh(shown.down, now))
 
     async def _quiet(self) -> None:
         """Wait until nothing moves: a probe would be slowed down by it, and slow it down."""
@@ -93,7 +109,8 @@ class LinkProbe:
             )
             await self._control.unsubscribe(self._topic)
         await self._control.publish(self._topic, b"", retain=True)
-        surprised = [self.up.take(done.up()), self.down.take(done.down())]
+        now = time.monotonic()
+        surprised = [self.up.take(done.up(), now), self.down.take(done.down(), now)]
         log.info(
             "link to the broker: %s up, %s down", _text(self.up.bytes_per_s), _text(self.down.bytes_per_s)
         )  # fmt: skip

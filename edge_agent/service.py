@@ -165,6 +165,7 @@ class Agent:
             control=self._control,
             topics=self._topics,
             moved_bytes=self._moved_bytes,
+            shown=lambda: self._keeper.stage_thread.traffic.rates,
         )
         self._reporter = Reporter(
             options.node,

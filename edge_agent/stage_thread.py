@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, assert_never
 
 from edge_agent.drops import Drops
@@ -26,6 +26,7 @@ from edge_agent.stage import Item, Stage, process
 from shared.bus.faces import DataBus
 from shared.bus.message import Message
 from shared.errors import BrokerUnreachableError
+from shared.link_rates import Rates
 from shared.messages.node import StageTelemetry
 
 log = logging.getLogger(__name__)
@@ -109,6 +110,7 @@ class Traffic:
     bytes_sent: int = 0
     items: int = 0
     connected: bool = False
+    rates: Rates = field(default_factory=Rates)
 
 
 class StageThread:
@@ -270,6 +272,7 @@ class StageThread:
         traffic.bytes_received = bus.bytes_received
         traffic.bytes_sent = bus.bytes_sent
         traffic.connected = bus.connected
+        traffic.rates = bus.rates
 
     def _open(self, bus: DataBus, letter: _Attach | _Detach | _Stop) -> None:
         match letter:

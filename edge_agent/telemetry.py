@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 
+from edge_agent.core.links import counts
 from edge_agent.link_probe import LinkProbe
 from edge_agent.probe import Probe
 from edge_agent.stage_thread import StageThread
@@ -31,7 +32,7 @@ class Reporter:
         probe: measures the device.
         stage_thread: counts items, times and traffic.
         transfers: counts the traffic of blobs.
-        link: measures the bandwidth.
+        link: measures the bandwidth where the stage thread's traffic does not show it.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Reporter:
     def _sample(self, round_trip_s: float | None) -> Telemetry:
         usage = self._probe.sample()
         traffic, moved = self._stage_thread.traffic, self._transfers.counters
+        rates, link, now = traffic.rates, self._link, time.monotonic()
         return Telemetry(
             node=self._node,
             incarnation=self._incarnation,
@@ -96,8 +98,8 @@ class Reporter:
             queue=traffic.queue,
             stability=round(usage.stability, 4),
             stages=self._stage_thread.take_telemetry(),
-            up_bytes_per_s=_rounded(self._link.up.bytes_per_s),
-            down_bytes_per_s=_rounded(self._link.down.bytes_per_s),
+            up_bytes_per_s=_rounded(counts(rates.up, link.up.rate, now)),
+            down_bytes_per_s=_rounded(counts(rates.down, link.down.rate, now)),
             memory_available_bytes=usage.memory_available_bytes,
             cpu_others_ratio=_rounded(usage.cpu_others_ratio, 3),
         )

@@ -13,6 +13,7 @@ from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
 from shared.codec import convert
 from shared.messages.model import Figures, ModelState, PredictionError
+from shared.messages.node import Telemetry
 from shared.messages.operation import (
     Decisions,
     ExplainRequest,
@@ -82,28 +83,40 @@ def _orchestrator(state: OrchestratorState | None) -> str:
 def _nodes(status: ClusterStatus) -> str:
     if not status.nodes:
         return "no nodes: start agents with `amp4ec agent`"
-    rows: list[tuple[str, ...]] = [("node", "state", "cpu", "used", "memory", "of", "stages")]
+    rows: list[tuple[str, ...]] = [
+        ("node", "state", "cpu", "used", "memory", "up/down", "trip", "stages")
+    ]
     rows += [_node(node) for node in status.nodes]
-    return _table(rows, right={2, 3, 4, 5})
+    return _table(rows, right={2, 3, 4, 5, 6})
 
 
 def _node(node: NodeView) -> tuple[str, ...]:
     state, now = node.state, node.telemetry
     if state.state != "online":
-        return (state.node, state.state, "", "", "", "", state.reason)
+        return (state.node, state.state, *5 * ("",), state.reason)
     cpu = f"{state.hardware.cpu:g}" if state.hardware else "?"
     if now is None:
-        return (state.node, "online", cpu, "?", "?", "?", "no telemetry yet")
+        return (state.node, "online", cpu, *4 * ("?",), "no telemetry yet")
     stages = ", ".join(f"{stage.model}[{stage.stage}]" for stage in now.stages) or "idle"
     return (
         state.node,
         "online",
         cpu,
         f"{now.cpu_percent:.0f}%",
-        _mega(now.memory_used_bytes),
-        _mega(now.memory_limit_bytes),
+        f"{now.memory_used_bytes / 1e6:.0f}/{now.memory_limit_bytes / 1e6:.0f} MB",
+        _link(now),
+        _ms(now.round_trip_s),
         stages,
     )
+
+
+def _link(now: Telemetry) -> str:
+    """To and from the broker, in MB/s."""
+    up, down = (
+        "-" if rate is None else f"{rate / 1e6:.{1 if rate < 10e6 else 0}f}"
+        for rate in (now.up_bytes_per_s, now.down_bytes_per_s)
+    )
+    return "-" if up == down == "-" else f"{up}/{down} MB/s"
 
 
 def describe_model(model: ModelState) -> str:

@@ -1,4 +1,4 @@
-"""Bandwidth from timed transfers of a probe, robust to what is not the link's doing.
+"""Bandwidth from timed transfers of a probe, robust to what is not the link's doing; and which value counts.
 
 Whatever disturbs a transfer makes it longer: other traffic, a process that stands still below its CPU quota,
 a broker that is busy. An estimate that is too low would move stages about, one that is too high does little.
@@ -11,6 +11,8 @@ import statistics
 from collections import deque
 from dataclasses import dataclass, field
 
+from shared.link_rates import Rate
+
 SIZES_BYTES = (16 * 1024, 64 * 1024, 256 * 1024)
 """Tried in this order, so that a slow link is not taken up for longer than it must be."""
 LONG_ENOUGH_S = 0.02
@@ -20,6 +22,8 @@ RESOLUTION_S = 0.002
 TELLING_S = 0.005
 """Of a smaller payload: what is shorter says nothing."""
 REPEATS = 3
+FRESH_S = 60.0
+"""For so long what traffic has shown is true, whatever a probe says, and none is needed."""
 REMEMBERED = 3
 """Rounds of which the median is the estimate."""
 SURPRISE_RATIO = 0.25
@@ -93,16 +97,36 @@ class Round:
 
 @dataclass(slots=True)
 class Estimate:
-    """One direction over time, in bytes/s; None until known."""
+    """One direction over time; None until known."""
 
-    bytes_per_s: float | None = None
+    rate: Rate | None = None
     _rounds: deque[float] = field(default_factory=lambda: deque(maxlen=REMEMBERED))
 
-    def take(self, rate: float | None) -> bool:
+    @property
+    def bytes_per_s(self) -> float | None:
+        """The median of the last rounds."""
+        return None if self.rate is None else self.rate.bytes_per_s
+
+    def take(self, rate: float | None, now: float) -> bool:
         """A round's result; whether it was a surprise, which another round has to confirm."""
         if rate is None:
             return False
         known = self.bytes_per_s
         self._rounds.append(rate)
-        self.bytes_per_s = statistics.median_low(self._rounds)
+        self.rate = Rate(statistics.median_low(self._rounds), now)
         return known is not None and abs(rate - known) > SURPRISE_RATIO * known
+
+
+def is_fresh(traffic: Rate | None, now: float) -> bool:
+    """Whether traffic shows this direction, so that no probe is needed."""
+    return traffic is not None and now - traffic.at_s <= FRESH_S
+
+
+def counts(traffic: Rate | None, probed: Rate | None, now: float) -> float | None:
+    """Bytes/s to plan with: what traffic shows while that is fresh, else what was measured last."""
+    if traffic is None or probed is None:
+        found = traffic or probed
+    else:
+        newer = is_fresh(traffic, now) or traffic.at_s >= probed.at_s
+        found = traffic if newer else probed
+    return None if found is None else found.bytes_per_s

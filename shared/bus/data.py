@@ -20,6 +20,7 @@ import contextlib
 import logging
 import time
 from collections import deque
+from dataclasses import replace
 from typing import Final
 
 from shared.bus.backoff import Backoff
@@ -27,9 +28,11 @@ from shared.bus.limits import socket_options
 from shared.bus.link import Address, Link, resolve
 from shared.bus.message import Message, Properties, Qos
 from shared.bus.mqtt5_values import BadPacketError
+from shared.bus.rates import WORTH_TIMING_BYTES, DownMeter, UpMeter
 from shared.bus.session import RefusedError, Session, SessionSettings
 from shared.bus.url import BrokerUrl
 from shared.bus.waiter import Waiter
+from shared.link_rates import Rate, Rates
 
 _logger = logging.getLogger(__name__)
 
@@ -43,6 +46,8 @@ read with the next message, once a second, and in `flush`."""
 _WORTH_GATHERING_BYTES: Final = 32 << 10
 _MOST_GATHERED_BYTES: Final = 1 << 20
 """Of a payload that is under way so much is waited for at once: 602 KB come in ten pieces and more."""
+_AWAY_S: Final = 0.001
+"""An owner that comes back within that has done nothing but poll."""
 _NOW: Final = 0.0
 """A deadline that has passed."""
 
@@ -122,6 +127,10 @@ class MqttDataBus:
         self._since = 0.0
         self._heard = self._spoke = False  # since the connection was looked after
         self._heard_at = self._spoke_at = self._pinged_at = 0.0
+        self._rates = Rates()
+        self._up, self._down = UpMeter(), DownMeter()
+        self._left_at = 0.0  # when the owner was let go from `poll`
+        self._writes = 0  # since the connection was looked after
 
     # What the owner may know
 
@@ -149,6 +158,11 @@ class MqttDataBus:
     def bytes_sent(self) -> int:
         """Payload bytes handed over for sending so far."""
         return self._session.bytes_sent
+
+    @property
+    def rates(self) -> Rates:
+        """The link's bandwidth as this connection's own traffic shows it; may be read from any thread."""
+        return self._rates
 
     @property
     def unacknowledged(self) -> int:
@@ -271,6 +285,8 @@ class MqttDataBus:
     def _turn(self, deadline: float, inbox_limit: int | None) -> None:
         """Wait until `deadline` for one thing to happen, and see to it."""
         assert not self._closed, "the bus is closed"
+        if self._down.coming_bytes and time.monotonic() - self._left_at > _AWAY_S:
+            self._down.away()
         while True:
             if self._link is None and time.monotonic() >= self._due:
                 self._dial()
@@ -279,6 +295,7 @@ class MqttDataBus:
             if now >= self._due and self._link is not None:
                 self._look_after(now, inbox_limit)
             if happened or now >= deadline:
+                self._left_at = now
                 return
 
     def _exchange(self, deadline: float, inbox_limit: int | None) -> bool:
@@ -315,6 +332,7 @@ class MqttDataBus:
     def _read(self, link: Link, inbox_limit: int | None) -> bool:
         """Receive until there is no more or the inbox is full; whether a packet came, or the end."""
         happened = False
+        missing = self._session.reader.missing_bytes
         try:
             while True:
                 reader = self._session.reader
@@ -327,12 +345,19 @@ class MqttDataBus:
                 happened = self._take(inbox_limit) or happened
                 if self._link is None:
                     return True
-                if self._held_back or (count < len(space) and not link.pending()):
+                missing = reader.missing_bytes
+                if self._down.coming_bytes and not missing:
+                    self._came()
+                # TLS gives one record at a time: that there is no more only the next call can say.
+                unsure = missing >= WORTH_TIMING_BYTES and link.encrypted
+                if self._held_back or (count < len(space) and not link.pending() and not unsure):
                     break
         except OSError as error:
             self._ended(str(error))
             return True
         self._gather()
+        if missing >= WORTH_TIMING_BYTES and not self._down.coming_bytes and not self._held_back:
+            self._down.began(time.monotonic(), missing)
         return happened
 
     def _take(self, inbox_limit: int | None) -> bool:
@@ -357,6 +382,12 @@ class MqttDataBus:
             _logger.error("the broker at %s %s", self._url.address, session.complaints.pop())
         return happened
 
+    def _came(self) -> None:
+        now = time.monotonic()
+        rate = self._down.arrived(now)
+        if rate is not None:
+            self._rates = replace(self._rates, down=Rate(rate, now))
+
     def _write_what_presses(self) -> None:
         if self._session.pressing and not self._blocked:
             self._write()
@@ -368,6 +399,9 @@ class MqttDataBus:
             return
         session.pressing = False
         self._spoke = True
+        self._writes += (
+            not self._blocked
+        )  # what follows on a write that was cut short is none of its own
         try:
             while session.outgoing:
                 count = link.send(session.outgoing)
@@ -427,6 +461,7 @@ class MqttDataBus:
         self._standing = True
         self._failure = None
         self._addresses.clear()
+        self._up.connected()
         now = self._since = self._heard_at = self._spoke_at = time.monotonic()
         self._due = now + self._upkeep_s()
 
@@ -441,6 +476,7 @@ class MqttDataBus:
             self._ended(f"no answer within {CONNECT_TIMEOUT_S:g} s")
             return
         self._due = now + self._upkeep_s()
+        self._ask_what_went(link, now)
         if not self._held_back:
             self._read(link, inbox_limit)
         keepalive_s = session.keepalive_s
@@ -456,6 +492,14 @@ class MqttDataBus:
             self._pinged_at = now
             session.ping()
             self._write_what_presses()
+
+    def _ask_what_went(self, link: Link, now: float) -> None:
+        writes, self._writes = self._writes, 0
+        with contextlib.suppress(OSError):  # gone: the next read says so
+            sent = link.sent()
+            rate = None if sent is None else self._up.take(sent, writes)
+            if rate is not None:
+                self._rates = replace(self._rates, up=Rate(rate, now))
 
     def _ended(self, why: str) -> None:
         """The connection, or the attempt at one, has ended."""
@@ -478,6 +522,7 @@ class MqttDataBus:
 
     def _hang_up(self) -> None:
         self._session.end()
+        self._down.away()
         self._open = self._standing = self._blocked = self._held_back = False
         if self._link is not None:
             self._waiter.unwatch()

@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from shared.bus.message import Message, Properties, Qos
+from shared.link_rates import Rates
 
 ConnectCallback = Callable[[], Awaitable[None]]
 
@@ -125,6 +126,10 @@ class DataBus(Protocol):
     @property
     def bytes_sent(self) -> int:
         """Payload bytes handed over for sending so far."""
+
+    @property
+    def rates(self) -> Rates:
+        """The link's bandwidth as this connection's own traffic shows it; may be read from any thread."""
 
     def connect(self, timeout_s: float = 0.0) -> bool:
         """Begin; True when connected within `timeout_s`. `poll` goes on trying for ever."""

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from itertools import islice
 from typing import Final, TypeAlias
 
+from shared.bus.tcp_info import Sent, sent
 from shared.bus.url import BrokerUrl
 
 Address: TypeAlias = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
@@ -109,6 +110,15 @@ class Link:
         if not count:
             raise ConnectionResetError("the broker closed the connection")
         return count
+
+    @property
+    def encrypted(self) -> bool:
+        """Whether it is TLS."""
+        return self._tls is not None
+
+    def sent(self) -> Sent | None:
+        """What the kernel says of the bytes sent so far, TLS's own included; None where it does not."""
+        return sent(self.socket)
 
     def pending(self) -> bool:
         """Whether TLS holds data already taken from the socket, where no poll can see it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 
@@ -13,6 +13,7 @@ from broker.launcher import Broker
 from edge_agent.core.links import RESOLUTION_S, SIZES_BYTES
 from edge_agent.link_probe import LinkProbe
 from shared.bus import BrokerUrl, MqttControlBus
+from shared.link_rates import Rates
 from shared.topics import Topics
 from tests.broker.conftest import until
 from tests.fakes.relay import Relay
@@ -35,10 +36,10 @@ def near(told: float | None, truth: float) -> bool:
 
 
 @contextlib.asynccontextmanager
-async def probing(port: int) -> AsyncIterator[LinkProbe]:
+async def probing(port: int, shown: Callable[[], Rates] = Rates) -> AsyncIterator[LinkProbe]:
     url = BrokerUrl.parse(f"mqtt://127.0.0.1:{port}")
     bus = MqttControlBus(url, client_id="probed", first_connect_timeout_s=10.0)
-    probe = LinkProbe("n1", control=bus, topics=Topics("test"), moved_bytes=lambda: 0)
+    probe = LinkProbe("n1", control=bus, topics=Topics("test"), moved_bytes=lambda: 0, shown=shown)
     async with bus:
 
         async def read() -> None:

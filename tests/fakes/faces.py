@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 
 from shared.bus import ConnectCallback, Message, Properties, Qos
 from shared.errors import BrokerUnreachableError
+from shared.link_rates import Rates
 
 if TYPE_CHECKING:
     from tests.fakes.wire import FakeBroker, Session
@@ -223,6 +224,10 @@ class FakeDataBus:
     @property
     def bytes_sent(self) -> int:
         return self._bytes_sent
+
+    @property
+    def rates(self) -> Rates:
+        return Rates()  # there is no link: nothing is measured
 
     def connect(self, timeout_s: float = 0.0) -> bool:
         if not self._begun:
