@@ -6,14 +6,17 @@ Per stage, `cpu_needed` and `memory_needed` are the plan's, what is available is
   share of the CPU that the node may use. A tenth of it is let go: an agent's own work is never quite zero,
   and the slowest stage, which needs all there is, would be short of CPU for ever.
 - `cpu_available`: what nobody uses, and what this stage itself does, since that is its to use again.
-- `memory_needed` and `memory_available` alike: what an active stage holds is its own. So memory does not
-  suffice where the node is over its limit.
+- `memory_available`: what the agent may take in all (what others hold is off that already), less what the
+  plans give to other active stages there. `memory_used_bytes` is no part of it: in a cgroup that the agent
+  shares with others it is theirs, too. Where a node does not say what it may take in all, memory does not
+  suffice when the node is over its limit.
 
 A node that has told nothing yet, or whose stage is not in its telemetry, is taken to be idle but for that.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from orchestrator.core.dispatch_events import PipelineFigures
@@ -30,16 +33,24 @@ def pipeline_figures(
     now: float, generations: Iterable[Generation], nodes: Mapping[str, Node]
 ) -> list[PipelineFigures]:
     """The figures of every pipeline of active generations all of whose nodes are known."""
+    running = [(each, *numbered) for each in generations for numbered in each.running()]
+    held_bytes: Counter[str] = Counter()
+    for _, _, pipeline in running:
+        for stage in pipeline.stages:
+            held_bytes[stage.node] += stage.memory_bytes
     return [
         PipelineFigures(now, generation.entry.name, generation.names[index], generation.number, of)
-        for generation in generations
-        for index, pipeline in generation.running()
-        if (of := _pipeline(generation, index, pipeline, nodes)) is not None
+        for generation, index, pipeline in running
+        if (of := _pipeline(generation, index, pipeline, nodes, held_bytes)) is not None
     ]
 
 
 def _pipeline(
-    generation: Generation, index: int, pipeline: PipelinePlan, nodes: Mapping[str, Node]
+    generation: Generation,
+    index: int,
+    pipeline: PipelinePlan,
+    nodes: Mapping[str, Node],
+    held_bytes: Mapping[str, int],
 ) -> tuple[NodeFigures, ...] | None:
     period_s = max(stage.period_s for stage in pipeline.stages)
     found = []
@@ -48,23 +59,31 @@ def _pipeline(
         if node is None or node.state.hardware is None:
             return None
         key = (generation.entry.name, generation.names[index], generation.number, number)
-        found.append(_stage(node, node.state.hardware.cpu, stage, period_s, key))
+        others_bytes = held_bytes[stage.node] - stage.memory_bytes
+        cpu = node.state.hardware.cpu
+        found.append(_stage(node, cpu, stage, period_s, key, others_bytes=others_bytes))
     return tuple(found)
 
 
 def _stage(
-    node: Node, cpu: float, stage: StagePlan, period_s: float, key: tuple[str, str, int, int]
+    node: Node,
+    cpu: float,
+    stage: StagePlan,
+    period_s: float,
+    key: tuple[str, str, int, int],
+    *,
+    others_bytes: int,
 ) -> NodeFigures:
     telemetry = node.telemetry
     busy_ratio = own_ratio = round_trip_s = 0.0
-    memory_free_bytes = 0
+    available_bytes = stage.memory_bytes
     if telemetry is not None:
         busy_ratio = telemetry.cpu_percent / 100.0
         round_trip_s = telemetry.round_trip_s or 0.0
-        # What the agent may take in all is less than its limit where others are on the device, too.
-        in_all_bytes = telemetry.memory_available_bytes or telemetry.memory_limit_bytes
-        if in_all_bytes:
-            memory_free_bytes = in_all_bytes - telemetry.memory_used_bytes
+        if telemetry.memory_available_bytes is not None:
+            available_bytes = telemetry.memory_available_bytes - others_bytes
+        elif telemetry.memory_limit_bytes:
+            available_bytes += telemetry.memory_limit_bytes - telemetry.memory_used_bytes
         interval_s = node.state.telemetry_interval_s
         own_ratio = sum(
             each.items * each.cpu_s / interval_s / cpu
@@ -76,7 +95,7 @@ def _stage(
         node=stage.node,
         cpu_available=cpu * max(1.0 - others_ratio, 0.0),
         cpu_needed=CPU_GRACE * cpu * stage.compute_s / period_s,
-        memory_available_bytes=stage.memory_bytes + memory_free_bytes,
+        memory_available_bytes=available_bytes,
         memory_needed_bytes=stage.memory_bytes,
         load_ratio=busy_ratio,
         round_trip_s=round_trip_s,

@@ -76,15 +76,31 @@ def test_memory_does_not_suffice_where_a_node_is_over_its_limit() -> None:
         assert (ratio >= 1.0) == suffices
 
 
-def test_what_others_on_the_device_hold_is_not_available() -> None:
+def test_what_others_in_the_same_cgroup_hold_counts_once() -> None:
+    """900 MB for all: neighbours hold 700 of them, we 100, so 200 are ours in all."""
     world = serving()
     told = replace(
-        busy("a", world, memory_used_bytes=400 * MB, memory_limit_bytes=900 * MB),
-        memory_available_bytes=450 * MB,
+        busy("a", world, memory_used_bytes=800 * MB, memory_limit_bytes=900 * MB),
+        memory_available_bytes=200 * MB,
     )
     world.send(NodeHeard(world.now, told))
     (node,) = figures(world).nodes
-    assert node.memory_available_bytes == node.memory_needed_bytes + 50 * MB
+    assert node.memory_available_bytes == 200 * MB
+    assert standing([node]).memory_ratio >= 1.0
+    # The neighbours take all but a little.
+    world.send(NodeHeard(world.now, replace(told, memory_available_bytes=MB)))
+    (node,) = figures(world).nodes
+    assert standing([node]).memory_ratio < 1.0
+
+
+def test_what_another_model_holds_there_is_not_available() -> None:
+    world = serving()
+    world.serve(entry("second", min_stages=1, max_stages=1))
+    world.settle()
+    world.send(NodeHeard(world.now, replace(telemetry("a"), memory_available_bytes=200 * MB)))
+    first, second = (figures.nodes[0] for figures in world.cluster.figures(world.now))
+    assert first.memory_available_bytes == 200 * MB - second.memory_needed_bytes
+    assert second.memory_available_bytes == 200 * MB - first.memory_needed_bytes
 
 
 def test_one_entry_for_each_stage_in_order() -> None:
