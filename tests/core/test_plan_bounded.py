@@ -71,9 +71,9 @@ def test_close_to_the_bound_and_what_it_says(nodes: list[NodeProfile]) -> None:
     assert found.notes == (BOUNDED_NOTE,)
     assert 0.0 <= found.gap_ratio < 0.15
     assert evaluate(request.profile, nodes, found.pipelines).predicted == found.predicted
-    copies = plan(dataclasses.dataclasses.replace(request, strategy=Strategy.REPLICATE))
+    copies = plan(dataclasses.replace(request, strategy=Strategy.REPLICATE))
     assert found.predicted.throughput_per_s >= copies.predicted.throughput_per_s * (1 - 1e-9)
-    assert plan(dataclasses.dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
+    assert plan(dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
 
 
 def test_a_thousand_equal_nodes_are_exact() -> None:
@@ -99,7 +99,7 @@ def test_small_groups_too_are_mended(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_latency_over_a_thousand_nodes_is_that_of_the_best_few() -> None:
     request = PlanRequest(net(), tuple(unlike(200)), Objective.LATENCY)
     found = plan(request)
-    alone = plan(dataclasses.dataclasses.replace(request, strategy=Strategy.SINGLE))
+    alone = plan(dataclasses.replace(request, strategy=Strategy.SINGLE))
     assert found.predicted.latency_s <= alone.predicted.latency_s * (1 + 1e-9)
     assert found.gap_ratio < 0.3
 
@@ -160,7 +160,7 @@ def test_every_goal_under_limits_beyond_what_is_exact(goal: str) -> None:
     assert limits.broken(found.predicted) == ()
     assert found.gap_ratio >= 0.0
     assert found.notes
-    assert plan(dataclasses.dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
+    assert plan(dataclasses.replace(request, nodes=tuple(reversed(nodes)))) == found
 
 
 @pytest.mark.parametrize("goal", GOALS)
