@@ -16,11 +16,13 @@ from click.testing import CliRunner
 from deploy.cli.app import cli
 from deploy.cli.infer import expand
 from deploy.cli.options import serve_options
-from deploy.cli.status import describe_model
+from deploy.cli.status import describe, describe_model
 from deploy.flags import ServeFlags
 from deploy.supervisor import child_environment, command
+from shared.client import ClusterStatus, NodeView
 from shared.errors import ConfigurationError
 from shared.messages.model import Figures, ModelState, PredictionError, ServeOptions
+from tests.core.cluster_world import birth, telemetry
 
 COMMANDS = sorted(cli.list_commands(click.Context(cli)))
 HEAVY = ("torch", "torchvision", "safetensors", "PIL", "rich", "matplotlib")
@@ -329,3 +331,18 @@ def test_strange_folders_are_not_taken_for_ours(tmp_path: Path) -> None:
     (tmp_path / "shared" / "__init__.py").write_text("raise SystemExit('not ours')")
     result = run("--version", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_status_shows_each_nodes_link_where_it_is_known() -> None:
+    told = telemetry("a", round_trip_s=0.0123, up_bytes_per_s=5.04e6, down_bytes_per_s=48e6)
+    nodes = (
+        NodeView(state=birth("a"), telemetry=told),
+        NodeView(state=birth("b"), telemetry=telemetry("b", down_bytes_per_s=1e6)),
+        NodeView(state=birth("c"), telemetry=telemetry("c")),
+    )
+    text = describe(ClusterStatus(orchestrator=None, nodes=nodes, models=()))
+    rows = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line}
+    assert "up/down trip" in rows["node"]
+    assert "5.0/48 MB/s 12.3 ms" in rows["a"]
+    assert "-/1.0 MB/s - " in rows["b"]
+    assert rows["c"].endswith("MB - - idle")
