@@ -25,12 +25,12 @@ COMPONENTS = (*(name.value for name in CostClass), "input", "messages")
 _CLASSES = len(CostClass)
 _INPUT, _MESSAGES = _CLASSES, _CLASSES + 1
 
-MESSAGE_CPU_S, BYTE_CPU_S = 0.0005, 1.0e-9
+MESSAGE_CPU_S, BYTE_CPU_S = 0.0003, 1.0e-9
 """CPU seconds to receive or send one activation at QoS 1, and more for each byte of it, at speed 1.0.
 
-Measured on one x86 core, codec included, for both ways: 0.25 ms where messages come back to back, 0.5 ms
-where 15 ms pass between them, and 1 ms beside a runtime, whose work leaves nothing of Python in the caches.
-The last is what a stage pays. `python -m tests.benchmarks messaging` measures them."""
+Measured on one x86 core, codec included, for both ways of 50 and 31 KB: 0.17 ms where messages come back to
+back (`python -m tests.benchmarks messaging`), and 0.7 ms beside a runtime, whose work leaves nothing of
+Python in the caches (`throughput`: what a stage takes beyond its blocks). The last is what a stage pays."""
 SLOWDOWN_BOUNDS = (1e-3, 1e3)
 """A calibration that says more or less than this is broken."""
 
