@@ -62,7 +62,8 @@ def consider_memory(context: Context, now: float, node: str, cause: str) -> None
             continue
         try:
             offers, zones = cluster_sharing.offered(context, served), context.settings.zones
-            replan.price(active.entry, offers.profiles, active.pipelines(), zones)
+            nodes = cluster_sharing.as_it_runs(context, served, offers)
+            replan.price(active.entry, nodes, active.pipelines(), zones)
         except PlanError as error:
             context.tell(
                 "memory_short",
@@ -170,8 +171,9 @@ def _worth(
     active, plan = served.active, choice.plan
     assert active is not None
     try:
+        nodes = cluster_sharing.as_it_runs(context, served, offers)
         present = replan.price(
-            served.entry, offers.profiles, active.pipelines(), context.settings.zones
+            served.entry, nodes, active.pipelines(), context.settings.zones
         ).predicted
     except PlanError as error:
         return _Worth(f"the present plan cannot run: {error}", at_once=True)

@@ -26,6 +26,25 @@ def offered(context: Context, served: Served) -> Offers:
     return sharing.offers(served.entry, _whole(context, served), uses, held)
 
 
+def as_it_runs(context: Context, served: Served, offers: Offers) -> tuple[NodeProfile, ...]:
+    """The living nodes as what runs may count on them: what it holds is its own.
+
+    Others that move hold twice for a moment, or have all of a node's CPU promised: neither unloads what is
+    there. A node that has less itself, or is gone, does.
+    """
+    active = served.active
+    if active is None:
+        return offers.profiles
+    nodes = {profile.name: profile for profile in offers.profiles}
+    own = footprints([active])
+    for whole in _whole(context, served):
+        if whole.name in own:
+            share = active.reserved.get(whole.name, sharing.LEAST_SHARE)
+            part = nodes.get(whole.name) or sharing.part_of(active.entry, whole, share, None)
+            nodes[whole.name] = sharing.holding(part, whole, own[whole.name].bytes)
+    return tuple(nodes.values())
+
+
 def why_not(context: Context, served: Served, error: str) -> str:
     """Why a model cannot be had, with who is in the way if it could be had of nodes of its own.
 

@@ -96,7 +96,7 @@ def offers(
         share = share_left(uses, profile.name, has_rate=entry.options.rate_per_s is not None)
         if share >= LEAST_SHARE:
             shares[profile.name] = share
-            offered.append(_part(entry, profile, share, held.get(profile.name)))
+            offered.append(part_of(entry, profile, share, held.get(profile.name)))
     return Offers(tuple(offered), shares)
 
 
@@ -149,7 +149,17 @@ def _size(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1_000_000 else f"{size_bytes} bytes"
 
 
-def _part(
+def holding(part: NodeProfile, whole: NodeProfile, held_bytes: int) -> NodeProfile:
+    """A part of a node whose memory has room for what is held there, as far as the node itself has."""
+    memory_bytes = min(
+        max(part.memory_bytes, _with_headroom(held_bytes)), max(whole.memory_bytes, 1)
+    )
+    if memory_bytes == part.memory_bytes:
+        return part
+    return dataclasses.replace(part, memory_bytes=memory_bytes)
+
+
+def part_of(
     entry: ModelEntry, profile: NodeProfile, share: float, held: Footprint | None
 ) -> NodeProfile:
     """A part of a node: what it costs goes with it, so that a job's energy and price stay the same."""
