@@ -176,7 +176,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="JSON with `transaction`",
-        text="`serve`, `stop`, `replan`.",
+        text="`serve`, `stop`, `replan`, `plan`, `explain`.",
     ),
     TopicSpec(
         name="response",
