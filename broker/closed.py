@@ -20,7 +20,6 @@ import contextlib
 import datetime as dt
 import os
 import signal
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,6 +32,7 @@ from broker.passwords import new_password, password_line
 from shared.bus.url import BrokerUrl
 from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError, ProtocolError
+from shared.files import write_whole
 from shared.topics import DEFAULT_ROOT, Topics
 
 DEFAULT_PORT = 8883
@@ -252,15 +252,4 @@ def _is_mosquitto(pid: int) -> bool:
 
 
 def _write(path: Path, data: bytes, *, secret: bool) -> None:
-    """Whole or not at all: a broker may read it at any time."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o600 if secret else 0o644)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(path, data, mode=0o600 if secret else 0o644)

@@ -81,6 +81,7 @@ class DispatchThread(threading.Thread):
         self._store = store
         self._recovered = Recovered()
         self._broker_lost = False
+        self._forget_answers_at = 0.0
         self._commands: deque[Command] = deque()
         self._stopping = threading.Event()
         self._known = Known()
@@ -182,6 +183,7 @@ class DispatchThread(threading.Thread):
 
         A broker that lost nothing delivers them again, and knows better which were answered.
         """
+        self._forget_answers_at = time.monotonic() + self._settings.repeat_window_s
         jobs, session = self._recovered.jobs, self._bus.session_present
         self._recovered = replace(self._recovered, jobs=())
         if not jobs or (session and not self._broker_lost):
@@ -297,6 +299,9 @@ class DispatchThread(threading.Thread):
 
     def _answered_earlier(self, envelope: Envelope, message: Message) -> bool:
         """Whether an earlier orchestrator had answered this job; then it gets that answer again."""
+        if time.monotonic() >= self._forget_answers_at:
+            self._recovered = Recovered()
+            return False
         key = envelope.key
         earlier = None if key is None else self._recovered.answers.get((envelope.reply_to, key))
         if earlier is None or earlier.msgpack != envelope.context.msgpack:

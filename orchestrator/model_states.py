@@ -25,18 +25,22 @@ class ModelStates:
         """A model's state now; None when it is not served."""
         return self._cluster.model_state(model, self._measured.figures(model, now))
 
-    def publish(self, model: str, now: float) -> None:
-        """Something was decided: publish the state, or clear it when the model is not served any more."""
+    def publish(self, model: str, now: float) -> ModelState | None:
+        """Something was decided: publish the state, or clear it when the model is not served any more.
+
+        Returns the state, None in the latter case.
+        """
         state = self.state(model, now)
         if state is None:
             self._published.pop(model, None)
             self._measured.forget(model)
             self._outbox.publish("model_state", None, retain=True, model=model)
-            return
+            return None
         known = self._published.get(model)
         if known is None or known[1] != state:
             self._published[model] = (now, state)
             self._outbox.publish("model_state", state, retain=True, model=model)
+        return state
 
     def measured(self, report: Report, now: float) -> None:
         """Take a second's measurements, and publish those states that are `REFRESH_S` old."""

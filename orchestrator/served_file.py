@@ -7,13 +7,12 @@ what came since it last saved, which may be all of it.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.codec import decode_json, encode_json
 from shared.errors import ProtocolError
+from shared.files import write_whole
 from shared.messages.model import ModelState
 
 log = logging.getLogger(__name__)
@@ -47,26 +46,29 @@ class ServedFile:
         return dict(self._models)
 
     def write(self, model: str, state: ModelState | None) -> None:
-        """Remember a model's state; None forgets it. A disk that fails is logged: the broker has it, too."""
-        if state is None and model not in self._models:
+        """Remember a model's state; None forgets it. A disk that fails is logged: the broker has it, too.
+
+        Mere measurements are no reason to write: called on the event loop, with each change.
+        """
+        known = self._models.get(model)
+        if (known and _served(known)) == (state and _served(state)):
             return
         if state is None:
             del self._models[model]
         else:
             self._models[model] = state
         try:
-            self._replace(encode_json(_Document(root=self._root, models=self._models)))
+            # Against processes that are killed; a machine without power has lost its nodes as well.
+            data = encode_json(_Document(root=self._root, models=self._models))
+            write_whole(self._path, data, durable=False)
         except OSError as error:
             log.error("%s cannot be written: %s", self._path, error)
 
-    def _replace(self, data: bytes) -> None:
-        handle, temporary = tempfile.mkstemp(dir=self._path.parent, prefix=f".{self._path.name}-")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(self._path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+
+def _served(state: ModelState) -> tuple[object, ...]:
+    """What a successor needs to go on."""
+    places = [
+        (pipeline.pipeline, [(stage.node, stage.blocks) for stage in pipeline.stages])
+        for pipeline in state.pipelines
+    ]
+    return state.state, state.generation, state.manifest, state.options, state.runtime, places

@@ -115,6 +115,7 @@ class Orchestrator:
         self._jobs = JobStore(
             options.state_dir / "jobs.sqlite3",
             after_s=options.store_after_s,
+            keep_s=options.dispatch.repeat_window_s,
             trouble=self._store_trouble,
         )
         self._beat = 0
@@ -308,9 +309,7 @@ class Orchestrator:
             ):
                 self._deployer.tell(action)
             case events.PublishModel(model):
-                now = time.monotonic()
-                self._states.publish(model, now)
-                self._served.write(model, self._states.state(model, now))
+                self._served.write(model, self._states.publish(model, time.monotonic()))
             case events.Tell():
                 self._announcer.happened(action)
             case events.Progress(transaction, verb, text):

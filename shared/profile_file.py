@@ -17,7 +17,7 @@ ignored, so that a newer file can be read.
 
 from __future__ import annotations
 
-from shared.codec import decode_json, encode_json
+from shared.codec import decode_json
 from shared.errors import ConfigurationError, ProtocolError
 from shared.profile import ModelProfile
 
@@ -36,8 +36,3 @@ def load_profile(data: bytes) -> ModelProfile:
             expected="a model's profile as JSON (write one with `amp4ec profile MODEL --json`)",
             got=error.got,
         ) from error
-
-
-def dump_profile(profile: ModelProfile) -> bytes:
-    """The profile as JSON; `load_profile` gives an equal one."""
-    return encode_json(profile)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from deploy.cli.options import F, source_options
+from deploy.cli.options import LEVEL, F, source_options
 from deploy.modelling import Modelling
 
 
@@ -15,13 +15,7 @@ def modelling_options(function: F) -> F:
     """`--weights`, `--input-shape`, `--level`, `--preprocess` and `--runtime`; in one `how`."""
 
     @source_options
-    @click.option(
-        "--level",
-        type=click.Choice(("O0", "O1")),
-        default="O1",
-        show_default=True,
-        help="O0: the graph as it is. O1: exact simplifications.",
-    )
+    @LEVEL
     @click.option(
         "--preprocess",
         metavar="imagenet|FILE",

@@ -191,18 +191,21 @@ def source_options(function: F) -> F:
     return function
 
 
+LEVEL = click.option(
+    "--level",
+    type=click.Choice(("O0", "O1")),
+    default="O1",
+    show_default=True,
+    help="O0: the graph as it is. O1: exact simplifications.",
+)
+
+
 def serve_options(function: F) -> F:
     """How a model is to be served; the function gets one `flags`."""
 
     @click.option("--name", type=NAME, help="Serve under this name.  [default: the model's own]")
     @source_options
-    @click.option(
-        "--level",
-        type=click.Choice(("O0", "O1")),
-        default="O1",
-        show_default=True,
-        help="O0: the graph as it is. O1: exact simplifications.",
-    )
+    @LEVEL
     @click.option(
         "--min-stages", type=click.IntRange(min=1), help="Cut in at least so many stages."
     )

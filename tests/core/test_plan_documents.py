@@ -14,14 +14,14 @@ from orchestrator.core.planner import plan
 from shared.codec import encode_json
 from shared.errors import ConfigurationError
 from shared.profile import LeafProfile, ModelProfile
-from shared.profile_file import dump_profile, load_profile
+from shared.profile_file import load_profile
 from tests.core.plan_cases import model, models, node, several
 
 
 @several
 @given(models())
 def test_a_profile_comes_back(profile: ModelProfile) -> None:
-    assert load_profile(dump_profile(profile)) == profile
+    assert load_profile(encode_json(profile)) == profile
 
 
 def test_what_may_be_left_out_and_what_is_not_known() -> None:
@@ -45,7 +45,7 @@ def test_what_may_be_left_out_and_what_is_not_known() -> None:
 )
 def test_a_profile_that_makes_no_sense(old: bytes, new: bytes, message: str) -> None:
     with pytest.raises(ConfigurationError) as error:
-        load_profile(dump_profile(model([1.0])).replace(old, new, 1))
+        load_profile(encode_json(model([1.0])).replace(old, new, 1))
     assert message in str(error.value)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from pathlib import Path
 
+from orchestrator.core.dispatch_settings import DispatchSettings
 from shared.bus import Message
 from tests.shell.dispatcher_world import World, running
 
@@ -112,5 +114,21 @@ def test_who_asks_again_gets_the_predecessors_answer(tmp_path: Path) -> None:
         assert not world.activations, "it did not run again"
         # A stranger's job of the same name is another job.
         world.ask(job="7", reply="test/result/another")
+        world.result(*world.next_activation())
+        assert world.next_answer()["status"] == "ok"
+
+
+def test_an_answer_is_given_again_as_long_as_any_other(tmp_path: Path) -> None:
+    settings = DispatchSettings(repeat_window_s=0.3)
+    with running(settings=settings, store=tmp_path / "jobs.sqlite3") as world:
+        world.ask(job="7")
+        world.result(*world.next_activation())
+        world.until(lambda: world.answers)
+        world.until(lambda: world.unacknowledged == 0)
+        world.answers.clear()
+        world.restart()
+        world.serve_again()
+        world.until(lambda: 0 < world.thread._forget_answers_at <= time.monotonic())
+        world.ask(job="7")
         world.result(*world.next_activation())
         assert world.next_answer()["status"] == "ok"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from orchestrator.served_file import ServedFile
@@ -29,6 +30,17 @@ def test_what_was_there_stays_when_another_is_added(tmp_path: Path) -> None:
     later.read()
     later.write("n", state(1))
     assert set(ServedFile(tmp_path / "served.json", "root").read()) == {"m", "n"}
+
+
+def test_mere_measurements_are_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "served.json"
+    file = ServedFile(path, "root")
+    file.write("m", state(3))
+    path.unlink()
+    file.write("m", replace(state(3), reason="measured again"))
+    assert not path.exists()
+    file.write("m", state(4))
+    assert ServedFile(path, "root").read() == {"m": state(4)}
 
 
 def test_another_cluster_s_file_says_nothing_of_ours(tmp_path: Path) -> None:
