@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import signal
 import sys
@@ -192,9 +193,15 @@ async def test_a_broker_that_is_killed_forgets_and_is_told_again(
         late = FakeOperator(TOPICS, world.control, "late")
         async with late.running(), world.asker() as asker:
             await until(lambda: (state := late.state()) and state.state == "serving", 20.0)
-            await asker.ask("1")
-            await until(lambda: "1" in asker.answers, 20.0)
-            assert asker.statuses() == {"ok": 1}
+            # This broker knows no session any more: a job that comes before the dispatcher does reaches
+            # nobody, and a client of this kind has to ask again.
+            async with asyncio.timeout(20.0):
+                for number in itertools.count():
+                    await asker.ask(str(number))
+                    with contextlib.suppress(TimeoutError):
+                        await until(lambda: asker.answers, 0.5)
+                        break
+            assert set(asker.statuses()) == {"ok"}
 
 
 async def test_a_stopped_orchestrator_says_so(world: World) -> None:
