@@ -1,9 +1,8 @@
-"""A closed broker, for real: every role tries every topic over TLS, and a revoked login is out at once."""
+"""A closed broker, for real: who is let in over TLS, and a revoked login is out at once."""
 
 from __future__ import annotations
 
 import asyncio
-import datetime as dt
 import gc
 import os
 import signal
@@ -16,182 +15,20 @@ import pytest
 
 from broker.access import Role, User
 from broker.closed import ClosedBroker
-from broker.config import BrokerConfig
-from broker.launcher import Broker
 from shared.bus import BrokerUrl, MqttControlBus
-from shared.errors import BrokerError, BrokerUnreachableError, ConfigurationError
-from shared.topics import TABLE, Topics
+from shared.errors import BrokerUnreachableError, ConfigurationError
+from tests.broker.access.site import NOW, Site, closed_site, make
 from tests.broker.conftest import until
-
-NOW = dt.datetime.now(dt.UTC)
-
-# Row of the topic table -> roles that may; `own`: with the user's name where the table has a name.
-READ = {
-    "node_state": "client monitor operator",
-    "telemetry": "client monitor operator",
-    "assignment": "agent:own",
-    "report": "monitor operator",
-    "model_state": "client monitor operator",
-    "infer": "",
-    "infer_311": "",
-    "activation": "agent",
-    "stage_result": "agent",
-    "result": "client:own",
-    "artifact_want": "operator",
-    "artifact_piece": "agent:own",
-    "artifact_probe": "agent:own",
-    "request": "",
-    "response": "operator",
-    "orchestrator_state": "agent client monitor operator",
-    "orchestrator_beat": "",
-    "event": "monitor operator",
-    "metrics": "monitor operator",
-}
-WRITE = {
-    "node_state": "agent:own",
-    "telemetry": "agent:own",
-    "assignment": "",
-    "report": "agent:own",
-    "model_state": "",
-    "infer": "",
-    "infer_311": "client:own",
-    "activation": "agent",
-    "stage_result": "agent",
-    "result": "",
-    "artifact_want": "agent:orchestrator",
-    "artifact_piece": "operator:orchestrator",
-    "artifact_probe": "agent:own",
-    "request": "operator",
-    "response": "",
-    "orchestrator_state": "",
-    "orchestrator_beat": "",
-    "event": "",
-    "metrics": "",
-}
-ROLES = ("agent", "client", "monitor", "operator")
-
-
-def make(directory: Path) -> ClosedBroker:
-    return ClosedBroker.create(directory, hosts=["localhost", "127.0.0.1"], now=NOW)
-
-
-class Site:
-    """A closed broker that runs, and everybody's login."""
-
-    def __init__(self, closed: ClosedBroker, running: Broker) -> None:
-        self.closed = closed
-        self.running = running
-        self.topics = Topics(closed.root)
-
-    def url(self, name: str, role: str) -> BrokerUrl:
-        issued = self.closed.add(User(name=name, role=Role(role)))
-        return self.at(issued)
-
-    def at(self, issued: BrokerUrl) -> BrokerUrl:
-        """The login, at the port that was free here."""
-        return BrokerUrl(
-            host=issued.host,
-            port=self.running.port,
-            username=issued.username,
-            password=issued.password,
-            tls=True,
-            ca_pem=issued.ca_pem,
-        )
-
-    def first(self, name: str) -> BrokerUrl:
-        """A login that `create` made."""
-        return self.at(BrokerUrl.parse(f"@{self.closed.token_file(name)}"))
-
-
-def run(closed: ClosedBroker) -> Broker:
-    config = BrokerConfig(security=closed.security, pid_file=str(closed.pid_file))
-    return Broker(directory=closed.directory, config=config)
 
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    closed = make(tmp_path / "closed")
-    async with run(closed) as running:
-        yield Site(closed, running)
+    async with closed_site(tmp_path / "closed") as running:
+        yield running
 
 
 def bus(url: BrokerUrl, name: str) -> MqttControlBus:
     return MqttControlBus(url, client_id=name, first_connect_timeout_s=10)
-
-
-def allowed(rule: str, role: str, level: str) -> bool:
-    """Whether a rule of the tables above lets `role` in, with `level` (own, other, ...) in the topic."""
-    for entry in rule.split():
-        name, _, only = entry.partition(":")
-        if name == role and (not only or only == level):
-            return True
-    return False
-
-
-def concrete(topics: Topics, row: str, name: str) -> str:
-    levels = dict.fromkeys(("node", "client", "peer"), "x") | {
-        "model": "m", "job": "j", "pipeline": "p", "generation": "1", "stage": "0", "verb": "serve",
-    }  # fmt: skip
-    return topics.topic(row, **(levels | dict.fromkeys(("node", "client", "peer"), name)))
-
-
-def named(row: str) -> bool:
-    pattern = next(spec.pattern for spec in TABLE if spec.name == row)
-    return any(level in pattern for level in ("{node}", "{client}", "{peer}"))
-
-
-def test_the_tables_here_have_every_topic() -> None:
-    rows = {spec.name for spec in TABLE}
-    assert set(READ) == rows
-    assert set(WRITE) == rows
-
-
-@pytest.mark.parametrize("role", ROLES)
-async def test_access_matrix(site: Site, role: str) -> None:
-    """All of the table, both ways: what may be read or written arrives, and nothing else does."""
-    topics, me = site.topics, f"{role}-1"
-    rows = [(row, level) for row in READ for level in ("own", "other", "orchestrator")]
-    rows = [(row, level) for row, level in rows if level == "own" or named(row)]
-    names = {"own": me, "other": "somebody-else", "orchestrator": "orchestrator"}
-    async with (
-        bus(site.first("orchestrator"), "all") as everything,
-        bus(site.url(me, role), "one") as one,
-    ):
-        seen: dict[str, list[str]] = {"all": [], "one": []}
-
-        async def collect(name: str, which: MqttControlBus) -> None:
-            async for message in which.messages():
-                seen[name].append(f"{message.topic} {message.payload.decode()}")
-
-        readers = [
-            asyncio.create_task(collect("all", everything)),
-            asyncio.create_task(collect("one", one)),
-        ]
-        await everything.subscribe(f"{topics.root}/#")
-        await one.subscribe("#")
-        refused = set()
-        for row, level in rows:
-            topic = concrete(topics, row, names[level])
-            await everything.publish(topic, b"from above")
-            try:
-                await one.publish(topic, b"from one")
-            except BrokerError:
-                refused.add(topic)
-        last = topics.topic("orchestrator_state")
-        await everything.publish(last, b"last")
-        await until(lambda: f"{last} last" in seen["all"])
-        if allowed(READ["orchestrator_state"], role, "own"):
-            await until(lambda: f"{last} last" in seen["one"])
-        for task in readers:
-            task.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
-    for row, level in rows:
-        topic = concrete(topics, row, names[level])
-        may_read = allowed(READ[row], role, level)
-        may_write = allowed(WRITE[row], role, level)
-        assert (f"{topic} from above" in seen["one"]) == may_read, f"{role} reads {topic}"
-        assert (f"{topic} from one" in seen["all"]) == may_write, f"{role} writes {topic}"
-        assert (topic in refused) == (not may_write), f"{role} is told so of {topic}"
 
 
 async def test_nobody_without_a_login(site: Site) -> None:

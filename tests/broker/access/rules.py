@@ -1,0 +1,95 @@
+"""What each role may do with each topic, by hand: the table that `broker.access` is checked against.
+
+Row of the topic table -> roles that may. A word after a colon says with which name in the topic: `own`, the
+user's; `orchestrator`, that peer's; without one, any.
+"""
+
+from __future__ import annotations
+
+from shared.topics import TABLE
+
+ROLES = ("orchestrator", "operator", "agent", "client", "monitor")
+"""All but nobody, who may nothing. The orchestrator may everything below the root."""
+
+READ = {
+    "node_state": "client monitor operator",
+    "telemetry": "client monitor operator",
+    "assignment": "agent:own",
+    "report": "monitor operator",
+    "model_state": "client monitor operator",
+    "infer": "",
+    "infer_311": "",
+    "activation": "agent",
+    "stage_result": "agent",
+    "result": "client:own",
+    "artifact_want": "operator",
+    "artifact_piece": "agent:own",
+    "artifact_probe": "agent:own",
+    "request": "",
+    "response": "operator",
+    "orchestrator_state": "agent client monitor operator",
+    "orchestrator_beat": "",
+    "event": "monitor operator",
+    "metrics": "monitor operator",
+}
+WRITE = {
+    "node_state": "agent:own",
+    "telemetry": "agent:own",
+    "assignment": "",
+    "report": "agent:own",
+    "model_state": "",
+    "infer": "",
+    "infer_311": "client:own",
+    "activation": "agent",
+    "stage_result": "agent",
+    "result": "",
+    "artifact_want": "agent:orchestrator",
+    "artifact_piece": "operator:orchestrator",
+    "artifact_probe": "agent:own",
+    "request": "operator",
+    "response": "",
+    "orchestrator_state": "",
+    "orchestrator_beat": "",
+    "event": "",
+    "metrics": "",
+}
+
+OUTSIDE = (
+    # Below the root, and in no row.
+    "{root}",
+    "{root}/nonsense",
+    "{root}/node/{own}",
+    "{root}/node/{own}/other",
+    "{root}/node/{own}/state/x",
+    "{root}/model/m/infer/{own}",
+    "{root}/model/m/infer/{own}/j/x",
+    "{root}/pipeline/p/1/0/x",
+    "{root}/result/{own}/j/x",
+    # Elsewhere.
+    "node/{own}/state",
+    "/{root}/node/{own}/state",
+    "{root}x/node/{own}/state",
+    "amp4ec/v2/model/m/infer/{own}/j",
+    "AMP4EC/v1/node/{own}/state",
+    "other",
+    "$SYS/broker/version",
+    "$CONTROL/dynamic-security/v1",
+)
+"""Topics of no row: the orchestrator has those below the root, nobody else has any."""
+
+
+def may(table: dict[str, str], role: str, row: str, level: str) -> bool:
+    """Whether `table`, READ or WRITE, lets `role` at a row; `level` is whose name stands in the topic."""
+    if role == "orchestrator":
+        return True
+    for entry in table[row].split():
+        name, _, only = entry.partition(":")
+        if name == role and (not only or only == level):
+            return True
+    return False
+
+
+def named(row: str) -> bool:
+    """Whether a name stands in the row's topic."""
+    pattern = next(spec.pattern for spec in TABLE if spec.name == row)
+    return any(level in pattern for level in ("{node}", "{client}", "{peer}"))
