@@ -37,7 +37,8 @@ class MqttControlBus:
 
     Args:
         url: The broker.
-        client_id: Names the session at the broker; a second connection with it ends the first.
+        client_id: Names the session at the broker (`BrokerUrl.client_id` of it); a second connection of
+            the same login with it ends the first.
         will: Published by the broker when the connection ends any other way than by leaving.
         clean_start: Forget what the session held: at the first connection, or at each where the
             session has no expiry.
@@ -75,7 +76,7 @@ class MqttControlBus:
         self._settings = ConnectionSettings(
             url=url,
             tls_context=url.tls_context(),
-            client_id=client_id,
+            client_id=url.client_id(client_id),
             will=will,
             session_expiry_s=session_expiry_s,
             receive_maximum=receive_maximum,

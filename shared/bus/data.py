@@ -57,7 +57,8 @@ class MqttDataBus:
 
     Args:
         url: The broker.
-        client_id: Names the session at the broker; a second connection with it ends the first.
+        client_id: Names the session at the broker (`BrokerUrl.client_id` of it); a second connection of
+            the same login with it ends the first.
         clean_start: Forget what the session held: at the first connection, or at each where the
             session has no expiry.
         session_expiry_s: How long the broker keeps the session after the connection.
@@ -99,7 +100,7 @@ class MqttDataBus:
         self._tls_context = url.tls_context()
         self._session = Session(
             SessionSettings(
-                client_id=client_id,
+                client_id=url.client_id(client_id),
                 username=url.username,
                 password=url.password,
                 clean_start=clean_start,

@@ -7,6 +7,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from shared.errors import ConfigurationError
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
 _EXPECTED = "mqtt://[user:password@]host[:port], mqtts://…, host:port, a join token or @FILE"
 _LONGEST_FILE = 65_536
+_UNGUESSABLE_CHARACTERS = 24
+"""Of a client id: 96 bits, written in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +100,19 @@ class BrokerUrl:
     def own_login(self) -> bool:
         """Whether the user name is one program's or device's own, from a join token: then it names it."""
         return self.username is not None and self.ca_pem is not None
+
+    def client_id(self, name: str) -> str:
+        """The MQTT client id of the session that its owner calls `name`.
+
+        Mosquitto lets whoever may log in take over any session whose client id he knows: its connection is
+        ended, its queue is his to throw away. So with a login of one's own the id is one that only who has
+        the password can tell, and still the same over restarts. A password that people share or choose
+        guards no id: there it is the name.
+        """
+        if not self.own_login or self.password is None:
+            return name
+        secret = hmac.new(self.password.encode(), f"client id {name}".encode(), hashlib.sha256)
+        return f"{name}-{secret.hexdigest()[:_UNGUESSABLE_CHARACTERS]}"
 
     def token(self) -> str:
         """This address as a join token, secret included.

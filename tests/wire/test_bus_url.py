@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ssl
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,22 @@ def test_tls_context(tmp_path: Path) -> None:
     for path in (damaged, tmp_path / "missing.pem"):
         with pytest.raises(ConfigurationError, match=path.name):
             BrokerUrl.parse(f"mqtts://host?ca={path}").tls_context()
+
+
+def test_a_login_of_its_own_has_client_ids_that_nobody_else_can_tell() -> None:
+    mine = BrokerUrl(host="host", username="one", password="secret", tls=True, ca_pem="PEM")
+    ids = {
+        url.client_id(name)
+        for url in (mine, replace(mine, username="other", password="other secret"))
+        for name in ("dispatcher", "orchestrator")
+    }
+    assert len(ids) == 4
+    assert all(name.startswith(("dispatcher-", "orchestrator-")) for name in ids)
+    assert {len(name.rpartition("-")[2]) for name in ids} == {24}
+    elsewhere = replace(mine, host="10.0.0.7", port=1)
+    assert elsewhere.client_id("dispatcher") == mine.client_id("dispatcher"), "the next life's, too"
+    for shared in (BrokerUrl.parse("mqtt://host"), BrokerUrl.parse("mqtts://me:secret@host")):
+        assert shared.client_id("dispatcher") == "dispatcher"
 
 
 @pytest.mark.parametrize(
