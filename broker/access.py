@@ -62,9 +62,11 @@ class Grant:
 
 GRANTS: dict[Role, tuple[Grant, ...]] = {
     Role.AGENT: (
-        Grant("write", "node_state", own="node"),
+        # Read, too: an agent looks whether another one has its name, and hears its own late will.
+        Grant("readwrite", "node_state", own="node"),
+        Grant("readwrite", "ping", own="node"),
+        Grant("readwrite", "report", own="node"),
         Grant("write", "telemetry", own="node"),
-        Grant("write", "report", own="node"),
         Grant("read", "assignment", own="node"),
         Grant("read", "orchestrator_state"),
         Grant("write", "artifact_want", peer=ORCHESTRATOR),

@@ -198,7 +198,7 @@ class Agent:
         self._ended = asyncio.get_running_loop().create_future()
         node = self._options.node
         self._control.on_connect(self._greet)
-        for name in ("assignment", "node_state"):
+        for name in ("assignment", "node_state", "ping"):
             await self._control.subscribe(self._topics.topic(name, node=node))
         await self._control.subscribe(self._topics.topic("orchestrator_state"))
         if self._options.preload:
@@ -304,6 +304,8 @@ class Agent:
                 if message.payload:  # empty: somebody cleared the retained one
                     assignment = decode_json(message.payload, Assignment)
                     self._keeper.step(desired.AssignmentReceived(assignment))
+            case "ping":
+                self._keeper.step(desired.Asked())
             case "orchestrator_state":
                 if message.payload:
                     state = decode_json(message.payload, OrchestratorState)

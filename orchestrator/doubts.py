@@ -14,9 +14,9 @@ from shared.messages.node import NodeState
 
 LIVE_S = 0.03
 """How long a will is held that comes in the midst of a connection: a broker that stops closes ours next."""
-GRACE_S, LONGEST_GRACE_S = 2.0, 12.0
-"""How long after a reconnection the nodes have to come back, too, besides as long as the outage was: their
-back-off doubles like ours, so a delay is never longer than what passed before it, and 10 s at most."""
+GRACE_S = 4.0
+"""How long after a reconnection the nodes have to come back, too: their back-off is 1.5 s at most, as ours
+is, and a first packet that was lost is sent again after a second."""
 
 
 @dataclass(slots=True)
@@ -26,16 +26,13 @@ class Doubts:
     _held: dict[str, tuple[float, NodeState]] = field(default_factory=dict)
     _fresh_until: float = -math.inf
     _connections: int = 0
-    _away_since: float | None = None
 
     def connected(self, now: float) -> None:
         """A connection was made."""
         self._connections += 1
         if self._connections > 1:
-            outage_s = 0.0 if self._away_since is None else now - self._away_since
-            self._fresh_until = now + min(GRACE_S + outage_s, LONGEST_GRACE_S)
+            self._fresh_until = now + GRACE_S
             self._hold_all(self._fresh_until)
-        self._away_since = None
 
     def lost(self, now: float, state: NodeState, *, retained: bool) -> None:
         """A will came in: from the broker's memory, or just sent."""
@@ -51,7 +48,6 @@ class Doubts:
     def believed(self, now: float, *, connected: bool) -> list[NodeState]:
         """The deaths that are none of the broker's, each once. To be asked several times a second."""
         if not connected:
-            self._away_since = now if self._away_since is None else self._away_since
             self._hold_all(math.inf)
             return []
         due = [state for until, state in self._held.values() if until <= now]

@@ -32,7 +32,9 @@ from shared.transfer import Transfers
 
 log = logging.getLogger(__name__)
 
-SUBSCRIPTIONS = ("node_state", "telemetry", "report", "model_state", "assignment", "request")
+SUBSCRIPTIONS = (
+    "node_state", "telemetry", "report", "ping", "model_state", "assignment", "request",
+)  # fmt: skip
 
 _OF_NODES = {"node_state": "birth", "telemetry": "telemetry", "report": "report"}
 """What nodes say of themselves, by topic: the cluster hears of it when it cannot be read."""
@@ -109,6 +111,8 @@ class Intake:
                 telemetry = decode_json(payload, Telemetry)
                 _same_node(levels, telemetry.node)
                 self._step(events.NodeHeard(now, telemetry))
+            case "ping":
+                self._step(events.QuestionSeen(now, levels["node"]))
             case "report":
                 report = decode_json(payload, StageReports)
                 _same_node(levels, report.node)

@@ -51,6 +51,7 @@ from shared.bus import (
 from shared.codec import encode_json, to_builtins
 from shared.errors import BrokerError, JobError
 from shared.ids import ORCHESTRATOR
+from shared.messages.node import Ping
 from shared.messages.operation import Beat, Limits, OrchestratorState
 from shared.topics import Topics
 from shared.transfer import Transfers
@@ -298,6 +299,8 @@ class Orchestrator:
 
     def _perform(self, action: events.Action) -> None:
         match action:
+            case events.AskNode(node):
+                self._outbox.publish("ping", Ping(node=node), qos=0, node=node)
             case events.PushAssignment():
                 self._deployer.assign(action)
             case (

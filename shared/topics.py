@@ -53,6 +53,16 @@ TABLE: tuple[TopicSpec, ...] = (
         text="1 Hz: CPU % of what the node may use, memory, network, round trip, queue, stage times.",
     ),
     TopicSpec(
+        name="ping",
+        pattern="node/{node}/ping",
+        sender="orchestrator; an agent that is about to take that name",
+        receiver="agent",
+        qos=0,
+        retained=False,
+        payload="JSON `Ping`",
+        text="Asks a node that is silent whether it is there; it answers with its report.",
+    ),
+    TopicSpec(
         name="assignment",
         pattern="node/{node}/assignment",
         sender="orchestrator",

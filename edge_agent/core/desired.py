@@ -110,6 +110,11 @@ class BusConnected:
 
 
 @dataclass(frozen=True, slots=True)
+class Asked:
+    """Somebody asks whether this node is there: it says so with its report."""
+
+
+@dataclass(frozen=True, slots=True)
 class PrefetchEnded:
     """The prefetch of assignment `revision` came to its end, complete or not."""
 
@@ -125,6 +130,7 @@ Event: TypeAlias = (
     | StageUnloaded
     | OrchestratorBorn
     | BusConnected
+    | Asked
     | PrefetchEnded
 )
 
@@ -236,6 +242,8 @@ class Desired:
                 actions = [self._report()] if unheard and self.revision >= 0 else []
             case BusConnected():
                 actions = [self._report()] if self.revision >= 0 else []
+            case Asked():
+                actions = [self._report()]
             case PrefetchEnded(revision):
                 if revision == self.revision and self._prefetching:
                     self._prefetching = False

@@ -36,6 +36,7 @@ from orchestrator.core.assignments import Assignments
 from orchestrator.core.cluster_context import Context
 from orchestrator.core.cluster_events import (
     Action,
+    AskNode,
     AssignmentSeen,
     Event,
     MessageRefused,
@@ -48,6 +49,7 @@ from orchestrator.core.cluster_events import (
     PipelineDrained,
     Progress,
     PublishModel,
+    QuestionSeen,
     ReplanAsked,
     RestoreEnded,
     ServeAsked,
@@ -58,7 +60,16 @@ from orchestrator.core.cluster_events import (
 )
 from orchestrator.core.cluster_settings import ClusterSettings
 from orchestrator.core.dispatch_events import PipelineFigures
-from orchestrator.core.members import Altered, Change, Joined, Left, Members, Refused, Shrunk
+from orchestrator.core.members import (
+    Altered,
+    Change,
+    Joined,
+    Left,
+    Members,
+    Questioned,
+    Refused,
+    Shrunk,
+)
 from orchestrator.core.nodes import Node
 from orchestrator.core.pipeline_figures import pipeline_figures
 from orchestrator.core.served import Served
@@ -84,7 +95,7 @@ class Cluster:
         restoring: bool = False,
     ) -> None:
         settings = settings or ClusterSettings()
-        members, assignments = Members(settings.stall_s), Assignments(first_revision)
+        members, assignments = Members(), Assignments(first_revision)
         self._context = Context(settings, members, assignments, restoring=restoring)
 
     @property
@@ -126,6 +137,8 @@ class Cluster:
                 self._changed(now, members.died(now, state))
             case NodeHeard(now, telemetry):
                 self._changed(now, members.heard(now, telemetry))
+            case QuestionSeen(now, name):
+                members.question_seen(now, name)
             case NodeReported(now, report):
                 self._changed(now, members.reported(now, report))
                 node = members.nodes.get(report.node)
@@ -194,6 +207,9 @@ class Cluster:
                 case Refused(node, what, text, problem):
                     context.tell(f"{what}_refused", text, node=node, reason=problem)
                     continue
+                case Questioned(node):
+                    context.actions.append(AskNode(node))
+                    continue
                 case Shrunk(node, cause):
                     cluster_planning.consider_memory(context, now, node, cause)
                     continue
@@ -223,7 +239,7 @@ class Cluster:
 
     def _tick(self, now: float) -> None:
         context = self._context
-        self._changed(now, context.members.expired(now))
+        self._changed(now, context.members.ticked(now))
         for served in context.in_order():
             cluster_stages.load_timed_out(context, now, served)
             cluster_planning.tick(context, now, served)
@@ -237,7 +253,10 @@ class Cluster:
         for served in context.in_order():
             cluster_planning.make_room(context, now, served)
         if not context.restoring:
-            context.actions += context.assignments.changed(self._desired)
+            pushes = context.assignments.changed(self._desired)
+            context.actions += pushes
+            for push in pushes:
+                context.members.told(push.node, push.revision)
         for served in context.models.values():
             essence = model_view.essence(served)
             if essence != served.published:

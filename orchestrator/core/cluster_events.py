@@ -69,6 +69,14 @@ class NodeHeard:
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionSeen:
+    """A question of `AskNode` came back to us from the broker: it was passed on, and we can hear."""
+
+    now: float
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class NodeReported:
     """How far a node's stages are."""
 
@@ -183,6 +191,7 @@ Event = (
     NodeBorn
     | NodeDied
     | NodeHeard
+    | QuestionSeen
     | NodeReported
     | MessageRefused
     | AssignmentSeen
@@ -214,6 +223,13 @@ class StageRef:
     def key(self) -> tuple[str, str, int, int]:
         """What a report names a stage by."""
         return (self.entry.name, self.pipeline, self.generation, self.stage)
+
+
+@dataclass(frozen=True, slots=True)
+class AskNode:
+    """Ask a node that is silent whether it is there; it answers with its report."""
+
+    node: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -310,7 +326,8 @@ class Finish:
 
 
 Action = (
-    PushAssignment
+    AskNode
+    | PushAssignment
     | ModelKnown
     | ModelForgotten
     | ActivatePipeline

@@ -33,6 +33,4 @@ class ClusterSettings:
     """Importing torch takes 10 s at 0.2 CPU, and weights have to travel first."""
     blocked_s: float = 60.0
     """How long a node on which a model failed to load is left out for that model."""
-    stall_s: float = 2.0
-    """A longer time between two ticks is our own stall: no node is blamed for silence in it."""
     zones: Zones = Zones()

@@ -1,10 +1,15 @@
-"""Who is there: births, deaths, telemetry leases and incarnations, told apart and put in order.
+"""Who is there: births, deaths, silence and incarnations, told apart and put in order.
 
 A node's life::
 
     birth --> alive --clean leave or last will of this incarnation--> gone --birth--> alive
                 |                                                                       ^
-                +--silent for longer than its lease--> silent --it is heard of again----+
+                +--silent--> asked --no answer--> silent for good --it is heard of again+
+                                |
+                                +--it answers--> alive
+
+A node is asked when telemetry is overdue. Its silence counts from when the question has come back to us:
+then the broker and our own connection work, and it is the node that does not.
 
 A death with an older incarnation than the node's is a late will; a birth with an older one came late.
 """
@@ -13,7 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from orchestrator.core.nodes import Node
+from orchestrator.core.nodes import ANSWER_S, Node, Question
 from orchestrator.core.sanity import Complaints, birth_problem, telemetry_problem
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
@@ -65,17 +70,22 @@ class Refused:
     problem: str
 
 
-Change = Joined | Left | Altered | Shrunk | Refused
+@dataclass(frozen=True, slots=True)
+class Questioned:
+    """A node is silent: it is to be asked whether it is there."""
+
+    node: str
+
+
+Change = Joined | Left | Altered | Shrunk | Refused | Questioned
 
 
 @dataclass(slots=True)
 class Members:
-    """The nodes by name, those that are gone too. `stall_s`: see `ClusterSettings`."""
+    """The nodes by name, those that are gone too."""
 
-    stall_s: float
     nodes: dict[str, Node] = field(default_factory=dict)
     _complaints: Complaints = field(default_factory=Complaints)
-    _ticked: float | None = None
 
     def alive(self) -> list[Node]:
         """The nodes that can be planned for, by name."""
@@ -167,19 +177,33 @@ class Members:
             node.report = report
         return self._sign_of_life(now, node)
 
-    def expired(self, now: float) -> list[Change]:
-        """The leases that have run out by `now`."""
-        if self._ticked is not None and now - self._ticked > self.stall_s:
-            # Nobody read what the nodes sent while we stood still.
-            for node in self.nodes.values():
-                node.heard = min(node.heard + now - self._ticked, now)
-        self._ticked = now
+    def ticked(self, now: float) -> list[Change]:
+        """The nodes that are to be asked whether they are there, and those that did not answer."""
         changes: list[Change] = []
         for node in self.alive():
-            if now > node.lease_ends():
-                node.alive = False
-                changes.append(_left(node, f"is silent for {now - node.heard:.1f} s (lease)"))
+            if now < node.asks_at():
+                continue
+            question = node.question
+            if question is None or (question.reached is None and now - question.asked >= ANSWER_S):
+                node.question = Question(now)
+                changes.append(Questioned(node.name))
+            elif question.reached is not None:
+                question.looks += 1
+                if node.may_be_lost(now):
+                    why = f"is silent for {now - node.heard:.1f} s and does not answer"
+                    changes.append(_left(node, why))
         return changes
+
+    def told(self, name: str, revision: int) -> None:
+        """An assignment is on its way to a node."""
+        if (node := self.nodes.get(name)) is not None:
+            node.told = revision
+
+    def question_seen(self, now: float, name: str) -> None:
+        """The question to a node has come back to us from the broker."""
+        node = self.nodes.get(name)
+        if node is not None and node.question is not None and node.question.reached is None:
+            node.question.reached = now
 
     def _complain(self, name: str, what: str, problem: str) -> list[Change]:
         known = self.nodes.get(name)
@@ -209,7 +233,8 @@ class Members:
         return node
 
     def _again(self, now: float, known: Node, state: NodeState) -> list[Change]:
-        before, known.state, known.heard = known.state, state, now
+        before, known.state = known.state, state
+        _heard(now, known)
         if _planned_by(before) == _planned_by(state):
             return []
         calibrated = before.calibration != state.calibration
@@ -219,7 +244,7 @@ class Members:
         return [Altered(state.node, f"node {state.node} {what}", calibrated)]
 
     def _sign_of_life(self, now: float, node: Node) -> list[Change]:
-        node.heard = now
+        _heard(now, node)
         if node.alive:
             return []
         node.alive = True
@@ -232,8 +257,12 @@ def _planned_by(state: NodeState) -> NodeState:
     return replace(state, pid=0, host="", version="", reason="", telemetry_interval_s=1.0)
 
 
+def _heard(now: float, node: Node) -> None:
+    node.heard, node.question = now, None
+
+
 def _left(node: Node, why: str) -> Left:
-    node.alive = False
+    node.alive, node.question = False, None
     return Left(node.name, f"node {node.name} {why}", why)
 
 

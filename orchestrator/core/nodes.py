@@ -15,12 +15,32 @@ from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
 from shared.profile import NodeProfile
 
+ASK_INTERVALS = 1.25
+"""Of telemetry: a node that is silent for so long is asked whether it is there."""
+ANSWER_S = 0.75
+"""How long its answer may take: several CFS periods of a throttled node, and then some."""
+ANSWER_LOOKS = 2
+"""At so many looks after the question came through there has to be no answer: what came while we ourselves
+stood still is read between two of them."""
 LEASE_INTERVALS = 3
 LEASE_GRACE_S = 0.5
 """Added to the lease: telemetry of a throttled node comes up to a CFS period late, and queues here."""
 LINK_BYTES_PER_S = 100e6
 """Until a link is measured it is not taken to be a bottleneck below a gigabit's worth."""
 LOADING_GRACE_S = 30.0
+
+
+@dataclass(slots=True)
+class Question:
+    """A silent node was asked whether it is there.
+
+    `reached` is when the question came back to us from the broker: until then its silence may be the
+    broker's, or our own connection's. `looks` counts how often there was no answer since.
+    """
+
+    asked: float
+    reached: float | None = None
+    looks: int = 0
 
 
 @dataclass(slots=True)
@@ -33,6 +53,10 @@ class Node:
     telemetry: Telemetry | None = None
     report: Report | None = None
     """The latest of this life; kept, because one may come before the model that it speaks of."""
+    told: int = -1
+    """The revision of the assignment that was pushed to it last."""
+    question: Question | None = None
+    """Open since it became silent."""
     corrections: dict[str, Corrections] = field(default_factory=dict)
     """By runtime."""
     condition: Condition = field(default_factory=Condition)
@@ -42,14 +66,33 @@ class Node:
     def name(self) -> str:
         return self.state.node
 
-    def lease_ends(self) -> float:
-        """When silence becomes a loss.
+    def asks_at(self) -> float:
+        """When silence becomes a reason to ask."""
+        return self.heard + ASK_INTERVALS * self.state.telemetry_interval_s
 
-        A node that said it was loading gets longer: importing a runtime holds Python's lock, and at 0.2
-        CPU that silences an agent for seconds. One that dies then is still noticed by its last will.
+    def may_be_lost(self, now: float) -> bool:
+        """Whether silence, with a question unanswered, is a loss.
+
+        A node whose event loop may be starved has its whole lease, and one that said it was loading
+        longer: importing a runtime holds Python's lock, and at 0.2 CPU that silences an agent for
+        seconds. One that dies then is still noticed by its last will.
         """
-        lease_s = LEASE_INTERVALS * self.state.telemetry_interval_s + LEASE_GRACE_S
-        return self.heard + lease_s + (LOADING_GRACE_S if self.is_loading() else 0.0)
+        question = self.question
+        if question is None or question.reached is None or question.looks < ANSWER_LOOKS:
+            return False
+        lease_s = 0.0
+        if self.may_starve():
+            lease_s = LEASE_INTERVALS * self.state.telemetry_interval_s + LEASE_GRACE_S
+        if self.is_loading():
+            lease_s += LOADING_GRACE_S
+        return now - question.reached >= ANSWER_S and now - self.heard > lease_s
+
+    def may_starve(self) -> bool:
+        """Whether it is, or may be about to be, busy with importing, loading or calibrating."""
+        untold = self.report is None or self.report.revision < self.told
+        return (
+            untold or self.is_loading() or bool(self.state.runtimes.keys() - self.state.calibration)
+        )
 
     def is_loading(self) -> bool:
         """Whether it said that it was fetching or loading a stage."""

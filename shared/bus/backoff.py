@@ -19,7 +19,8 @@ class Backoff:
     STABLE_S: ClassVar[float] = 5.0
 
     first_s: float = 0.1
-    limit_s: float = 10.0
+    limit_s: float = 1.5
+    """A broker that is back is met within that, however long it was away: issue 4 allows 2 s in all."""
     source: random.Random = field(default_factory=random.Random, repr=False)
     attempts: int = 0
 

@@ -66,6 +66,14 @@ class NodeState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Ping:
+    """A question whether an agent of that name is there: it answers with its `Report` at once."""
+
+    node: Name
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageTelemetry:
     """One loaded stage over the last interval; times are means per item."""
 

@@ -11,6 +11,7 @@ from orchestrator.core.cluster import Cluster
 from orchestrator.core.cluster_events import (
     Action,
     ActivatePipeline,
+    AskNode,
     DrainPipeline,
     Finish,
     LosePipeline,
@@ -124,6 +125,8 @@ class Checks:
 
     def _one(self, action: Action) -> None:
         match action:
+            case AskNode(node):
+                assert self.cluster.nodes[node].alive, "who is gone is not asked"
             case PushAssignment(node, revision, stages):
                 assert revision > self.revision
                 self.revision = revision

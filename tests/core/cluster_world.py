@@ -9,6 +9,7 @@ from typing import Any, Literal
 from orchestrator.core.cluster import Cluster, ClusterSettings
 from orchestrator.core.cluster_events import (
     Action,
+    AskNode,
     AssignmentSeen,
     Event,
     Finish,
@@ -21,6 +22,7 @@ from orchestrator.core.cluster_events import (
     PipelineDrained,
     PublishModel,
     PushAssignment,
+    QuestionSeen,
     ReplanAsked,
     RestoreEnded,
     ServeAsked,
@@ -156,6 +158,8 @@ class World:
         self.agents: dict[str, Agent] = agents or {}
         self.log: list[Action] = []
         self.asked = 0
+        self.questions: list[str] = []
+        """Which nodes were asked whether they are there, and the broker has not passed it on yet."""
         self._retained: dict[str, ModelState] = {}
 
     # --- one step
@@ -184,6 +188,8 @@ class World:
             if isinstance(action, PushAssignment) and action.node in self.agents:
                 agent = self.agents[action.node]
                 agent.revision, agent.stages = action.revision, action.stages
+            elif isinstance(action, AskNode):
+                self.questions.append(action.node)
             elif isinstance(action, PublishModel):
                 state = self.cluster.model_state(action.model, Figures())
                 self._retained.pop(action.model, None)
@@ -296,9 +302,22 @@ class World:
                 return
         raise AssertionError("the cluster does not come to rest")
 
-    def tick(self, seconds: float = 0.0) -> list[Action]:
+    def tick(self, seconds: float = 0.0, *, broker: bool = True) -> list[Action]:
+        """Time passes at once; where there is a `broker` it passes on who was asked whether it is there."""
         self.now += seconds
-        return self.send(Tick(self.now))
+        actions = self.send(Tick(self.now))
+        if broker:
+            self.pass_questions()
+        return actions
+
+    def pass_questions(self) -> None:
+        """The broker passes on what nodes were asked, and those that live answer."""
+        questions, self.questions = self.questions, []
+        for name in questions:
+            self.send(QuestionSeen(self.now, name))
+            agent = self.agents.get(name)
+            if agent is not None and agent.up and not agent.mute:
+                self.report(name)
 
     def wait(self, seconds: float, *, settle: bool = True, step_s: float = 0.5) -> list[Action]:
         """Time passes in steps; agents that live send telemetry."""

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from edge_agent.core.desired import (
     Action,
+    Asked,
     AssignmentReceived,
     BlobsFailed,
     BlobsReady,
@@ -190,6 +191,15 @@ def test_new_orchestrator_and_new_connection_hear_a_report() -> None:
     # The same one, connected anew: what was reported meanwhile it has not heard.
     assert states(core.step(OrchestratorBorn(2))) == [(0, "fetching", "")]
     assert states(core.step(BusConnected())) == [(0, "fetching", "")]
+
+
+def test_who_asks_hears_a_report_also_before_there_is_anything_to_hold() -> None:
+    core = make()
+    (answer,) = core.step(Asked())
+    assert isinstance(answer, PublishReport)
+    assert (answer.report.revision, answer.report.stages) == (0, [])
+    core.step(assignment(1, stage()))
+    assert states(core.step(Asked())) == [(0, "fetching", "")]
 
 
 def test_prefetch_waits_for_idleness_and_yields() -> None:

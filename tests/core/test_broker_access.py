@@ -18,9 +18,10 @@ TOPICS = Topics("site/a")
 def test_an_agent_speaks_for_itself_only() -> None:
     assert lines(User(name="pi-1", role=Role.AGENT), TOPICS) == [
         "user pi-1",
-        "topic write site/a/node/pi-1/state",
+        "topic readwrite site/a/node/pi-1/state",
+        "topic readwrite site/a/node/pi-1/ping",
+        "topic readwrite site/a/node/pi-1/report",
         "topic write site/a/node/pi-1/telemetry",
-        "topic write site/a/node/pi-1/report",
         "topic read site/a/node/pi-1/assignment",
         "topic read site/a/orchestrator/state",
         "topic write site/a/artifact/orchestrator/want",

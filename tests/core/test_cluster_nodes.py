@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from orchestrator.core.cluster_events import (
+    AskNode,
     DrainPipeline,
     LosePipeline,
     NodeBorn,
@@ -154,7 +155,7 @@ def test_a_lease_runs_out_and_telemetry_comes_again() -> None:
     world.wait(3.5)
     assert world.state().generation == 1
     world.wait(1)
-    assert world.told("node_left")[0].reason == "is silent for 4.0 s (lease)"
+    assert world.told("node_left")[0].reason == "is silent for 4.0 s and does not answer"
     assert world.stages() == [["a", "c"]]
     world.agents["b"].mute = False
     world.wait(1)
@@ -184,12 +185,79 @@ def test_all_that_are_silent_are_lost_together() -> None:
 def test_our_own_stall_is_not_blamed_on_the_nodes() -> None:
     world = three()
     world.wait(1)
-    assert world.tick(30.0) == []
+    assert world.tick(30.0) == [AskNode("a"), AskNode("b"), AskNode("c")]
     assert world.wait(5) == []
     for agent in world.agents.values():
         agent.mute = True
     world.wait(5)
     assert len(world.told("node_left")) == 3
+
+
+def calibrated_pair() -> World:
+    """Two nodes whose speed is known, so that nothing keeps their event loops busy."""
+    world = World()
+    world.join("a", "b", speed=1.0)
+    world.serve(entry(min_stages=2))
+    world.settle()
+    world.wait(3, step_s=0.25)
+    return world
+
+
+def test_a_silent_node_is_asked_and_without_an_answer_it_is_lost() -> None:
+    world = calibrated_pair()
+    world.agents["b"].mute = True
+    assert world.wait(1.0, step_s=0.25) == []
+    assert world.wait(0.25, step_s=0.25) == [AskNode("b")]
+    assert world.wait(0.5, step_s=0.25) == []
+    world.wait(0.25, step_s=0.25)
+    assert world.told("node_left")[0].reason == "is silent for 2.0 s and does not answer"
+
+
+def test_who_answers_is_asked_again_only_when_telemetry_stays_away() -> None:
+    world = calibrated_pair()
+    asked = [world.tick(0.25) for _ in range(40)]
+    assert [action for actions in asked for action in actions] == [
+        AskNode(name) for _ in range(8) for name in ("a", "b")
+    ]
+    assert world.told("node_left") == []
+
+
+def test_a_question_that_the_broker_does_not_pass_on_blames_nobody_and_is_repeated() -> None:
+    world = calibrated_pair()
+    for agent in world.agents.values():
+        agent.mute = True
+    asked = [world.tick(0.25, broker=False) for _ in range(40)]
+    names = [action.node for actions in asked for action in actions if isinstance(action, AskNode)]
+    assert names.count("a") == names.count("b") == 12
+    assert world.told("node_left") == []
+    world.pass_questions()
+    for _ in range(2):
+        world.tick(0.25)
+    assert world.told("node_left") == [], "they have their time from when it was passed on"
+    world.tick(0.25)
+    assert [tell.node for tell in world.told("node_left")] == ["a", "b"]
+
+
+def test_an_answer_that_waited_while_we_stood_still_counts() -> None:
+    world = calibrated_pair()
+    world.agents["b"].mute = True
+    world.wait(1.25, step_s=0.25)
+    actions = world.tick(20.0)
+    assert not [a for a in actions if isinstance(a, Tell)], "nothing was read in between"
+    world.agents["b"].mute = False
+    world.report("b")
+    world.wait(5, step_s=0.25)
+    assert world.told("node_left") == []
+
+
+def test_who_was_told_to_load_has_its_whole_lease_until_it_reports_on_it() -> None:
+    world = calibrated_pair()
+    world.serve(entry("n", min_stages=2))
+    world.agents["b"].mute = True
+    world.wait(3.25, step_s=0.25)
+    assert world.told("node_left") == []
+    world.wait(1, step_s=0.25)
+    assert [tell.node for tell in world.told("node_left")] == ["b"]
 
 
 def test_a_short_network_cut() -> None:

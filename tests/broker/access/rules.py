@@ -12,10 +12,11 @@ ROLES = ("orchestrator", "operator", "agent", "client", "monitor")
 """All but nobody, who may nothing. The orchestrator may everything below the root."""
 
 READ = {
-    "node_state": "client monitor operator",
+    "node_state": "agent:own client monitor operator",
+    "ping": "agent:own",
     "telemetry": "client monitor operator",
     "assignment": "agent:own",
-    "report": "monitor operator",
+    "report": "agent:own monitor operator",
     "model_state": "client monitor operator",
     "infer": "",
     "infer_311": "",
@@ -34,6 +35,7 @@ READ = {
 }
 WRITE = {
     "node_state": "agent:own",
+    "ping": "agent:own",
     "telemetry": "agent:own",
     "assignment": "",
     "report": "agent:own",
