@@ -86,23 +86,32 @@ class Presence:
         """Whether the runtime's speed is known."""
         return runtime in self._calibrations
 
-    def buried_alive(self, message: Message, state: NodeState) -> bool:
-        """Whether our own will was published, late, while we live: then say the birth again."""
-        return (
-            state.incarnation == self.incarnation and state.state == "lost" and not message.retain
-        )
+    def buried_alive(self, message: Message, state: NodeState | None) -> bool:
+        """Whether a will of ours or of an earlier life came late, or somebody cleared the topic (None).
+
+        Then what is retained is wrong, and the birth is to be said again. What was retained before this
+        connection our birth has replaced by now.
+        """
+        if message.retain:
+            return False
+        if state is None or state.incarnation < self.incarnation:
+            return True
+        return state.state == "lost" and self._order(state) == self._own_order
 
     def outlived(self, message: Message, state: NodeState) -> int | ConfigurationError | None:
         """What a later life under our name means for this one; None when there is none.
+
+        Of two that began in the same millisecond the one of the larger host and process counts as later.
 
         Returns:
             The incarnation to exceed, when an earlier life of this node left it behind (the clock
             was ahead then); an error when another agent has taken the name.
         """
-        if state.incarnation <= self.incarnation:
+        if self._order(state) <= self._own_order:
             return None
         node = self._options.node
-        if message.retain and self.control.reconnections == 0:
+        anew = state.incarnation > self.incarnation
+        if message.retain and self.control.reconnections == 0 and anew:
             log.warning(
                 "an earlier life of node %s had incarnation %s, ours is %s: the clock went back",
                 node, state.incarnation, self.incarnation,
@@ -113,6 +122,14 @@ class Presence:
             expected="each agent with a name of its own (--name)",
             got=f"incarnation {state.incarnation} after ours, {self.incarnation}",
         )
+
+    @property
+    def _own_order(self) -> tuple[int, str, int]:
+        return self.incarnation, platform.node(), os.getpid()
+
+    @staticmethod
+    def _order(state: NodeState) -> tuple[int, str, int]:
+        return state.incarnation, state.host, state.pid
 
     def _state(self, state: State, reason: str = "") -> NodeState:
         options = self._options

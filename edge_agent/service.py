@@ -26,6 +26,7 @@ from edge_agent.drops import Drops
 from edge_agent.incarnation import next_incarnation
 from edge_agent.link_probe import LinkProbe
 from edge_agent.loader import Loader
+from edge_agent.name_check import name_is_free
 from edge_agent.options import AgentOptions
 from edge_agent.presence import Presence
 from edge_agent.probe import Probe
@@ -61,6 +62,7 @@ async def run_agent(options: AgentOptions) -> int:
 
     Raises:
         ConfigurationError: the cache directory cannot be used, or another agent runs under this name.
+        BrokerError: the broker does not let this agent look who has its name.
         StageError: the stage thread failed.
     """
     stop = asyncio.Event()
@@ -74,7 +76,9 @@ async def run_agent(options: AgentOptions) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, asked_to_stop)
-    seen = 0
+    seen = await name_is_free(options, stop)
+    if seen is None:
+        return 0
     while True:
         incarnation = next_incarnation(options.directory, int(time.time() * 1000), above=seen)
         agent = Agent(
@@ -313,17 +317,19 @@ class Agent:
                         born = desired.OrchestratorBorn(state.incarnation, message.retain)
                         self._keeper.step(born)
             case "node_state":
-                if message.payload:
-                    self._own_state(message, decode_json(message.payload, NodeState))
+                payload = message.payload
+                self._own_state(message, decode_json(payload, NodeState) if payload else None)
             case _:
                 self.drops.drop("unexpected", message.topic)
 
-    def _own_state(self, message: Message, state: NodeState) -> None:
-        """What somebody says about this node: our will, come late; an earlier life; or another agent."""
-        if self._leaving or state.node != self._options.node:
+    def _own_state(self, message: Message, state: NodeState | None) -> None:
+        """What somebody says about this node: a will, come late; an earlier life; or another agent."""
+        if self._leaving or (state is not None and state.node != self._options.node):
             return
         if self._presence.buried_alive(message, state):
             self._spawn(self._presence.say_again(), "birth")
+        if state is None:
+            return
         outcome = self._presence.outlived(message, state)
         if outcome is not None:
             self._end(outcome)

@@ -25,7 +25,7 @@ from shared.codec import decode_json, decode_msgpack, encode_json, encode_msgpac
 from shared.errors import ConfigurationError, ErrorCode, StageError
 from shared.graph import Graph, GraphBuilder
 from shared.messages.job import Activation, StageResult
-from shared.messages.node import NodeState, Telemetry
+from shared.messages.node import NodeState, Ping, Telemetry
 from shared.messages.operation import OrchestratorState
 from shared.messages.stage import Assignment, Blob, Report, StageAssignment
 from shared.tensor import Array, from_wire, to_wire
@@ -170,7 +170,7 @@ class World:
                 async for message in bus.messages():
                     name, levels = TOPICS.parse(message.topic)
                     match name:
-                        case "node_state":
+                        case "node_state" if message.payload:
                             self.births.append(decode_json(message.payload, NodeState))
                         case "telemetry":
                             self.telemetry.append(decode_json(message.payload, Telemetry))
@@ -181,6 +181,8 @@ class World:
                         case "activation":
                             if message.payload:
                                 self.next_stage.append(decode_msgpack(message.payload, Activation))
+                        case "node_state":
+                            pass  # cleared
                         case _:
                             assert transfers.handle(name, levels, message)
 
@@ -491,6 +493,40 @@ async def test_another_agent_of_this_name_ends_the_older(world: World) -> None:
     # It left without a word: the name is the other's.
     kept = world.broker.retained[TOPICS.topic("node_state", node=NODE)]
     assert decode_json(kept.payload, NodeState).incarnation == 6
+
+
+async def test_of_two_born_in_the_same_millisecond_one_stays(world: World) -> None:
+    running = asyncio.create_task(world.make_agent(5).run(asyncio.Event()))
+    await until(lambda: world.births)
+    topic = TOPICS.topic("node_state", node=NODE)
+    world.publish(topic, encode_json(replace(world.births[0], host="")), retain=True)
+    world.publish(topic, encode_json(replace(world.births[0], host="\uffff", pid=42)), retain=True)
+    with pytest.raises(ConfigurationError, match="taken the name"):
+        await running
+
+
+@pytest.mark.parametrize("late", [NodeState(state="lost", node=NODE, incarnation=4), None])
+async def test_what_is_said_of_it_wrongly_it_puts_right(
+    world: World, late: NodeState | None
+) -> None:
+    """The will of an earlier life, come late; or somebody who cleared the topic."""
+    async with world.agent(5):
+        topic = TOPICS.topic("node_state", node=NODE)
+        world.publish(topic, b"" if late is None else encode_json(late), retain=True)
+        await until(
+            lambda: (
+                (kept := world.broker.retained.get(topic)) is not None
+                and decode_json(kept.payload, NodeState).incarnation == 5
+            )
+        )
+        assert world.births[-1].state == "online"
+
+
+async def test_it_answers_who_asks_whether_it_is_there(world: World) -> None:
+    async with world.agent(5):
+        world.publish(TOPICS.topic("ping", node=NODE), encode_json(Ping(node=NODE)))
+        await until(lambda: world.reports)
+        assert (world.reports[0].incarnation, world.reports[0].stages) == (5, [])
 
 
 async def test_clock_that_went_back(world: World) -> None:
