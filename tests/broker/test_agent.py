@@ -266,12 +266,15 @@ async def test_stages_are_served_end_to_end_and_survive_a_broker_restart(
         assert await asyncio.wait_for(child.wait(), 15) == 0
 
 
-async def test_second_agent_of_a_name_takes_over_and_the_first_says_so(
+async def test_the_name_of_a_frozen_agent_is_taken_and_it_says_so_when_it_wakes(
     broker: Broker, orchestrator: Orchestrator, tmp_path: Path
 ) -> None:
     async with process(broker.url, tmp_path / "a") as first:
         old = await until_born(orchestrator)
+        first.send_signal(signal.SIGSTOP)
         async with process(broker.url, tmp_path / "b") as second:
+            await until(lambda: orchestrator.online()[-1].incarnation > old.incarnation, 30)
+            first.send_signal(signal.SIGCONT)
             _, err = await asyncio.wait_for(first.communicate(), 30)
             assert first.returncode == 1
             assert b"refused: another agent has taken the name 'n1'" in err
