@@ -32,6 +32,7 @@ from edge_agent.presence import Presence
 from edge_agent.probe import Probe
 from edge_agent.runtimes import available_runtimes, threads_for
 from edge_agent.stage_keeper import StageKeeper
+from edge_agent.stage_thread import MAX_ITEMS
 from edge_agent.telemetry import Reporter
 from shared.artifact_store import ArtifactStore
 from shared.bus import ControlBus, DataBus, Message, MqttControlBus, MqttDataBus, Publication
@@ -91,6 +92,8 @@ async def run_agent(options: AgentOptions) -> int:
                 f"amp4ec-data-{options.node}",
                 clean_start=True,
                 session_expiry_s=_SESSION_EXPIRY_S,
+                manual_ack=True,
+                receive_maximum=MAX_ITEMS,
             ),
         )
         newer = await agent.run(stop)

@@ -4,18 +4,22 @@
 
 Every failure becomes an answer where the item can still be named: a `JobError` is the client's fault and
 final, anything else is ours and may go better elsewhere. Both go straight to the pipeline's result topic.
+
+A watched item is one that a node may have died of: its stages say there when they begin with it and when they
+have handed it on, so that the one it kills next is known.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from shared.codec import decode_msgpack, encode_msgpack
 from shared.errors import ErrorCode, JobError, ProtocolError
 from shared.messages import Count
-from shared.messages.job import Activation, Failure, StageResult, StageTime
+from shared.messages.job import Activation, Failure, Progress, StageResult, StageTime
 from shared.tensor import Array, WireTensor, to_wire
 
 _OVERHEAD_BYTES = 1024
@@ -63,6 +67,8 @@ class Outcome:
     began: float
     encoded: float
     cpu_at: float
+    handed_on: bytes | bytearray | None = None
+    """What the result topic is to be told after `publish`, of an item that is watched."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,8 +107,15 @@ class Stage:
         self.send_cpu_s = max(0.0, time.thread_time() - outcome.cpu_at)
 
 
-def process(stage: Stage, item: Item) -> Outcome:
-    """Run one item through `stage`. Raises nothing that an item can cause."""
+def process(stage: Stage, item: Item, say: Callable[[str, bytes | bytearray], None]) -> Outcome:
+    """Run one item through `stage`. Raises nothing that an item can cause.
+
+    Args:
+        stage: where.
+        item: what.
+        say: takes topic and payload of what must be known before the item is computed, for it may be
+            the last that this process says.
+    """
     began, cpu_began = time.monotonic(), time.thread_time()
     queue_s = max(0.0, began - item.read_at)
     problem = ""
@@ -126,6 +139,8 @@ def process(stage: Stage, item: Item) -> Outcome:
         )  # fmt: skip
     tensors: dict[str, WireTensor] = {}
     failed: Failure | None = None
+    if activation.watched:
+        say(stage.result_topic, _progress(stage, activation, begun=True))
     try:
         outputs = stage.runner.run(stage.inputs.read(activation))
         for name, array in outputs.items():
@@ -159,7 +174,10 @@ def process(stage: Stage, item: Item) -> Outcome:
         ),
     ]
     hint = _OVERHEAD_BYTES + 128 * len(trace) + sum(t.data.nbytes + 128 for t in tensors.values())
+    handed_on = None
     if failed is None and stage.index + 1 < stage.num_stages:
+        if activation.watched:
+            handed_on = _progress(stage, activation, begun=False)
         topic = stage.next_topic
         payload = encode_msgpack(
             Activation(
@@ -168,6 +186,7 @@ def process(stage: Stage, item: Item) -> Outcome:
                 attempt=activation.attempt,
                 tensors=tensors,
                 trace=trace,
+                watched=activation.watched,
             ),
             hint,
         )
@@ -184,7 +203,20 @@ def process(stage: Stage, item: Item) -> Outcome:
             ),
             hint,
         )
-    return Outcome((topic, payload), problem, queue_s, compute_s, cpu_s, began, encoded, cpu_at)
+    return Outcome(
+        (topic, payload), problem, queue_s, compute_s, cpu_s, began, encoded, cpu_at, handed_on
+    )
+
+
+def _progress(stage: Stage, activation: Activation, *, begun: bool) -> bytes | bytearray:
+    return encode_msgpack(
+        StageResult(
+            job=activation.job,
+            item=activation.item,
+            attempt=activation.attempt,
+            progress=Progress(node=stage.node, begun=begun),
+        )
+    )
 
 
 def _named(payload: bytes | bytearray) -> _Identity | None:

@@ -8,6 +8,11 @@ A stage counts as attached when a message that the thread sent to the stage's ow
 then has the broker made the subscription, and nothing sent to the stage from now on can be missed. (This
 connection and the one that carries reports are two, and the broker does not keep their order.) The probe is
 an empty message.
+
+An activation is acknowledged with its output, in the same write. So the broker holds what is beyond the
+receive maximum, and a slow stage does not hoard. What a cut connection leaves unacknowledged is delivered
+again on the next one, so it is forgotten here; an item that was done and not acknowledged yet runs twice, and
+the dispatcher takes one of its results.
 """
 
 from __future__ import annotations
@@ -21,21 +26,26 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias, assert_never
 
+from edge_agent.core.stage_queue import StageQueue
 from edge_agent.drops import Drops
 from edge_agent.stage import Item, Stage, process
 from shared.bus.faces import DataBus
-from shared.bus.message import Message
+from shared.bus.message import Message, Properties
 from shared.errors import BrokerUnreachableError
+from shared.job_options import DEFAULT_PRIORITY, parse_priority
 from shared.link_rates import Rates
 from shared.messages.node import StageTelemetry
 
 log = logging.getLogger(__name__)
 
-MAX_ITEMS = 1000
-MAX_BYTES = 256 * 1024 * 1024
-"""What may wait here. The dispatcher's credits keep it far below; this holds when they do not."""
+MAX_ITEMS = 64
+"""Activations that a node holds, of all its stages: the data connection's receive maximum."""
+MAX_BYTES = 64 * 1024 * 1024
+"""Of those so many bytes are taken out of the connection's inbox, which has a bound of its own."""
 _PROBE_AGAIN_S = 1.0
 _IDLE_S = 1.0
+_LAST_WORD_S = 1.0
+"""How long what must be known first is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +109,8 @@ class _Waiting:
     held: _Held
     message: Message
     read_at: float
+    sending: Properties | None
+    """What its output is sent with: its priority, where it has one of its own."""
 
 
 @dataclass(slots=True)
@@ -117,7 +129,7 @@ class StageThread:
     """Start with `start`; `attach` and `detach` stages from any thread; end with `stop`.
 
     Args:
-        connect: makes the data connection; called in the thread.
+        connect: makes the data connection, with manual acknowledgement; called in the thread.
         notify: told what happened, in the thread: hand it on and return.
         name: of the thread.
     """
@@ -132,9 +144,10 @@ class StageThread:
         self._bus: DataBus | None = None
         self._lives: dict[int, _Held] = {}
         self._topics: dict[str, _Held] = {}
-        self._queue: deque[_Waiting] = deque()
+        self._queue: StageQueue[_Waiting] = StageQueue()
         self._queue_bytes = 0
         self._sessions = 0
+        self._read_session = 0
         self._stop_at: float | None = None
         self._lock = threading.Lock()
         # A daemon, so that a runtime stuck in native code cannot keep a process from ending.
@@ -245,26 +258,38 @@ class StageThread:
         return True
 
     def _read(self, bus: DataBus) -> None:
-        """Take everything that came: the time it waits from here on is queue time."""
+        """Take what came, within bounds: the time it waits from here on is queue time."""
+        if bus.sessions != self._read_session:
+            self._read_session = bus.sessions
+            if bus.session_present:
+                self._forget_waiting()
         now = time.monotonic()
-        while (message := bus.receive()) is not None:
+        while self._queue_bytes < MAX_BYTES and (message := bus.receive()) is not None:
             held = self._topics.get(message.topic)
             if held is None:
                 self.drops.drop("unknown_stage", f"{message.topic} is no stage of ours (any more)")
+                bus.acknowledge(message)
                 continue
             if not message.payload:
                 self._attached(held)
+                bus.acknowledge(message)
                 continue
-            size = len(message.payload)
-            if len(self._queue) >= MAX_ITEMS or self._queue_bytes + size > MAX_BYTES:
-                self.drops.drop(
-                    "queue_full", f"{message.topic}: {len(self._queue)} items wait already"
-                )
-                continue
-            self._queue.append(_Waiting(held, message, now))
-            self._queue_bytes += size
+            priority = _priority(message.properties)
+            sending = None if priority is None else message.properties
+            self._queue.push(
+                held.stage.model,
+                DEFAULT_PRIORITY if priority is None else priority,
+                _Waiting(held, message, now, sending),
+            )
+            self._queue_bytes += len(message.payload)
             held.queued += 1
         self._count(bus)
+
+    def _forget_waiting(self) -> None:
+        """The broker still has this session, and delivers again what was not acknowledged."""
+        for waiting in self._queue.clear():
+            waiting.held.queued -= 1
+        self._queue_bytes = 0
 
     def _count(self, bus: DataBus) -> None:
         traffic = self.traffic
@@ -327,21 +352,23 @@ class StageThread:
             self._notify(Attached(held.stage.life))
 
     def _run_next(self, bus: DataBus, receive_cpu_s: float) -> None:
-        waiting = self._queue.popleft()
-        held = waiting.held
-        self._queue_bytes -= len(waiting.message.payload)
-        outcome = process(held.stage, Item(waiting.message.payload, waiting.read_at, receive_cpu_s))
+        waiting = self._queue.take()
+        held, message = waiting.held, waiting.message
+        self._queue_bytes -= len(message.payload)
+        item = Item(message.payload, waiting.read_at, receive_cpu_s)
+        outcome = process(held.stage, item, self._say)
+        # First, so that it leaves with the output and not by itself; that is kept until it has arrived.
+        bus.acknowledge(message)
         if outcome.publish is None:
-            self.drops.drop("malformed", f"{waiting.message.topic}: {outcome.problem}")
+            self.drops.drop("malformed", f"{message.topic}: {outcome.problem}")
         else:
             if outcome.problem:
-                self.failures.drop("answered", f"{waiting.message.topic}: {outcome.problem}")
-            try:
-                bus.publish(*outcome.publish)
-            except BrokerUnreachableError as error:
-                # The dispatcher runs the item again when no result comes.
-                self.drops.drop("unsent", f"{outcome.publish[0]}: {error}")
+                self.failures.drop("answered", f"{message.topic}: {outcome.problem}")
+            self._send(bus, *outcome.publish, waiting.sending)
+            if outcome.handed_on is not None:
+                self._send(bus, held.stage.result_topic, outcome.handed_on)
         held.stage.sent(outcome)
+        self._queue.charge(held.stage.model, outcome.compute_s)
         with self._lock:
             held.queued -= 1
             held.items += 1
@@ -350,8 +377,33 @@ class StageThread:
             held.cpu_s += outcome.cpu_s
         self.traffic.items += 1
 
+    def _send(
+        self,
+        bus: DataBus,
+        topic: str,
+        payload: bytes | bytearray,
+        properties: Properties | None = None,
+    ) -> None:
+        try:
+            bus.publish(topic, payload, properties=properties)
+        except BrokerUnreachableError as error:
+            # The dispatcher runs the item again when no result comes.
+            self.drops.drop("unsent", f"{topic}: {error}")
+
+    def _say(self, topic: str, payload: bytes | bytearray) -> None:
+        """What must have arrived before the item is computed: nothing may come after it."""
+        assert self._bus is not None
+        self._send(self._bus, topic, payload)
+        self._bus.flush(_LAST_WORD_S)
+
     def _unload_all(self) -> None:
         with self._lock:
             held, self._lives = list(self._lives.values()), {}
         for each in held:
             each.stage.runner.unload()
+
+
+def _priority(properties: Properties) -> int | None:
+    """What the dispatcher says of the job; None where it is as important as most."""
+    given = properties.user_value("priority") if properties.user else None
+    return None if given is None else parse_priority(given)

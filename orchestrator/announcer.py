@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime
+from pathlib import Path
 
 from orchestrator.core.cluster_events import Tell
-from orchestrator.core.dispatch_events import Decided
+from orchestrator.core.dispatch_events import Decided, Poisoned
 from orchestrator.decisions import decision_row, describe
 from orchestrator.outbox import Outbox
 from shared.codec import to_builtins
@@ -51,6 +52,20 @@ class Announcer:
                 "decision": to_builtins(decision_row(decided.decision)),
             },
         )
+        self._outbox.publish("event", happening)
+
+    def poisoned(self, job: Poisoned, kept_in: Path) -> None:
+        """A job of which nodes died, and where its input is kept."""
+        happening = Happening(
+            event="job_poisoned",
+            text=f"a job of {job.model} was set aside: {' and '.join(job.nodes)} died of it; its input is "
+            f"kept in the table set_aside of {kept_in}, request {job.request_id}",
+            at=_now(),
+            node=job.nodes[-1],
+            model=job.model,
+            data={"request": job.request_id, "item": job.item_index, "nodes": list(job.nodes)},
+        )
+        log.error("%s", happening.text)
         self._outbox.publish("event", happening)
 
     def progress(self, verb: str, transaction: str, text: str) -> None:

@@ -86,8 +86,8 @@ class Deployer:
                 return self._pipeline(action)
             case events.DrainPipeline(model, pipeline, generation):
                 return dispatch.PipelineDraining(now, model, pipeline, generation)
-            case events.LosePipeline(model, pipeline, generation):
-                return dispatch.PipelineLost(now, model, pipeline, generation)
+            case events.LosePipeline(model, pipeline, generation, crashed):
+                return dispatch.PipelineLost(now, model, pipeline, generation, crashed)
 
     def _shown(self, entry: events.ModelEntry, hops_s: tuple[float, ...] = ()) -> Shown:
         return Shown(self._library.open(entry.manifest).manifest.labels, entry.weights, hops_s)

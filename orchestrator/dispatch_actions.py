@@ -18,17 +18,24 @@ from orchestrator.core.dispatch import Dispatcher
 from orchestrator.dispatch_notes import ModelSpec, Note, PipelineSpec, Tally
 from orchestrator.inputs import Input
 from orchestrator.job_requests import Envelope
-from orchestrator.job_store import JobStore, StoredAnswer
+from orchestrator.job_store import JobStore, SetAside, StoredAnswer
 from orchestrator.replies import Replies
-from shared.bus import DataBus, Message
+from shared.bus import DataBus, Message, Properties
 from shared.codec import encode_msgpack
 from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
+from shared.job_options import DEFAULT_PRIORITY, PRIORITIES
 from shared.messages.job import Activation
 from shared.topics import Topics
 
 log = logging.getLogger(__name__)
 
 _MOST_PIPELINES = 1024
+_PRIORITIES = {
+    priority: Properties(user=(("priority", str(priority)),))
+    for priority in PRIORITIES
+    if priority != DEFAULT_PRIORITY
+}
+"""What an activation is sent with, so that a stage's queue goes by it too."""
 
 
 class Known:
@@ -113,11 +120,29 @@ class Performer:
                 self._replies.send(action.reply_to, payload, context, (action.handle,))
             case core.Acknowledge():
                 self._replies.acknowledge(action.handle)
+            case core.Poisoned():
+                self._set_aside(action)
+                self._notify(action)
             case core.PipelineDrained() | core.Decided():
                 self._notify(action)
             case _:
                 assert_never(action)
         return []
+
+    def _set_aside(self, action: core.Poisoned) -> None:
+        """Keep the request for who wants to know what kills nodes."""
+        message = action.handle
+        if self._store is not None and isinstance(message, Message):
+            self._store.set_aside(
+                SetAside(
+                    request_id=action.request_id,
+                    item_index=action.item_index,
+                    model=action.model,
+                    job=action.job,
+                    nodes=action.nodes,
+                    message=message,
+                )
+            )
 
     def _make_up_for(self, action: core.Action, error: Exception) -> None:
         """An action failed by our own fault: whoever waits for an answer still gets one."""
@@ -149,12 +174,18 @@ class Performer:
             tensors=item.tensors or {},
             body=item.body,
             content_type=item.content_type,
+            watched=action.watched,
         )
         topic = self._topics.topic(
             "activation", pipeline=action.pipeline, generation=action.generation, stage=0
         )
         try:
-            self._bus.publish(topic, encode_msgpack(activation, action.size_bytes + 512), 1)
+            self._bus.publish(
+                topic,
+                encode_msgpack(activation, action.size_bytes + 512),
+                1,
+                properties=_PRIORITIES.get(action.priority),
+            )
         except BrokerUnreachableError as error:
             # Sent again when it is overdue.
             if self._tally.drop("send_queue_full", f"an item for {topic}"):

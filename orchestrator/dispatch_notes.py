@@ -90,7 +90,7 @@ class Report:
     """CPU seconds of this thread since it started."""
 
 
-Note = Report | core.PipelineDrained | core.Decided
+Note = Report | core.PipelineDrained | core.Decided | core.Poisoned
 
 
 class Tally:

@@ -38,7 +38,7 @@ from orchestrator.replies import Replies
 from shared.bus import DataBus, Message
 from shared.codec import decode_msgpack
 from shared.errors import ErrorCode, ProtocolError
-from shared.messages.job import StageResult
+from shared.messages.job import Progress, StageResult
 from shared.tensor import from_wire
 from shared.topics import Topics
 
@@ -317,6 +317,9 @@ class DispatchThread(threading.Thread):
             if self._tally.drop("bad_result", f"{message.topic}: {error}"):
                 log.warning("dropped a stage's result on %s: %s", message.topic, error)
             return
+        if result.progress is not None:
+            self._progressed(result, pipeline, number, result.progress)
+            return
         outcome = _outcome(result)
         spec = self._known.pipelines.get((pipeline, number))
         if spec is not None and isinstance(outcome, core.Output):
@@ -331,6 +334,23 @@ class DispatchThread(threading.Thread):
                     pipeline=pipeline,
                     generation=number,
                     outcome=outcome,
+                )
+            )
+        )
+
+    def _progressed(
+        self, result: StageResult, pipeline: str, generation: int, progress: Progress
+    ) -> None:
+        self._performer.perform(
+            self._core.step(
+                core.ItemProgressed(
+                    now=time.monotonic(),
+                    request_id=result.job,
+                    item_index=result.item,
+                    attempt=result.attempt,
+                    pipeline=pipeline,
+                    generation=generation,
+                    node=progress.node if progress.begun else None,
                 )
             )
         )

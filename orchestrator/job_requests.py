@@ -14,7 +14,7 @@ from orchestrator.core.dispatch_events import Failure, InputItem, RequestArrived
 from orchestrator.inputs import Input, parse_input
 from shared.bus import Message, Properties
 from shared.errors import ErrorCode, JobError
-from shared.job_options import DEFAULT_PRIORITY, PRIORITIES, Policy
+from shared.job_options import DEFAULT_PRIORITY, PRIORITIES, Policy, parse_priority
 from shared.topics import Topics
 
 MAX_KEY_BYTES = 1024
@@ -156,9 +156,9 @@ def _priority(properties: Properties) -> int:
     given = properties.user_value("priority")
     if given is None:
         return DEFAULT_PRIORITY
-    # One character: int() would take much that is no digit of ours.
-    if len(given) == 1 and given in "0123456789":
-        return int(given)
+    priority = parse_priority(given)
+    if priority is not None:
+        return priority
     raise JobError(
         ErrorCode.BAD_INPUT,
         "the user property priority cannot be used",

@@ -1,9 +1,9 @@
-"""The jobs that were accepted and not answered yet, on disk; and the last answers, for who asks again.
+"""On disk: jobs that were accepted and not answered yet, the last answers, and jobs that nodes died of.
 
 A job is in the broker's queue until its answer went out (`dispatcher.py`), and from its receipt on also here:
 a broker that was killed may have lost its queue, and then the next orchestrator finds the job in this file.
 Where the broker lived, its queue says better what was answered: it was told so right after each answer, and
-this file a moment later.
+this file a moment later. The answers are for who asks again, the deadly jobs for who wants to know why.
 
 One thread writes, a group of changes per transaction, so that a slow disk never delays an answer. What was
 answered soon after is never written: within 0.2 s that is every job of a cluster that keeps up, and the store
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 _MOST_ANSWERS = 10_000
 _LARGEST_ANSWER_BYTES = 16 * 1024
 """A larger one (raw tensors, a batch) is computed again for who asks again after a restart."""
+_MOST_SET_ASIDE = 100
+_MOST_SET_ASIDE_BYTES = 64 * 1024 * 1024
 _RETRY_S = 1.0
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
@@ -44,6 +46,10 @@ CREATE TABLE IF NOT EXISTS jobs (
 CREATE TABLE IF NOT EXISTS beats (number INTEGER PRIMARY KEY, count INTEGER);
 CREATE TABLE IF NOT EXISTS answers (
     number INTEGER PRIMARY KEY, answered_at REAL, reply_to TEXT, job, msgpack INTEGER, payload BLOB
+);
+CREATE TABLE IF NOT EXISTS set_aside (
+    number INTEGER PRIMARY KEY, at REAL, request_id TEXT, item INTEGER, model TEXT, job, nodes TEXT,
+    topic TEXT, payload BLOB, properties BLOB
 );
 """
 
@@ -70,6 +76,18 @@ class Recovered:
     """The last count that the broker had acknowledged; see the topic `orchestrator/beat`."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SetAside:
+    """A request of which `nodes` died, one after the other, at its input `item_index`."""
+
+    request_id: str
+    item_index: int
+    model: str
+    job: str | bytes | None
+    nodes: tuple[str, ...]
+    message: Message
+
+
 @dataclass(frozen=True, slots=True)
 class _Job:
     """A job, and when it came: by wall time for who reads it later, by the monotonic clock for its age."""
@@ -86,22 +104,25 @@ class _Changes:
     jobs: dict[str, _Job] = field(default_factory=dict)
     gone: set[str] = field(default_factory=set)
     answers: list[tuple[float, StoredAnswer]] = field(default_factory=list)
+    set_aside: list[tuple[float, SetAside]] = field(default_factory=list)
     beat: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.gone or self.answers or self.beat)
+        return bool(self.jobs or self.gone or self.answers or self.set_aside or self.beat)
 
     def split(self, since: float) -> tuple[_Changes, dict[str, _Job]]:
         """What is to be written now, and the jobs that came after `since`, which may yet be answered."""
         young = {key: job for key, job in self.jobs.items() if job.since > since}
         old = {key: job for key, job in self.jobs.items() if key not in young}
-        return _Changes(old, self.gone, self.answers, self.beat), young
+        return _Changes(old, self.gone, self.answers, self.set_aside, self.beat), young
 
     def before(self, later: _Changes) -> _Changes:
         """These, which could not be written, and what came after them."""
         jobs = {key: job for key, job in self.jobs.items() if key not in later.gone} | later.jobs
         answers = (self.answers + later.answers)[-_MOST_ANSWERS:]
-        return _Changes(jobs, self.gone | later.gone, answers, max(self.beat, later.beat))
+        set_aside = (self.set_aside + later.set_aside)[-_MOST_SET_ASIDE:]
+        beat = max(self.beat, later.beat)
+        return _Changes(jobs, self.gone | later.gone, answers, set_aside, beat)
 
 
 class JobStore:
@@ -135,6 +156,7 @@ class JobStore:
         self._changed = threading.Event()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="job store", daemon=True)
+        self._num_set_aside = 0
 
     def open(self) -> Recovered:
         """Read what an earlier orchestrator left, and begin. Its jobs are to be accepted anew, or are gone.
@@ -169,14 +191,25 @@ class JobStore:
                 )
             }
             beat = database.execute("SELECT max(count) FROM beats").fetchone()[0] or 0
+            self._num_set_aside = _count_set_aside(database)
         self._changes.gone.update(row[0] for row in rows)
         messages = (_message(row, now) for row in rows)
         return Recovered(tuple(m for m in messages if m is not None), answers, beat)
 
     @property
+    def path(self) -> Path:
+        """The database."""
+        return self._path
+
+    @property
     def is_open(self) -> bool:
         """Whether it was opened and not closed yet."""
         return self._thread.is_alive()
+
+    @property
+    def num_set_aside(self) -> int:
+        """How many jobs of which nodes died are in the file; the newest of them are kept."""
+        return self._num_set_aside
 
     def accepted(self, request_id: str, message: Message) -> None:
         """A job that will have an answer; ids are unique for ever."""
@@ -191,6 +224,13 @@ class JobStore:
                 self._changes.gone.add(request_id)
             if answer is not None and len(answer.payload) <= _LARGEST_ANSWER_BYTES:
                 self._changes.answers.append((self._clock(), answer))
+        self._changed.set()
+
+    def set_aside(self, job: SetAside) -> None:
+        """Keep a job of which nodes died, in the table `set_aside`: the newest 100, and 64 MiB."""
+        with self._lock:
+            self._changes.set_aside.append((self._clock(), job))
+            del self._changes.set_aside[:-_MOST_SET_ASIDE]
         self._changed.set()
 
     def beat(self, count: int) -> None:
@@ -243,10 +283,12 @@ class JobStore:
         try:
             with database:
                 _store(database, changes, self._clock() - self._keep_s)
+                num_set_aside = _count_set_aside(database)
         except sqlite3.Error:
             with self._lock:
                 self._changes = changes.before(self._changes)
             raise
+        self._num_set_aside = num_set_aside
 
     def _wait_until_writable(self) -> None:
         """An outage is said once, however long it lasts and whatever is tried meanwhile."""
@@ -291,6 +333,8 @@ def _store(database: sqlite3.Connection, changes: _Changes, oldest: float) -> No
         "INSERT INTO answers (answered_at, reply_to, job, msgpack, payload) VALUES (?, ?, ?, ?, ?)",
         ((at, *answer.key, answer.msgpack, answer.payload) for at, answer in changes.answers),
     )
+    if changes.set_aside:
+        _set_aside(database, changes.set_aside)
     if changes.beat:
         database.execute("INSERT OR REPLACE INTO beats VALUES (1, ?)", (changes.beat,))
     if changes.answers:
@@ -299,6 +343,39 @@ def _store(database: sqlite3.Connection, changes: _Changes, oldest: float) -> No
             "(SELECT max(number) FROM answers) - ?",
             (oldest, _MOST_ANSWERS),
         )
+
+
+def _set_aside(database: sqlite3.Connection, jobs: list[tuple[float, SetAside]]) -> None:
+    """Add these, and let go of the oldest beyond the bounds; the newest stays, however large."""
+    database.executemany(
+        "INSERT INTO set_aside (at, request_id, item, model, job, nodes, topic, payload, properties) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (
+            (
+                at,
+                job.request_id,
+                job.item_index,
+                job.model,
+                job.job,
+                " ".join(job.nodes),
+                job.message.topic,
+                job.message.payload,
+                encode_msgpack(job.message.properties),
+            )
+            for at, job in jobs
+        ),
+    )
+    database.execute(
+        "DELETE FROM set_aside WHERE number IN (SELECT number FROM (SELECT number, "
+        "row_number() OVER newest AS place, sum(length(payload)) OVER newest AS size FROM set_aside "
+        "WINDOW newest AS (ORDER BY number DESC)) WHERE place > ? OR (size > ? AND place > 1))",
+        (_MOST_SET_ASIDE, _MOST_SET_ASIDE_BYTES),
+    )
+
+
+def _count_set_aside(database: sqlite3.Connection) -> int:
+    count: int = database.execute("SELECT count(*) FROM set_aside").fetchone()[0]
+    return count
 
 
 def _message(row: tuple[str, float, str, bytes, bytes], now: float) -> Message | None:

@@ -100,6 +100,7 @@ class Orchestrator:
         self._topics = Topics(options.root)
         self.incarnation = int(time.time() * 1000) if incarnation is None else incarnation
         self._cluster = Cluster(self.incarnation, options.cluster, restoring=True)
+        self._num_set_aside = 0
         self._store = ArtifactStore(options.state_dir / "artifacts", options.store_bytes)
         self._library = Library(self._store)
         will = Publication(
@@ -239,6 +240,7 @@ class Orchestrator:
                 max_queue_items=settings.max_queued_items,
                 max_queue_bytes=settings.max_queued_bytes,
             ),
+            set_aside=self._num_set_aside,
         )
 
     async def _announce(self) -> None:
@@ -356,6 +358,8 @@ class Orchestrator:
                         self._step(events.PipelineDrained(now, model, pipeline, generation))
                     case dispatch.Decided():
                         self._announcer.decided(note)
+                    case dispatch.Poisoned():
+                        self._announcer.poisoned(note, self._jobs.path)
                     case Report():
                         self._reported(note)
                     case _:
@@ -386,6 +390,9 @@ class Orchestrator:
                 self._dispatcher.tell(figures)
         for line in report.news:
             self._announcer.happened(events.Tell("message_dropped", line))
+        if self._jobs.num_set_aside != self._num_set_aside:
+            self._num_set_aside = self._jobs.num_set_aside
+            self._outbox.publish("orchestrator_state", self._state("online"), retain=True)
         self._states.measured(report, now)
         if self._bus.connected:
             own = self._counters | Counter(dropped_outbox=self._outbox.dropped)

@@ -39,6 +39,8 @@ class ErrorCode(StrEnum):
     """The answer could not be had before the job's deadline."""
     UNAVAILABLE = "unavailable"
     """The model is known, but no node can run it now and none came in time."""
+    POISON = "poison"
+    """Two nodes died of the input, one after the other: it is set aside and not tried again."""
     FORBIDDEN = "forbidden"
     """The sender may not do that."""
     INTERNAL = "internal"

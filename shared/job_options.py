@@ -20,6 +20,12 @@ class Policy(StrEnum):
     """For cameras: while it waits, it gives way to the newer one of this policy for the same model."""
 
 
+def parse_priority(text: str) -> int | None:
+    """The priority that a user property says; None where it says none."""
+    # One character: int() would take much that is no digit of ours.
+    return int(text) if len(text) == 1 and text in "0123456789" else None
+
+
 def check_priority(priority: int) -> None:
     """Raises ConfigurationError when it is none."""
     if priority not in PRIORITIES:

@@ -124,7 +124,8 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="msgpack `Activation`",
-        text="What a stage takes. The generation in the topic keeps stale stages silent.",
+        text="What a stage takes. The generation in the topic keeps stale stages silent. The job's priority, "
+        "where it is not 5, is the user property `priority` here, too.",
     ),
     TopicSpec(
         name="stage_result",
@@ -134,7 +135,8 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="msgpack `StageResult`",
-        text="What the last stage made, or why a stage could not.",
+        text="What the last stage made, or why a stage could not; of an item that a node may have died of, "
+        "also which node begins with it and which has handed it on.",
     ),
     TopicSpec(
         name="result",

@@ -77,7 +77,14 @@ def describe(status: ClusterStatus) -> str:
 def _orchestrator(state: OrchestratorState | None) -> str:
     if state is None:
         return "orchestrator: none has announced itself here; start one with `amp4ec orchestrator`"
-    return f"orchestrator: {state.state}, {state.host or 'unknown host'} (pid {state.pid})"
+    text = f"orchestrator: {state.state}, {state.host or 'unknown host'} (pid {state.pid})"
+    if state.set_aside:
+        what = "job was" if state.set_aside == 1 else "jobs were"
+        text += (
+            f"\n  {state.set_aside} {what} set aside because nodes died of them: table set_aside of "
+            "jobs.sqlite3 in the orchestrator's state directory"
+        )
+    return text
 
 
 def _nodes(status: ClusterStatus) -> str:

@@ -224,7 +224,7 @@ class Cluster:
                     only_measured = False
                     text, why = change.cause, change.why
                     context.tell("node_left", text, node=change.node, reason=why)
-                    cluster_stages.node_left(context, change.node)
+                    cluster_stages.node_left(context, change.node, crashed=change.crashed)
                 case Altered():
                     only_measured = only_measured and change.calibrated
                     name = "node_calibrated" if change.calibrated else "node_changed"

@@ -87,9 +87,9 @@ class Context:
             name = generation.names[index]
             self.actions.append(DrainPipeline(generation.entry.name, name, generation.number))
 
-    def lose(self, generation: Generation, index: int) -> None:
+    def lose(self, generation: Generation, index: int, crashed: str | None = None) -> None:
         """A pipeline cannot run any more; the dispatcher is told where it had been given jobs."""
         generation.lost.add(index)
         if generation.activated:
-            name = generation.names[index]
-            self.actions.append(LosePipeline(generation.entry.name, name, generation.number))
+            name, number = generation.names[index], generation.number
+            self.actions.append(LosePipeline(generation.entry.name, name, number, crashed))

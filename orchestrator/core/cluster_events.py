@@ -279,11 +279,15 @@ class DrainPipeline:
 
 @dataclass(frozen=True, slots=True)
 class LosePipeline:
-    """A node of it is gone: what was in it has to run again elsewhere."""
+    """A node of it is gone: what was in it has to run again elsewhere.
+
+    `crashed` is the node's name when it went without a word.
+    """
 
     model: str
     pipeline: str
     generation: int
+    crashed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

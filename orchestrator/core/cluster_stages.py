@@ -20,12 +20,12 @@ from shared.messages.stage import StageReport
 StageKey = tuple[str, str, int, int]
 
 
-def node_left(context: Context, name: str) -> None:
-    """A node is gone: so is each pipeline that it was part of."""
+def node_left(context: Context, name: str, *, crashed: bool) -> None:
+    """A node is gone, with or (`crashed`) without a word: so is each pipeline that it was part of."""
     for generation in context.draining:
-        _lose_on(context, generation, name)
+        _lose_on(context, generation, name, crashed=crashed)
     for served in context.models.values():
-        if served.active is not None and _lose_on(context, served.active, name):
+        if served.active is not None and _lose_on(context, served.active, name, crashed=crashed):
             _after_loss(served, f"node {name} was lost")
         if served.pending is not None and name in served.pending.nodes():
             served.pending = None
@@ -226,11 +226,11 @@ def _gone(
     return lost
 
 
-def _lose_on(context: Context, generation: Generation, node: str) -> bool:
+def _lose_on(context: Context, generation: Generation, node: str, *, crashed: bool) -> bool:
     """Lose the pipelines that need a node; whether there were any."""
     indices = [index for index, _, _ in generation.places_on(node)]
     for index in indices:
-        context.lose(generation, index)
+        context.lose(generation, index, node if crashed else None)
     return bool(indices)
 
 

@@ -17,6 +17,7 @@ from orchestrator.core.dispatch_events import (
     BusReconnected,
     Event,
     Failure,
+    ItemProgressed,
     ModelServed,
     ModelStopped,
     PipelineActivated,
@@ -62,6 +63,8 @@ class Dispatcher:
                 self._request_arrived(event, actions)
             case ResultArrived():
                 self._items.result(event, actions)
+            case ItemProgressed():
+                self._items.progressed(event)
             case Tick():
                 self._items.tick(event.now, actions)
             case ModelServed():
@@ -228,7 +231,7 @@ class Dispatcher:
         if pipeline is None:
             return
         model = pipeline.model
-        self._items.lost(pipeline, event.now, actions)
+        self._items.lost(pipeline, event.crashed, event.now, actions)
         was_active = not pipeline.draining
         self._items.forget(pipeline)
         if was_active and not model.has_active:

@@ -121,6 +121,19 @@ class ResultArrived:
     outcome: Outcome
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ItemProgressed:
+    """A watched item is where it was not before: `node` computes it, or (None) it is between two nodes."""
+
+    now: float
+    request_id: str
+    item_index: int
+    attempt: int
+    pipeline: str
+    generation: int
+    node: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class ModelServed:
     """Requests for the model are accepted from now on, even before a pipeline is active."""
@@ -173,12 +186,16 @@ class PipelineDraining:
 
 @dataclass(frozen=True, slots=True)
 class PipelineLost:
-    """A node of this pipeline is gone, and with it what was in flight there."""
+    """A node of this pipeline is gone, and with it what was in flight there.
+
+    `crashed` names it when it went without a word: what it was computing may be why.
+    """
 
     now: float
     model: str
     pipeline: str
     generation: int
+    crashed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +230,7 @@ class Tick:
 Event: TypeAlias = (
     RequestArrived
     | ResultArrived
+    | ItemProgressed
     | ModelServed
     | ModelStopped
     | PipelineActivated
@@ -229,7 +247,10 @@ Event: TypeAlias = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
-    """Send one item to stage 0 of a pipeline. `attempt` counts from 1."""
+    """Send one item to stage 0 of a pipeline. `attempt` counts from 1.
+
+    `watched`: the stages are to say where it is (`ItemProgressed`).
+    """
 
     request_id: str
     item_index: int
@@ -239,6 +260,23 @@ class Dispatch:
     generation: int
     payload: object
     size_bytes: int
+    priority: int = DEFAULT_PRIORITY
+    watched: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Poisoned:
+    """Set this item's request aside: nodes died of it, the last of `nodes` while it computed it.
+
+    Its answer, an error, follows. `handle` is the request's message.
+    """
+
+    request_id: str
+    item_index: int
+    model: str
+    job: str | bytes | None
+    nodes: tuple[str, ...]
+    handle: object
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,5 +367,5 @@ class PipelineDrained:
 
 
 Action: TypeAlias = (
-    Dispatch | Decided | Answer | AnswerAgain | Reject | Acknowledge | PipelineDrained
+    Dispatch | Decided | Poisoned | Answer | AnswerAgain | Reject | Acknowledge | PipelineDrained
 )

@@ -39,6 +39,8 @@ class Flight:
     """By the plan alone, given what was in flight before it."""
     planned_at: float
     """When it should be done, were the last output before it on time; see `Pipeline.late_s`."""
+    node: str | None = None
+    """Who computes it now, of an item that is watched; None between two nodes."""
 
 
 @dataclass(slots=True, eq=False)
@@ -60,6 +62,8 @@ class Item:
     """Attempts that failed or timed out."""
     losses: int = 0
     """Attempts that were lost with their pipeline."""
+    crashes: tuple[str, ...] = ()
+    """The nodes that may have died of it. From the first on it is watched."""
     queue_s: float = 0.0
     retry_at: float = 0.0
     suspected: bool = False

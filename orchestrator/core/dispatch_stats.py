@@ -27,6 +27,8 @@ class Counters:
     """Items queued again after a failure or a timeout."""
     recovered: int = 0
     """Items queued again after a lost pipeline or a reconnection of the bus."""
+    poisoned: int = 0
+    """Items given up because nodes died of them."""
     repeats: int = 0
     """Repeats of a job in work."""
     redelivered: int = 0
@@ -49,6 +51,7 @@ class Counters:
             self.dispatched,
             self.retried,
             self.recovered,
+            self.poisoned,
             self.repeats,
             self.redelivered,
             self.answered_again,

@@ -20,6 +20,7 @@ in flight  output or final failure, of any attempt     ended
 in flight  as the next three, a newer frame came       ended
 in flight  retryable failure of this attempt, timeout  queued     (ended after `max_attempts` of them)
 in flight  pipeline lost                               queued     (ended after `max_losses` of them)
+in flight  the node died that computed it, again       ended      Poisoned
 in flight  no result soon after a bus reconnection     queued
 in flight  deadline                                    ended
 ended      any result                                  ended      (counted and dropped)
@@ -32,6 +33,10 @@ Rules that hold throughout
 - The first outcome of an item wins, whichever attempt it is of: answers are exact, so all are equal.
 - A request's message is acknowledged with its answer and not before, so that a broker redelivers what a
   killed orchestrator had not answered.
+- What was in flight where a node died may be why: from then on it is watched, its stages say when they
+  begin and hand on. A stage computes one item at a time, so a node that dies of it is known; those beside it
+  are not blamed, do not wait, and are forgotten with their answers. The first death shows no culprit, so the
+  second that a watched item is computed at condemns it.
 - An item given up by a pipeline (timeout, deadline) frees its credit at once, though a slow stage may
   still have it: a pipeline that lost an item must not lose the credit with it.
 """
@@ -48,8 +53,10 @@ from orchestrator.core.dispatch_events import (
     Decided,
     Dispatch,
     Failure,
+    ItemProgressed,
     Outcome,
     PipelineDrained,
+    Poisoned,
     ResultArrived,
 )
 from orchestrator.core.dispatch_lineup import Model, Pipeline
@@ -62,6 +69,7 @@ from orchestrator.core.job_failures import (
     model_stopped,
     overdue,
     pipelines_lost,
+    poisonous,
     pushed_out,
     unserved,
 )
@@ -149,6 +157,8 @@ class ItemFlow:
                     generation=pipeline.generation,
                     payload=item.payload,
                     size_bytes=item.size_bytes,
+                    priority=item.priority,
+                    watched=bool(item.crashes),
                 )
             )
             if decision is not None:
@@ -195,15 +205,46 @@ class ItemFlow:
             self.end(item, outcome, flight, event.now, actions)
         self.settle(request.model, event.now, actions)
 
-    def lost(self, pipeline: Pipeline, now: float, actions: Actions) -> None:
-        """A pipeline is gone: what it had in flight runs again."""
+    def progressed(self, event: ItemProgressed) -> None:
+        """A watched item is with another node, or with none for a moment."""
+        request = self._requests.get(event.request_id)
+        if request is None or not 0 <= event.item_index < len(request.items):
+            return  # it has ended meanwhile
+        item = request.items[event.item_index]
+        flight = item.flight(event.attempt, event.pipeline, event.generation)
+        if flight is not None:
+            flight.node = event.node
+
+    def lost(self, pipeline: Pipeline, crashed: str | None, now: float, actions: Actions) -> None:
+        """A pipeline is gone: what it had in flight runs again, but for what nodes died of."""
         for item in list(pipeline.in_flight):
             item.losses += 1
+            if crashed is not None:
+                watched, item.crashes = bool(item.crashes), (*item.crashes, crashed)
+                if watched and item.flights[-1].node == crashed:
+                    self._condemn(item, now, actions)
+                    continue
             if item.losses < self._settings.max_losses:
                 self._counters.recovered += 1
                 self._again(item, now, actions)
             else:
                 self.end(item, pipelines_lost(item.losses), None, now, actions)
+
+    def _condemn(self, item: Item, now: float, actions: Actions) -> None:
+        """It kills the nodes that compute it: set it aside."""
+        request = item.request
+        self._counters.poisoned += 1
+        actions.append(
+            Poisoned(
+                request_id=request.request_id,
+                item_index=item.index,
+                model=request.model.name,
+                job=request.job,
+                nodes=item.crashes,
+                handle=next(iter(request.handles.values()), None),
+            )
+        )
+        self.end(item, poisonous(item.crashes), None, now, actions)
 
     def _fault(self, item: Item, failure: Failure, now: float, actions: Actions) -> None:
         """The current attempt failed or timed out: once more, or that was the last."""

@@ -51,6 +51,15 @@ def pipelines_lost(num_lost: int) -> Failure:
     )
 
 
+def poisonous(nodes: tuple[str, ...]) -> Failure:
+    return Failure(
+        code=ErrorCode.POISON,
+        message="the nodes that computed this input died of it; it is set aside and not tried again",
+        expected="an input that a stage survives",
+        got=f"the ends of {' and '.join(nodes)}, the last while it computed nothing else",
+    )
+
+
 def unserved(model: str, *, limit_s: float) -> Failure:
     return Failure(
         code=ErrorCode.UNAVAILABLE,

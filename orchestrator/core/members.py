@@ -36,11 +36,15 @@ class Joined:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """A node cannot be planned for any more, and what it held is gone or out of reach."""
+    """A node cannot be planned for any more, and what it held is gone or out of reach.
+
+    `crashed`: it did not say so itself, so what it computed may be why.
+    """
 
     node: str
     cause: str
     why: str
+    crashed: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +146,7 @@ class Members:
             return []  # the late will of an earlier life
         was_alive, known.state, known.alive = known.alive, state, False
         why = "left" if state.state == "offline" else "was lost (last will)"
-        return [_left(known, why)] if was_alive else []
+        return [_left(known, why, crashed=state.state == "lost")] if was_alive else []
 
     def heard(self, now: float, telemetry: Telemetry) -> list[Change]:
         """Telemetry renews the lease, and brings a silent node back; one that makes no sense does no more."""
@@ -261,9 +265,9 @@ def _heard(now: float, node: Node) -> None:
     node.heard, node.question = now, None
 
 
-def _left(node: Node, why: str) -> Left:
+def _left(node: Node, why: str, *, crashed: bool = True) -> Left:
     node.alive, node.question = False, None
-    return Left(node.name, f"node {node.name} {why}", why)
+    return Left(node.name, f"node {node.name} {why}", why, crashed)
 
 
 def _joined(state: NodeState, *, anew: bool) -> Joined:

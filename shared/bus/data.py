@@ -68,6 +68,7 @@ class MqttDataBus:
         keepalive_s: Silence after which the connection is questioned.
         inbox_limit: Messages kept for `receive`. At the limit `poll` stops reading and TCP holds
             the broker back; an owner that polls and never receives loses its connection.
+        inbox_bytes: The same for their payload bytes; one message is always taken.
         queue_messages: Publications that may wait for the broker's acknowledgement, connected or
             not; beyond it `publish` raises.
         queue_bytes: The same for their payload bytes; one message is always taken.
@@ -87,6 +88,7 @@ class MqttDataBus:
         receive_maximum: int = 64,
         keepalive_s: int = 30,
         inbox_limit: int = 1024,
+        inbox_bytes: int = 64 << 20,
         queue_messages: int = 1000,
         queue_bytes: int = 64 << 20,
         gather_writes: bool = False,
@@ -107,6 +109,7 @@ class MqttDataBus:
                 session_expiry_s=session_expiry_s,
                 manual_ack=manual_ack,
                 receive_maximum=receive_maximum,
+                inbox_bytes=inbox_bytes,
                 keepalive_s=keepalive_s,
                 queue_messages=queue_messages,
                 queue_bytes=queue_bytes,
@@ -215,7 +218,7 @@ class MqttDataBus:
 
     def receive(self) -> Message | None:
         """The next message, or None. Does not touch the network."""
-        return self._inbox.popleft() if self._inbox else None
+        return self._session.take()
 
     def publish(
         self,
@@ -317,7 +320,7 @@ class MqttDataBus:
         happened = False
         if self._held_back:
             happened = self._take(inbox_limit)
-        if inbox_limit is not None and len(self._inbox) >= inbox_limit:
+        if session.full(inbox_limit):
             if self._blocked and self._waiter.wait(_NOW, writes=True)[1]:
                 self._write()
             return True
@@ -374,7 +377,7 @@ class MqttDataBus:
             self._write()
             self._ended(str(error))
             return True
-        self._held_back = inbox_limit is not None and len(self._inbox) >= inbox_limit
+        self._held_back = session.full(inbox_limit)
         if session.connected and not self._standing:
             self._greeted()
         if session.pressing and not self._blocked:

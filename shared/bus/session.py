@@ -63,16 +63,18 @@ class SessionSettings:
     session_expiry_s: int
     manual_ack: bool
     receive_maximum: int
+    inbox_bytes: int
     keepalive_s: int
     queue_messages: int
     queue_bytes: int
 
 
 class Session:
-    """See the module. What is public here is for the owner to read; only `inbox` is for it to empty."""
+    """See the module. What is public here is for the owner to read; `inbox` is emptied with `take`."""
 
     def __init__(self, settings: SessionSettings) -> None:
         self.inbox: deque[Message] = deque()
+        self.inbox_bytes = 0
         self.outgoing: deque[Payload] = deque()
         self.outgoing_bytes = 0
         self.pressing = False
@@ -218,17 +220,31 @@ class Session:
         if count:
             outgoing[0] = memoryview(outgoing[0])[count:]
 
+    def take(self) -> Message | None:
+        """The next message, or None."""
+        if not self.inbox:
+            return None
+        message = self.inbox.popleft()
+        self.inbox_bytes -= len(message.payload)
+        return message
+
     # What the broker says
 
+    def full(self, inbox_limit: int | None) -> bool:
+        """Whether `inbox` has so many messages, or as many bytes as it may; None: it may always take more."""
+        return inbox_limit is not None and (
+            len(self.inbox) >= inbox_limit or self.inbox_bytes >= self._settings.inbox_bytes
+        )
+
     def received(self, inbox_limit: int | None) -> bool:
-        """Take the packets that have come, as long as `inbox` has fewer than so many; whether there were any.
+        """Take the packets that have come, until `inbox` is full; whether there were any.
 
         Raises:
             BadPacketError: the broker speaks something else; hang up with its reason code.
             RefusedError: the broker hung up, and said why.
         """
-        reader, inbox, any_came = self.reader, self.inbox, False
-        while inbox_limit is None or len(inbox) < inbox_limit:
+        reader, any_came = self.reader, False
+        while not self.full(inbox_limit):
             packet = reader.next()
             if packet is None:
                 break
@@ -250,7 +266,9 @@ class Session:
             else:
                 self.outgoing.append(encode_puback(packet_id))
                 self.outgoing_bytes += 4
-        self.bytes_received += len(payload)
+        size = len(payload)
+        self.bytes_received += size
+        self.inbox_bytes += size
         self.inbox.append(Message(topic, payload, qos, retain, duplicate, properties, handle))
 
     def _take(self, packet: Packet) -> None:
@@ -299,6 +317,7 @@ class Session:
             kept = [message for message in self.inbox if message.handle is None]
             self.inbox.clear()
             self.inbox.extend(kept)
+            self.inbox_bytes = sum(len(message.payload) for message in kept)
         if self._wanted:
             # Before what is sent again: an answer to that must not find us unsubscribed.
             self._subscribe(self._wanted)

@@ -28,7 +28,10 @@ class StageTime:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Activation:
-    """What a stage takes: tensors by name, or for stage 0 a client's input as it came (`body`)."""
+    """What a stage takes: tensors by name, or for stage 0 a client's input as it came (`body`).
+
+    `watched`: a node died while it had this item, so whoever has it now says so (`Progress`).
+    """
 
     job: str
     item: Count
@@ -37,6 +40,7 @@ class Activation:
     body: memoryview | None = None
     content_type: str = ""
     trace: list[StageTime] = field(default_factory=list)
+    watched: bool = False
     v: Version = 1
 
 
@@ -52,14 +56,23 @@ class Failure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """Where a watched item is: `node` computes it from now on, or (`begun` false) has handed it on."""
+
+    node: str
+    begun: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """What the last stage made of an item, or a stage's failure."""
+    """What the last stage made of an item, a stage's failure, or no more than the `progress` of one."""
 
     job: str
     item: Count
     attempt: Count
     tensors: dict[str, WireTensor] = field(default_factory=dict)
     failure: Failure | None = None
+    progress: Progress | None = None
     trace: list[StageTime] = field(default_factory=list)
     v: Version = 1
 

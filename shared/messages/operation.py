@@ -148,7 +148,10 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrchestratorState:
-    """Who orchestrates; agents report again when `incarnation` changes."""
+    """Who orchestrates; agents report again when `incarnation` changes.
+
+    `set_aside` is how many jobs of which nodes died it keeps for the operator to see.
+    """
 
     state: Literal["online", "offline", "lost"]
     incarnation: Count
@@ -156,6 +159,7 @@ class OrchestratorState:
     pid: Count = 0
     version: str = ""
     limits: Limits | None = None
+    set_aside: Count = 0
     v: Version = 1
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from edge_agent.stage import Stage
 from edge_agent.stage_input import StageInputs
-from edge_agent.stage_thread import Attached, Notice, StageThread
+from edge_agent.stage_thread import MAX_ITEMS, Attached, Notice, StageThread
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.graph import TensorSpec, Value
 from shared.tensor import Array
@@ -62,7 +62,10 @@ def _run_stage(url: BrokerUrl) -> None:
         if isinstance(notice, Attached):
             attached.set()
 
-    thread = StageThread(partial(MqttDataBus, url, "relay-stage"), notify, name="stage")
+    connect = partial(
+        MqttDataBus, url, "relay-stage", manual_ack=True, receive_maximum=MAX_ITEMS
+    )  # as an agent's
+    thread = StageThread(connect, notify, name="stage")
     thread.start()
     thread.attach(_stage())
     assert attached.wait(10.0), "not attached"

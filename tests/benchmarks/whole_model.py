@@ -94,12 +94,12 @@ class Whole:
         if ask.blocks is not None:
             return self._run_blocks(payload, ask)
         for _ in range(_WARM_UP):
-            outcome = process(self._stage, Item(payload, time.monotonic()))
+            outcome = process(self._stage, Item(payload, time.monotonic()), _nobody)
             assert not outcome.problem, outcome.problem
         latency_ms: list[float] = []
         began, cpu_began = time.monotonic(), time.process_time()
         while (now := time.monotonic()) < began + ask.seconds:
-            self._stage.sent(process(self._stage, Item(payload, now)))
+            self._stage.sent(process(self._stage, Item(payload, now), _nobody))
             latency_ms.append((time.monotonic() - now) * 1e3)
         used_s = time.process_time() - cpu_began
         return Ran(len(latency_ms), time.monotonic() - began, used_s, latency_ms)
@@ -155,3 +155,8 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+def _nobody(topic: str, payload: bytes | bytearray) -> None:
+    """Whom a stage tells where a watched item is; there are none here."""
+    raise AssertionError((topic, payload))

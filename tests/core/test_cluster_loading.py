@@ -211,7 +211,7 @@ def test_a_draining_pipeline_is_lost_with_its_node() -> None:
     world.send(PipelineDrained(world.now, "m", "m-0", 1))
     world.checks.draining.remove(("m", "m-0", 1))
     actions = world.kill("b")
-    assert LosePipeline("m", "m-1", 1) in actions
+    assert LosePipeline("m", "m-1", 1, "b") in actions
     assert not world.cluster._context.draining
     assert world.send(PipelineDrained(world.now, "m", "m-1", 1)) == []
 

@@ -59,7 +59,7 @@ def test_a_node_that_says_nothing_of_its_hardware_is_not_planned_for() -> None:
 def test_after_a_loss_the_model_is_served_with_fewer_and_then_as_asked_again(state: Any) -> None:
     world = three()
     actions = world.kill("b", state)
-    assert LosePipeline("m", "m-0", 1) in actions
+    assert LosePipeline("m", "m-0", 1, "b" if state == "lost" else None) in actions
     assert pushes(actions)["b"] == 0, "the retained assignment of a dead node becomes empty"
     assert world.state().state == "loading"
     world.settle()
@@ -132,7 +132,7 @@ def test_a_late_will_and_a_late_birth_of_an_earlier_life_change_nothing() -> Non
 def test_a_will_of_a_later_life_ends_the_earlier_one_too() -> None:
     world = three()
     actions = world.send(NodeDied(world.now, death("b", 7)))
-    assert LosePipeline("m", "m-0", 1) in actions
+    assert LosePipeline("m", "m-0", 1, "b") in actions
     assert world.send(NodeBorn(world.now, birth("b", 1))) == []
 
 
@@ -143,7 +143,7 @@ def test_a_node_starts_anew_before_its_will_came() -> None:
         "node b started anew",
         "node b joined: 1 CPU, 1000 MB, torch 2",
     ]
-    assert LosePipeline("m", "m-0", 1) in actions
+    assert LosePipeline("m", "m-0", 1, "b") in actions
     world.settle()
     assert world.stages() == [["a", "b", "c"]]
     assert world.state().generation == 2
@@ -290,7 +290,7 @@ def test_copies_go_on_when_one_is_lost() -> None:
     assert world.stages() == [["a"], ["b"], ["c"]]
     actions = world.kill("b")
     assert [a for a in actions if isinstance(a, LosePipeline | DrainPipeline)] == [
-        LosePipeline("m", "m-1", 1)
+        LosePipeline("m", "m-1", 1, "b")
     ]
     world.settle()
     assert world.state().generation == 1, "what is left is the best plan for who is left"

@@ -19,6 +19,7 @@ from orchestrator.core.dispatch_events import (
     Dispatch,
     Failure,
     InputItem,
+    ItemProgressed,
     ModelServed,
     ModelStopped,
     Outcome,
@@ -27,6 +28,7 @@ from orchestrator.core.dispatch_events import (
     PipelineDrained,
     PipelineDraining,
     PipelineLost,
+    Poisoned,
     Reject,
     RequestArrived,
     ResultArrived,
@@ -105,8 +107,22 @@ class Bench:
     def drain(self, pipeline: str, generation: int = 1) -> list[Action]:
         return self.do(PipelineDraining(self.now, "m", pipeline, generation))
 
-    def lose(self, pipeline: str, generation: int = 1) -> list[Action]:
-        return self.do(PipelineLost(self.now, "m", pipeline, generation))
+    def lose(self, pipeline: str, generation: int = 1, crashed: str | None = None) -> list[Action]:
+        return self.do(PipelineLost(self.now, "m", pipeline, generation, crashed))
+
+    def computes(self, of: Action, node: str | None) -> None:
+        """A stage says where a watched item is."""
+        assert isinstance(of, Dispatch)
+        event = ItemProgressed(
+            now=self.now,
+            request_id=of.request_id,
+            item_index=of.item_index,
+            attempt=of.attempt,
+            pipeline=of.pipeline,
+            generation=of.generation,
+            node=node,
+        )
+        assert self.do(event) == []
 
     def stop(self) -> list[Action]:
         return self.do(ModelStopped(self.now, "m"))
@@ -597,6 +613,78 @@ def test_figures_of_a_pipeline_that_make_no_sense() -> None:
 
 
 # --- the bus --------------------------------------------------------------------------------------
+
+
+# --- items that nodes die of ----------------------------------------------------------------------
+
+
+def test_what_two_nodes_died_of_is_set_aside_and_those_beside_it_go_on() -> None:
+    """`p` and `q` hold two each: the poison and its neighbours die with `p`, the poison alone kills `q`."""
+    bench = Bench(pipelines="pq")
+    first, second = bench.ask(1, job="bad"), bench.ask(1)
+    lot = [one(each, Dispatch) for each in (first, second, bench.ask(1), bench.ask(1))]
+    assert not any(sent.watched for sent in lot), "nobody is watched before anything happened"
+    on_p = [sent for sent in lot if sent.pipeline == "p"]
+    poison, beside = on_p
+    for sent in lot:
+        if sent.pipeline == "q":
+            bench.result(sent)
+    again = bench.lose("p", crashed="n1")
+    assert [(d.request_id, d.watched) for d in again if isinstance(d, Dispatch)] == [
+        (poison.request_id, True),
+        (beside.request_id, True),
+    ], "both at once, and both may have done it"
+    bad, good = again
+    bench.computes(bad, "n2")
+    bench.activate("r")
+    aside, answer, resent = bench.lose("q", crashed="n2")
+    assert isinstance(aside, Poisoned)
+    assert (aside.request_id, aside.nodes) == (poison.request_id, ("n1", "n2"))
+    assert isinstance(answer, Answer)
+    assert (answer.job, code(answer), answer.is_final) == ("bad", ErrorCode.POISON, True)
+    assert isinstance(resent, Dispatch)
+    assert resent.request_id == beside.request_id
+    assert one(bench.result(resent), Answer).failure is None
+    assert isinstance(good, Dispatch)
+    again_asked = one(bench.ask(1, job="bad"), AnswerAgain)
+    assert code(again_asked.first) == ErrorCode.POISON, (
+        "who asks again is told, and nothing is tried"
+    )
+    assert bench.counters.poisoned == 1
+
+
+@pytest.mark.parametrize(
+    "where", [None, "n1", "n3"], ids=["between two nodes", "where it was before", "beside it"]
+)
+def test_a_watched_item_that_the_dead_node_did_not_compute_is_not_blamed(
+    where: str | None,
+) -> None:
+    bench = Bench(pipelines="p")
+    bench.ask(1)
+    bench.activate("q")
+    sent = one(bench.lose("p", crashed="n1"), Dispatch)
+    bench.computes(sent, "n2")
+    bench.computes(sent, where)
+    bench.activate("r")
+    again = one(bench.lose("q", crashed="n2"), Dispatch)
+    assert again.watched
+    assert one(bench.result(again), Answer).failure is None
+
+
+def test_who_leaves_with_a_word_makes_no_suspects() -> None:
+    bench = Bench(pipelines="p")
+    bench.ask(1)
+    bench.activate("q")
+    assert not one(bench.lose("p"), Dispatch).watched
+
+
+def test_losses_are_bounded_also_where_nobody_ever_says_what_it_computes() -> None:
+    bench = Bench(max_losses=3, pipelines="p")
+    bench.ask(1)
+    for pipeline, after in ("pq", "qr"):
+        bench.activate(after)
+        bench.lose(pipeline, crashed="n")
+    assert code(one(bench.lose("r", crashed="n"), Answer)) == ErrorCode.UNAVAILABLE
 
 
 def test_after_a_reconnection_what_may_be_lost_is_sent_again_soon_and_once() -> None:

@@ -27,6 +27,7 @@ from orchestrator.core.dispatch_events import (
     Event,
     Failure,
     InputItem,
+    ItemProgressed,
     ModelServed,
     ModelStopped,
     Outcome,
@@ -36,6 +37,7 @@ from orchestrator.core.dispatch_events import (
     PipelineDraining,
     PipelineFigures,
     PipelineLost,
+    Poisoned,
     Reject,
     RequestArrived,
     ResultArrived,
@@ -109,6 +111,11 @@ class Histories(RuleBasedStateMachine):
         self.last_first: dict[tuple[str, str, int], tuple[int, int]] = {}
         """By model, client and priority: the request and item that was last sent for the first time."""
         self.answers: dict[str, Answer] = {}
+        self.places: dict[tuple[str, int, int], str | None] = {}
+        """By request, item and attempt: who said that it computes it."""
+        self.crashes: dict[tuple[str, int], int] = {}
+        """By request and item: nodes that crashed while it was in flight there."""
+        self.poisoned: set[tuple[str, int]] = set()
 
     # --- helpers ------------------------------------------------------------------------------
 
@@ -137,6 +144,12 @@ class Histories(RuleBasedStateMachine):
                 self.owed.remove(self.as_int(action.handle))
             case Decided():
                 self.decided(action)
+            case Poisoned():
+                which = (action.request_id, action.item_index)
+                assert which not in self.poisoned, "set aside once"
+                self.poisoned.add(which)
+                assert len(action.nodes) == self.crashes[which] >= 2
+                assert action.handle in self.live[action.request_id].handles
             case PipelineDrained():
                 self.draining.discard((action.model, action.pipeline, action.generation))
             case _:
@@ -162,6 +175,7 @@ class Histories(RuleBasedStateMachine):
             )
             assert place > self.last_first.get(line, (0, 0)), "first come, first served"
             self.last_first[line] = place
+        assert action.watched == bool(self.crashes.get((action.request_id, action.item_index)))
         self.sent.append(action)
 
     def decided(self, action: Decided) -> None:
@@ -186,6 +200,8 @@ class Histories(RuleBasedStateMachine):
             if isinstance(item.outcome, Output):
                 assert item.outcome.value == (action.request_id, index)
             assert (index in job.outputs) == isinstance(item.outcome, Output)
+            poison = isinstance(item.outcome, Failure) and item.outcome.code is ErrorCode.POISON
+            assert poison == ((action.request_id, index) in self.poisoned)
             assert item.queue_s >= 0
             assert item.flight_s >= 0
             assert item.queue_s + item.flight_s <= item.latency_s + 1e-9
@@ -439,12 +455,41 @@ class Histories(RuleBasedStateMachine):
         if not known:
             assert actions == [PipelineDrained(*key)]
 
-    @rule(model=MODELS, which=PIPELINES)
-    def pipeline_is_lost(self, model: str, which: tuple[str, int]) -> None:
+    @precondition(lambda self: self.sent)
+    @rule(data=st.data(), node=st.sampled_from([None, "n1", "n1", "n2"]))
+    def item_progresses(self, data: st.DataObject, node: str | None) -> None:
+        watched = [sent for sent in self.sent if sent.watched and sent.request_id in self.live]
+        action = data.draw(st.sampled_from(watched or self.sent))
+        self.places[action.request_id, action.item_index, action.attempt] = node
+        event = ItemProgressed(
+            now=self.now,
+            request_id=action.request_id,
+            item_index=action.item_index,
+            attempt=action.attempt,
+            pipeline=action.pipeline,
+            generation=action.generation,
+            node=node,
+        )
+        assert self.step(event) == []
+
+    @rule(model=MODELS, which=PIPELINES, crashed=st.sampled_from([None, "n1", "n1", "n2"]))
+    def pipeline_is_lost(self, model: str, which: tuple[str, int], crashed: str | None) -> None:
         key = (model, *which)
         self.active.pop(key, None)
         self.draining.discard(key)
-        self.step(PipelineLost(self.now, *key))
+        guilty: set[tuple[str, int]] = set()
+        known = self.dispatcher._models.get(model)
+        pipeline = None if known is None else known.pipelines.get(which)
+        if crashed is not None and pipeline is not None:
+            for item in pipeline.in_flight:
+                name = (item.request.request_id, item.index)
+                before = self.crashes.get(name, 0)
+                self.crashes[name] = before + 1
+                if before and self.places.get((*name, len(item.flights))) == crashed:
+                    guilty.add(name)
+        before_it = set(self.poisoned)
+        self.step(PipelineLost(self.now, *key, crashed))
+        assert self.poisoned - before_it == guilty, "who killed, and nobody beside it"
 
     @rule(model=MODELS, which=PIPELINES, nodes=st.lists(NODES, min_size=1, max_size=3))
     def telemetry_comes(self, model: str, which: tuple[str, int], nodes: list[NodeFigures]) -> None:

@@ -19,7 +19,7 @@ from orchestrator.dispatcher import DispatchThread
 from orchestrator.job_store import JobStore
 from shared.bus import Message, Properties
 from shared.codec import decode_msgpack, encode_msgpack
-from shared.messages.job import Activation, Failure, StageResult, StageTime
+from shared.messages.job import Activation, Failure, Progress, StageResult, StageTime
 from shared.tensor import to_wire
 from shared.topics import Topics
 from tests.fakes.faces import FakeDataBus
@@ -195,6 +195,16 @@ class World:
             trace=[StageTime(stage=0, node="n", queue_s=0.0, compute_s=1e-4, cpu_s=1e-4)],
         )
         self.publish_result(generation, bytes(encode_msgpack(made)))
+
+    def computes(self, generation: int, activation: Activation, node: str) -> None:
+        """The stage says that it begins with a watched item."""
+        said = StageResult(
+            job=activation.job,
+            item=activation.item,
+            attempt=activation.attempt,
+            progress=Progress(node=node, begun=True),
+        )
+        self.publish_result(generation, bytes(encode_msgpack(said)))
 
     def publish_result(self, generation: int, payload: bytes) -> None:
         topic = TOPICS.topic("stage_result", pipeline="m-0", generation=generation)

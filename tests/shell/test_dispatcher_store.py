@@ -6,9 +6,10 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_settings import DispatchSettings
 from shared.bus import Message
-from tests.shell.dispatcher_world import World, running
+from tests.shell.dispatcher_world import World, pipeline, running
 
 
 def answered(world: World, jobs: int) -> Counter[str]:
@@ -132,3 +133,43 @@ def test_an_answer_is_given_again_as_long_as_any_other(tmp_path: Path) -> None:
         world.ask(job="7")
         world.result(*world.next_activation())
         assert world.next_answer()["status"] == "ok"
+
+
+def test_a_job_that_nodes_die_of_is_set_aside_and_answered_so_for_ever(tmp_path: Path) -> None:
+    """Also by the next dispatcher. The one beside it is answered."""
+    path = tmp_path / "jobs.sqlite3"
+    with running(store=path) as world:
+        world.ask(job="bad")
+        world.ask(job="good")
+        world.until(lambda: len(world.activations) == 2)
+        assert not any(activation.watched for _, activation in world.activations)
+        world.activations.clear()
+        world.thread.tell(pipeline(2))
+        world.thread.tell(core.PipelineLost(time.monotonic(), "m", "m-0", 1, "n1"))
+        world.until(lambda: len(world.activations) == 2)
+        assert all(activation.watched for _, activation in world.activations)
+        bad, good = world.activations
+        world.activations.clear()
+        world.computes(*bad, "n2")
+        world.until(lambda: world.unacknowledged == 2)
+        world.thread.tell(pipeline(3))
+        world.thread.tell(core.PipelineLost(time.monotonic(), "m", "m-0", 2, "n2"))
+        code, error = world.next_error()
+        assert code == "poison"
+        assert "n1" in error["got"]
+        assert "n2" in error["got"]
+        assert any(isinstance(note, core.Poisoned) for note in world.notes)
+        again = world.next_activation()
+        assert again[1].job == good[1].job
+        world.result(*again)
+        assert world.next_answer()["job"] == "good"
+        world.ask(job="bad")
+        assert world.next_error()[0] == "poison"
+        store = world.thread._store
+        assert store is not None
+        world.until(lambda: store.num_set_aside == 1)
+        world.restart()
+        world.serve_again()
+        world.ask(job="bad")
+        assert world.next_error()[0] == "poison"
+        assert not world.activations

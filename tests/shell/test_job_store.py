@@ -7,12 +7,13 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from orchestrator.job_store import JobStore, Key, StoredAnswer
+from orchestrator.job_store import JobStore, Key, SetAside, StoredAnswer
 from shared.bus import Message, Properties
 
 
@@ -210,3 +211,53 @@ def test_closing_one_that_was_never_opened(tmp_path: Path, *, close_first: bool)
         store.accepted("a", job(1))
     store.close()
     assert not (tmp_path / "jobs.sqlite3").exists()
+
+
+def deadly(number: int, size_bytes: int = 10) -> SetAside:
+    message = replace(job(number), payload=bytes(size_bytes))
+    return SetAside(
+        request_id=f"id-{number}", item_index=0, model="m", job=str(number), nodes=("a", "b"),
+        message=message,
+    )  # fmt: skip
+
+
+def set_aside(path: Path) -> list[str]:
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        found = database.execute("SELECT request_id FROM set_aside ORDER BY number").fetchall()
+    return [row[0] for row in found]
+
+
+def test_what_nodes_died_of_is_kept_for_the_operator_over_a_restart(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.sqlite3"
+    store, *_ = opened(path)
+    store.accepted("id-1", job(1))
+    store.set_aside(deadly(1))
+    store.answered("id-1", answer(1, b'{"status":"error"}'))
+    until(lambda: store.num_set_aside == 1)
+    store.close()
+    store, jobs, answers = opened(path)
+    assert (store.num_set_aside, jobs) == (1, [])
+    assert answers[("r/x", "1")].payload == b'{"status":"error"}', "who asks again is told the same"
+    store.close()
+    with contextlib.closing(sqlite3.connect(path)) as database:
+        (row,) = database.execute(
+            "SELECT model, job, nodes, topic, length(payload) FROM set_aside"
+        ).fetchall()
+    assert row == ("m", "1", "a b", "model/m/infer-1", 10)
+
+
+def test_of_what_is_set_aside_the_newest_are_kept(tmp_path: Path) -> None:
+    """A hundred, and 64 MiB; the newest of all however large it is."""
+    path, mib = tmp_path / "jobs.sqlite3", 1 << 20
+    store, *_ = opened(path)
+    for number in range(103):
+        store.set_aside(deadly(number))
+    until(lambda: store.num_set_aside == 100)
+    assert set_aside(path) == [f"id-{number}" for number in range(3, 103)]
+    for number in range(200, 204):
+        store.set_aside(deadly(number, 20 * mib))
+    until(lambda: "id-203" in set_aside(path))
+    assert set_aside(path) == [f"id-{number}" for number in (201, 202, 203)]
+    store.set_aside(deadly(300, 65 * mib))
+    store.close()
+    assert set_aside(path) == ["id-300"]

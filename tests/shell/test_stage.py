@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from edge_agent.stage import Item, Stage, process
 from shared.codec import decode_msgpack, encode_msgpack
-from shared.messages.job import Activation, StageResult, StageTime
+from shared.messages.job import Activation, Progress, StageResult, StageTime
 from shared.tensor import Array, to_wire
 
 
@@ -43,7 +44,7 @@ def run(one: Stage, receive_cpu_s: float = 0.0) -> StageTime:
         job="j", item=0, attempt=0, tensors={"x": to_wire(np.ones((2, 3), np.float32))}
     )
     payload = bytes(encode_msgpack(activation))
-    outcome = process(one, Item(payload, time.monotonic(), receive_cpu_s))
+    outcome = process(one, Item(payload, time.monotonic(), receive_cpu_s), _nobody)
     assert outcome.publish is not None
     topic, sent = outcome.publish
     assert topic == "result"
@@ -63,3 +64,38 @@ def test_receiving_and_the_last_sending_are_part_of_an_items_time() -> None:
     both = run(one, receive_cpu_s=day_s)
     assert both.cpu_s == pytest.approx(2 * day_s, abs=1.0)
     assert both.compute_s == pytest.approx(2 * day_s, abs=10.0)
+
+
+def test_a_watched_item_is_announced_before_it_is_computed_and_when_it_is_handed_on() -> None:
+    """What a stage says may be its last word, so it comes first; the next stage watches on."""
+    said: list[tuple[str, StageResult]] = []
+    ran: list[int] = []
+
+    class Computes(Doubles):
+        def run(self, inputs: dict[str, Array]) -> dict[str, Array]:
+            ran.append(len(said))
+            return super().run(inputs)
+
+    def say(topic: str, payload: bytes | bytearray) -> None:
+        said.append((topic, decode_msgpack(bytes(payload), StageResult)))
+
+    one = replace(stage(), num_stages=2, runner=Computes())
+    given = Activation(job="j", item=3, attempt=2, watched=True)
+    outcome = process(one, Item(bytes(encode_msgpack(given)), time.monotonic()), say)
+    ((topic, begun),) = said
+    assert ran == [1], "said before"
+    assert topic == "result"
+    assert (begun.job, begun.item, begun.attempt) == ("j", 3, 2)
+    assert begun.progress == Progress(node="n", begun=True)
+    assert outcome.publish is not None
+    assert outcome.publish[0] == "next"
+    assert decode_msgpack(bytes(outcome.publish[1]), Activation).watched
+    assert outcome.handed_on is not None
+    on = decode_msgpack(bytes(outcome.handed_on), StageResult)
+    assert on.progress == Progress(node="n", begun=False)
+    last = process(stage(), Item(bytes(encode_msgpack(given)), time.monotonic()), say)
+    assert last.handed_on is None, "the result says so itself"
+
+
+def _nobody(topic: str, payload: bytes | bytearray) -> None:
+    raise AssertionError("nothing is said of an item that is not watched")

@@ -24,6 +24,7 @@ SETTINGS = SessionSettings(
     session_expiry_s=0,
     manual_ack=False,
     receive_maximum=64,
+    inbox_bytes=1 << 20,
     keepalive_s=30,
     queue_messages=1000,
     queue_bytes=1 << 20,
@@ -110,6 +111,20 @@ def test_or_when_its_owner_says_so_and_once() -> None:
     drain(bus)
     bus.acknowledge(first.handle)
     assert drain(bus) == b""
+
+
+def test_an_inbox_is_bounded_in_bytes_and_always_takes_one() -> None:
+    bus = opened(inbox_bytes=10)
+    feed(bus, publication("a", b"x" * 50, 1) + publication("a", b"y" * 4, 2), inbox_limit=9)
+    assert [m.payload for m in bus.inbox] == [b"x" * 50]
+    assert bus.full(9)
+    assert not bus.received(9), "what is left stays unread, so that TCP holds the broker back"
+    assert bus.take() is not None
+    assert not bus.full(9)
+    assert bus.received(9)
+    taken = bus.take()
+    assert taken is not None
+    assert (taken.payload, bus.take(), bus.inbox_bytes) == (b"y" * 4, None, 0)
 
 
 def test_redelivery_replaces_what_was_not_read() -> None:
