@@ -46,6 +46,9 @@ FAILURE: Final = 0x80
 """Reason codes from here on say that something did not work (2.4)."""
 
 MAX_PACKET_ID: Final = 0xFFFF
+MAX_PROPERTY_BYTES: Final = 192 << 10
+"""Of a message: its longest response topic and correlation data, and some to spare. A broker hands on what
+a client sends, up to millions of user properties in one packet, and each of them costs a microsecond."""
 
 # Properties (2.2.2.2) that are read or written; the others are skipped.
 _MESSAGE_EXPIRY: Final = 0x02
@@ -284,7 +287,9 @@ def encode_disconnect(reason: int = SUCCESS) -> bytes:
 # What we receive
 
 
-def publish_header_bytes(first: int, data: bytearray, at: int, stop: int, size: int) -> int | None:
+def publish_header_bytes(
+    first: int, data: bytes | bytearray, at: int, stop: int, size: int
+) -> int | None:
     """How long the variable header of a PUBLISH is, that is, where its payload begins.
 
     Args:
@@ -328,6 +333,9 @@ def _check_length(header_bytes: int, size: int) -> None:
 def decode_publish(first: int, data: bytes, payload: bytes | bytearray) -> Publish:
     """A PUBLISH out of its parts.
 
+    Properties of more than `MAX_PROPERTY_BYTES` are not read, and taken for none: a connection that ended
+    over them would meet the same message again on the next.
+
     Args:
         first: the packet's first byte, with its flags.
         data: its variable header, complete: topic, packet identifier at QoS 1, properties.
@@ -358,9 +366,17 @@ def decode_publish(first: int, data: bytes, payload: bytes | bytearray) -> Publi
                 "a message came without a packet identifier", reason=PROTOCOL_ERROR
             )
     properties = NO_PROPERTIES
-    if data[end]:
+    if data[end] and len(data) - end <= MAX_PROPERTY_BYTES:
         properties = _decode_properties(Fields(data, end))
     return Publish(topic, payload, qos, bool(first & 1), bool(first & 8), packet_id, properties)
+
+
+def decode_whole_publish(first: int, data: bytes) -> Publish:
+    """A PUBLISH whose packet has come completely: `data` is all that follows its length."""
+    header = publish_header_bytes(first, data, 0, len(data), len(data))
+    if header is None:
+        raise BadPacketError("a message ends in the middle of its header")
+    return decode_publish(first, data[:header], data[header:])
 
 
 def check_control(first: int) -> None:

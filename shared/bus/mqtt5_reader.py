@@ -35,11 +35,12 @@ class PacketReader:
 
     Args:
         limit_bytes: the largest packet that is taken.
-        buffer_bytes: of the buffer to begin with; it grows for a header that does not fit.
+        buffer_bytes: of the buffer to begin with; it grows for a header that does not fit, and shrinks again.
     """
 
     def __init__(self, limit_bytes: int, buffer_bytes: int = _BUFFER_BYTES) -> None:
         self._limit = limit_bytes
+        self._least = buffer_bytes
         self._buffer = bytearray(buffer_bytes)
         self._view = memoryview(self._buffer)
         self._start = 0  # what is in the buffer and not taken yet is [start, stop)
@@ -59,6 +60,9 @@ class PacketReader:
         start, stop = self._start, self._stop
         if start == stop:
             self._start = self._stop = 0
+            if len(self._buffer) > self._least:
+                self._buffer = bytearray(self._least)
+                self._view = memoryview(self._buffer)
             return self._view
         if start:
             self._buffer[: stop - start] = self._view[start:stop]

@@ -8,10 +8,9 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties as PahoProperties
 
 from shared.bus.limits import LONGEST_EXPIRY_S
-from shared.bus.message import NO_PROPERTIES, Handle, Message, Properties
+from shared.bus.message import NO_PROPERTIES, Properties
 
 if TYPE_CHECKING:
-    from paho.mqtt.client import MQTTMessage
     from paho.mqtt.reasoncodes import ReasonCode
 
 MAX_INFLIGHT = 10
@@ -57,54 +56,7 @@ def to_paho(
     return result
 
 
-def from_paho(properties: PahoProperties | None) -> Properties:
-    """paho's properties as ours; those that AMP4EC does not use are left out."""
-    if properties is None:
-        return NO_PROPERTIES
-    # paho keeps a property as an attribute that exists only when it came; its own isEmpty() goes
-    # through all 27 by name and costs 4 us a message.
-    response_topic = getattr(properties, "ResponseTopic", None)
-    correlation_data = getattr(properties, "CorrelationData", None)
-    content_type = getattr(properties, "ContentType", None)
-    user = getattr(properties, "UserProperty", None)
-    expiry_s = getattr(properties, "MessageExpiryInterval", None)
-    if (
-        response_topic is None
-        and correlation_data is None
-        and content_type is None
-        and user is None
-        and expiry_s is None
-    ):
-        return NO_PROPERTIES
-    return Properties(
-        response_topic=response_topic,
-        correlation_data=None if correlation_data is None else bytes(correlation_data),
-        content_type=content_type,
-        user=tuple((name, value) for name, value in user or ()),
-        expiry_s=expiry_s,
-    )
-
-
 def loss(reason: ReasonCode) -> str:
     """Why a connection ended or was refused, in words."""
     # paho's stand-in for a connection that just broke; the broker itself gave no reason.
     return "the connection broke" if reason.value == 0x80 else f"the broker said: {reason}"
-
-
-def message_from_paho(message: MQTTMessage, handle: Handle | None) -> Message:
-    """paho's message as ours; the payload is handed on as it is.
-
-    Raises:
-        UnicodeDecodeError: for a topic that is not UTF-8 (a broker refuses those).
-    """
-    # paho's payloads are bytes on receipt; its type also covers what one may publish
-    payload = message.payload
-    return Message(
-        message.topic,
-        payload if isinstance(payload, bytes) else bytes(payload),
-        message.qos,
-        message.retain,
-        message.dup,
-        from_paho(message.properties),
-        handle,
-    )

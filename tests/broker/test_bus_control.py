@@ -23,6 +23,7 @@ from shared.bus import (
 )
 from shared.errors import BrokerError, BrokerUnreachableError
 from tests.broker.conftest import until
+from tests.fakes.hostile import HostileClient, publish_packet, user_property
 
 
 def control(url: BrokerUrl, name: str, **settings: object) -> MqttControlBus:
@@ -402,3 +403,37 @@ async def _mosquitto(directory: Path, port: int, options: str) -> AsyncIterator[
     finally:
         process.terminate()
         await process.wait()
+
+
+def _hostile_properties() -> dict[str, bytes]:
+    return {
+        "byte order mark": user_property("\ufeff".encode(), b"x"),
+        "format indicator": b"\x01\x02",
+        "many": user_property(b"") * 100_000,
+        "emoji": user_property("\U0001f600".encode(), b"x"),
+    }
+
+
+@pytest.mark.parametrize("name", _hostile_properties())
+async def test_properties_that_a_broker_hands_on_end_no_connection(
+    broker: Broker, url: BrokerUrl, name: str
+) -> None:
+    """paho hung up over the first two, at each connection again; over the third the loop stood for 16 s."""
+
+    def attack() -> bool:
+        with HostileClient(broker.port) as hostile:
+            properties = _hostile_properties()[name]
+            hostile.send(publish_packet("t", b"evil", properties=properties, qos=1, retain=True))
+            return hostile.accepted()
+
+    async with control(url, "one") as bus, collecting(bus) as received:
+        await bus.subscribe("t")
+        assert await asyncio.to_thread(attack)
+        await bus.publish("t", b"good")
+        await until(lambda: [message.payload for message in received] == [b"evil", b"good"])
+        assert bus.reconnections == 0
+    async with control(url, "two") as bus, collecting(bus) as received:
+        await bus.subscribe("t")
+        await bus.publish("t", b"", retain=True)
+        await until(lambda: [message.payload for message in received] == [b"evil", b""])
+        assert bus.reconnections == 0

@@ -38,6 +38,7 @@ from shared.bus.mqtt5 import (
 )
 from shared.bus.mqtt5_reader import PacketReader
 from shared.bus.mqtt5_values import BadPacketError, encode_variable_integer
+from tests.fakes.hostile import publish_packet, text, user_property
 
 LIMIT = 1 << 20
 EVERYTHING = Properties(
@@ -462,3 +463,33 @@ def test_garbage_gives_our_error_or_packets(data: bytes, size: int) -> None:
 def _damaged(stream: bytes, at: int, byte: int) -> bytes:
     at %= len(stream)
     return stream[:at] + bytes((byte,)) + stream[at + 1 :]
+
+
+def test_more_properties_than_anybody_needs_are_not_read_and_cost_no_memory_after() -> None:
+    reader = PacketReader(64 << 20, 64)
+    many = user_property(b"") * 2_000_000
+    stream = memoryview(publish_packet("a", b"1", properties=many) + publish_packet("b", b"2"))
+    packets: list[Packet] = []
+    while stream:
+        space = reader.space()
+        count = min(len(space), len(stream))
+        space[:count] = stream[:count]
+        stream = stream[count:]
+        reader.filled(count)
+        while (packet := reader.next()) is not None:
+            packets.append(packet)
+    assert [(p.topic, p.payload, p.properties) for p in packets if isinstance(p, Publish)] == [
+        ("a", b"1", NO_PROPERTIES), ("b", b"2", NO_PROPERTIES),
+    ]  # fmt: skip
+    assert len(reader.space()) == 64
+
+
+def test_the_longest_properties_that_mqtt_has_are_read() -> None:
+    longest = Properties(response_topic="r" * 65_535, correlation_data=bytes(65_535))
+    (packet,) = read(
+        publish_packet(
+            "a", properties=b"\x08" + text(b"r" * 65_535) + b"\x09" + text(bytes(65_535))
+        )
+    )
+    assert isinstance(packet, Publish)
+    assert packet.properties == longest
