@@ -11,6 +11,8 @@ what came.
 from __future__ import annotations
 
 import io
+import math
+import re
 import warnings
 from functools import lru_cache
 from typing import Any, NoReturn, TypeAlias
@@ -21,13 +23,24 @@ from PIL import Image, UnidentifiedImageError
 
 from shared.errors import ErrorCode, JobError
 from shared.graph import TensorSpec
+from shared.tensor import DTYPES, MAX_RANK
 from shared.transform import Interpolation, Transform
 
 Array: TypeAlias = npt.NDArray[np.generic]
 
 MAX_PIXELS = 64_000_000
 """Largest image that is decoded: 8000 x 8000, 192 MB as RGB."""
+_MOST_SCANNED = 12 * MAX_PIXELS
+"""Pixels times scans of a JPEG: each scan of a progressive one goes over the whole image, at 20 ns a pixel,
+and a file may have thousands. Usual ones have up to a dozen."""
 FORMATS = ("JPEG", "PNG", "WEBP")
+_NPY = ".npy bytes of numbers"
+_NPY_HEAD_BYTES = 10_000
+"""As many as NumPy takes; an array of numbers has 118."""
+_NPY_FIELD = re.compile(
+    r"""\s*['"](\w{1,16})['"]\s*:\s*(['"][<>=|]?[a-z]\d{1,2}['"]|True|False|\([\d\s,]{0,200}\))\s*(?:,|$)"""
+)
+_NPY_TYPES = frozenset(np.dtype(name) for name in DTYPES)
 _IMAGE = "a JPEG, PNG or WebP image"
 _FILTERS = {
     Interpolation.NEAREST: Image.Resampling.NEAREST,
@@ -54,18 +67,47 @@ def preprocess(data: bytes | memoryview, transform: Transform) -> npt.NDArray[np
 
 
 def decode_npy(data: bytes | memoryview) -> Array:
-    """The array in `.npy` bytes; object arrays, which would need unpickling, are refused.
+    """The array in `.npy` bytes: a view of them, where their order is this machine's.
 
     Raises:
-        JobError: `BAD_INPUT`: not `.npy`, truncated, or an array of objects.
+        JobError: `BAD_INPUT`: not `.npy`, truncated, or an array of anything but numbers.
     """
+    dtype, shape, column_major, begin = _npy_header(data)
+    if dtype.newbyteorder("=") not in _NPY_TYPES or len(shape) > MAX_RANK:
+        got = f"{dtype}{list(shape)}"[:200]
+        _refuse("the input cannot be used", f"an array of {', '.join(DTYPES)}", got)
+    expected, body = math.prod(shape) * dtype.itemsize, data[begin:]
+    if len(body) != expected:
+        _refuse(
+            "the input is not as large as its header says",
+            f"{expected} bytes for {dtype}{list(shape)}",
+            f"{len(body)} bytes",
+        )
+    array = np.frombuffer(body, dtype).reshape(shape, order="F" if column_major else "C")
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+
+
+def _npy_header(data: bytes | memoryview) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
+    """Dtype, shape, whether in column-major order, and where the numbers begin.
+
+    NumPy's own reader does too much for bytes from anywhere: it opens archives, evaluates the header as
+    Python, and makes room for whatever it says.
+    """
+    head = bytes(data[: 12 + _NPY_HEAD_BYTES])
+    if head[:6] != b"\x93NUMPY" or head[6:8] not in (b"\x01\x00", b"\x02\x00"):
+        _refuse("the input cannot be read", f"{_NPY}, version 1 or 2", f"bytes {head[:8].hex(' ')}")
+    begin = 10 if head[6] == 1 else 12
+    stop = begin + int.from_bytes(head[8:begin], "little")
+    text = head[begin:stop].decode("latin-1").strip()
+    fields = dict(_NPY_FIELD.findall(text[1:-1]))
+    if stop > len(head) or fields.keys() != {"descr", "fortran_order", "shape"}:
+        _refuse("the input cannot be read", _NPY, f"the header {text[:100]!r}")
     try:
-        array: Any = np.load(io.BytesIO(data), allow_pickle=False)
-    except (ValueError, EOFError, OSError, SyntaxError, MemoryError) as error:
-        _refuse("the input cannot be read", ".npy bytes of numbers", str(error)[:200], error)
-    if not isinstance(array, np.ndarray):
-        _refuse("the input cannot be read", "one array as .npy", f"a {type(array).__name__}")
-    return array
+        dtype = np.dtype(fields["descr"].strip("'\""))
+        shape = tuple(int(size) for size in fields["shape"].strip("()").split(",") if size.strip())
+    except (TypeError, ValueError, SyntaxError) as error:
+        _refuse("the input cannot be read", _NPY, str(error)[:200], error)
+    return dtype, shape, fields["fortran_order"] == "True", stop
 
 
 def check_tensor(array: Array, spec: TensorSpec, name: str = "input") -> Array:
@@ -96,6 +138,14 @@ def _decode(data: bytes | memoryview) -> Image.Image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             _refuse("the image is too large", f"at most {MAX_PIXELS} pixels", f"{width} x {height}")
+        # Within a scan the two bytes cannot come (ITU-T T.81, B.1.1.2).
+        scans = bytes(data).count(b"\xff\xda") if image.format == "JPEG" else 1
+        if width * height * scans > _MOST_SCANNED:
+            _refuse(
+                "the image takes too long to decode",
+                f"a JPEG of at most {_MOST_SCANNED // (width * height)} scans at {width} x {height}",
+                f"{scans} scans",
+            )
         return image.convert("RGB")
     except UnidentifiedImageError as error:
         head = bytes(data[:8]).hex(" ")

@@ -233,3 +233,53 @@ def test_a_tensor_is_checked(array: np.ndarray[Any, Any], got: str) -> None:
 def test_a_good_tensor_is_given_back_as_it_is() -> None:
     array = np.zeros((1, 3, 4, 4), np.float32)
     assert check_tensor(array, SPEC) is array
+
+
+def _npy_with(header: str, body: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    text = header.encode() + b"\n"
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000,)}"),
+        _npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (4611686018427387904, 4)}"),
+        _npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, -4)}", bytes(16)),
+        _npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (0, 1000000000000)}", b"x"),
+        _npy_with("{'descr': '|V1000000000', 'fortran_order': False, 'shape': ()}"),
+        _npy_with("{'descr': [('a', '<f4')], 'fortran_order': False, 'shape': (1,)}", bytes(4)),
+        _npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': " + "(" * 3000),
+        _npy_with("-" * 9000 + "1"),
+        _npy_with("{'descr': '<f4', 'fortran_order': False, 'shape': (1,)}", bytes(4), b"\x09\x00"),
+        b"PK\x03\x04" + bytes(100),
+        b"\x93NUMPY\x02\x00\xff\xff\xff\xff",
+    ],
+)
+def test_an_npy_header_is_believed_in_nothing(data: bytes) -> None:
+    with pytest.raises(JobError) as caught:
+        decode_npy(data)
+    assert caught.value.code is ErrorCode.BAD_INPUT
+
+
+@given(
+    st.sampled_from(["float32", ">f4", "float64", "int64", "bool", "uint8", ">i2"]),
+    st.lists(st.integers(0, 4), max_size=4),
+    st.booleans(),
+)
+def test_npy_is_read_as_numpy_reads_it(dtype: str, shape: list[int], column_major: bool) -> None:
+    array = np.arange(int(np.prod(shape)), dtype=np.int64).astype(dtype).reshape(shape)
+    data = npy(np.asfortranarray(array) if column_major else array)
+    read = decode_npy(memoryview(data))
+    np.testing.assert_array_equal(read, array)
+    assert read.dtype == np.dtype(dtype).newbyteorder("=")
+
+
+def test_a_jpeg_of_thousands_of_scans_is_refused_before_it_is_decoded() -> None:
+    """Each scan of a progressive file goes over the whole picture: 32 MB of them are an hour's work."""
+    plain = encoded(picture((4096, 4096)), "JPEG", progressive=True)
+    begin = plain.rindex(b"\xff\xda")
+    scan = plain[begin : plain.index(b"\xff\xd9", begin)]
+    with pytest.raises(JobError, match="takes too long to decode"):
+        preprocess(plain[:-2] + scan[:14] * 200 + b"\xff\xd9", IMAGENET)
+    assert preprocess(plain, IMAGENET).shape == (1, 3, 224, 224)
