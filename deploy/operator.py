@@ -152,7 +152,7 @@ class Operator:
             waiting.again.set()
 
     def _take(self, message: Message) -> None:
-        name, levels = self._topics.parse(message.topic)
+        name, levels = self._topics.accept(message.topic, len(message.payload))
         match name:
             case "response":
                 self._respond(decode_json(message.payload, Response))

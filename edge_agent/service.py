@@ -301,7 +301,7 @@ class Agent:
                 self.drops.drop("malformed", f"{message.topic}: {error}")
 
     def _message(self, message: Message) -> None:
-        name, levels = self._topics.parse(message.topic)
+        name, levels = self._topics.accept(message.topic, len(message.payload))
         match name:
             case "artifact_want" | "artifact_piece":
                 self._transfers.handle(name, levels, message)

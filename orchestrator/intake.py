@@ -1,7 +1,8 @@
 """What comes in on the control connection, checked and turned into events.
 
 What goes wrong with one message stays with it: a malformed one is logged and counted, one that fails by our
-own fault as well, with its traceback.
+own fault as well, with its traceback. What is too large for its topic, or comes faster than its sender may
+send, is not even read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestrator.core import cluster_events as events
+from orchestrator.core.rates import RATES, Admission, RateLimits
 from orchestrator.doubts import Doubts
 from orchestrator.operators import Operators
 from orchestrator.outbox import Outbox
@@ -27,7 +29,7 @@ from shared.messages.node import NodeState, Telemetry
 from shared.messages.operation import Beat, OrchestratorState
 from shared.messages.stage import Assignment
 from shared.messages.stage import Report as StageReports
-from shared.topics import Topics
+from shared.topics import SPECS, Topics, check_payload
 from shared.transfer import Transfers
 
 log = logging.getLogger(__name__)
@@ -51,8 +53,8 @@ class _Life:
 class Intake:
     """Takes messages.
 
-    `step` gives the cluster's core an event, `doubted` is called when a last will is held back, `succeeded`
-    when another orchestrator took over.
+    `step` gives the cluster's core an event, `tell` puts a line on `event`, `doubted` is called when a last
+    will is held back, `succeeded` when another orchestrator took over.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Intake:
         counters: Counter[str],
         doubts: Doubts,
         step: Callable[[events.Event], None],
+        tell: Callable[[events.Tell], None],
         doubted: Callable[[], None],
         succeeded: Callable[[OrchestratorState], None],
     ) -> None:
@@ -79,6 +82,8 @@ class Intake:
         self._counters = counters
         self._doubts = doubts
         self._step = step
+        self._tell = tell
+        self._rates = RateLimits()
         self._doubted = doubted
         self._succeeded = succeeded
 
@@ -86,11 +91,15 @@ class Intake:
         """Deal with one message; raises nothing."""
         try:
             name, levels = self._topics.parse(message.topic)
+            if not self._in_time(name, levels):
+                return
             try:
+                check_payload(name, len(message.payload))
                 self._message(name, levels, message)
             except ProtocolError as error:
                 if name in _OF_NODES:
-                    self._refused(_OF_NODES[name], levels["node"], message.payload, error)
+                    readable = message.payload[: SPECS[name].max_bytes]
+                    self._refused(_OF_NODES[name], levels["node"], readable, error)
                 raise
         except ProtocolError as error:
             self._counters["bad_messages"] += 1
@@ -99,6 +108,22 @@ class Intake:
         except Exception:
             self._counters["internal_errors"] += 1
             log.exception("a message on %s failed", message.topic)
+
+    def _in_time(self, name: str, levels: dict[str, str]) -> bool:
+        """Whether the message keeps its sender's rate; said once where it does not."""
+        sender = next(iter(levels.values()), "")
+        admission = self._rates.admit(time.monotonic(), name, sender)
+        if admission is Admission.TAKEN:
+            return True
+        self._counters["rate_limited"] += 1
+        if admission is Admission.FIRST_DROPPED:
+            text = (
+                f"{name} of {sender[:64]} comes faster than {RATES[name].per_s:g} a second, or from too "
+                "many new names at once: what is beyond that is dropped"
+            )
+            log.warning("%s", text)
+            self._tell(events.Tell("rate_limited", text, node=levels.get("node")))
+        return False
 
     def _message(self, name: str, levels: dict[str, str], message: Message) -> None:
         now, payload = time.monotonic(), message.payload

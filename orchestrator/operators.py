@@ -34,6 +34,8 @@ from shared.transfer import Transfers
 
 log = logging.getLogger(__name__)
 
+_MOST_EARLY = 1000
+_MOST_PREPARATIONS = 64
 _ATTEMPTS = 2
 """A blob on disk may turn out damaged when it is read: then it is gone, and fetched once more."""
 
@@ -100,7 +102,8 @@ class Operators:
     def take(self, verb: str, payload: bytes | bytearray) -> None:
         """A message on `request/{verb}`; what is wrong with it is told to its sender where possible."""
         if self._early is not None:
-            self._early.append((verb, payload))
+            if len(self._early) < _MOST_EARLY:  # who gets no response asks again
+                self._early.append((verb, payload))
             return
         try:
             match verb:
@@ -120,7 +123,7 @@ class Operators:
                         "unknown verb", expected="serve, stop, replan, explain or plan", got=verb
                     )
         except Exception as error:
-            if isinstance(error, ProtocolError):
+            if isinstance(error, Amp4ecError):
                 log.warning("request/%s refused: %s", verb, error)
             else:
                 log.exception("request/%s failed", verb)
@@ -144,6 +147,13 @@ class Operators:
         if running is not None and running.request.transaction == request.transaction:
             return  # the request was delivered twice
         self._abandon(request.model, "something else was asked for under this name")
+        if len(self._preparing) >= _MOST_PREPARATIONS:
+            raise JobError(
+                ErrorCode.OVERLOADED,
+                "too many models are being prepared",
+                expected=f"at most {_MOST_PREPARATIONS} at once",
+                got="one more",
+            )
         task = asyncio.create_task(self._prepare(request), name=f"serve {request.model}")
         preparation = self._preparing[request.model] = _Preparation(request, task)
 

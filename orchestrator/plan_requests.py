@@ -29,6 +29,8 @@ from shared.transfer import Transfers
 
 log = logging.getLogger(__name__)
 
+_MOST_REQUESTS = 64
+
 
 class PlanRequests:
     """Answers them; `runtimes` says which runtimes the nodes of now have in common."""
@@ -51,9 +53,20 @@ class PlanRequests:
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def take(self, request: PlanRequest) -> None:
-        """Answer a request in a while; one that comes twice is answered once."""
+        """Answer a request in a while; one that comes twice is answered once.
+
+        Raises:
+            JobError: too many wait.
+        """
         transaction = request.transaction
         if transaction not in self._tasks:
+            if len(self._tasks) >= _MOST_REQUESTS:
+                raise JobError(
+                    ErrorCode.OVERLOADED,
+                    "too many plans are asked for",
+                    expected=f"at most {_MOST_REQUESTS} at once",
+                    got="one more",
+                )
             task = asyncio.create_task(self._answer(request), name=f"plan {request.model}")
             self._tasks[transaction] = task
             task.add_done_callback(lambda _: self._tasks.pop(transaction, None))

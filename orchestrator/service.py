@@ -154,6 +154,7 @@ class Orchestrator:
             counters=self._counters,
             doubts=self._doubts,
             step=self._step,
+            tell=self._announcer.happened,
             doubted=self._look_again,
             succeeded=self._succeeded,
         )

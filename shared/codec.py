@@ -22,6 +22,8 @@ import msgspec
 from shared.errors import ProtocolError
 
 T = TypeVar("T")
+Raw = msgspec.Raw
+"""A field that is left as it came; `bytes` of it, and `decode_json` reads it later."""
 
 _json = msgspec.json.Encoder(order="deterministic")
 _msgpack = msgspec.msgpack.Encoder()

@@ -46,6 +46,11 @@ people to read.
   there mean nothing else.
 - The broker should allow any number of messages in flight per client (Mosquitto: `max_inflight_messages 0`):
   jobs are acknowledged with their answers, and twenty that wait would lock out the results they wait for.
+- A payload larger than its row of the table allows is dropped unread, counted and logged; a job's own limit
+  is in `orchestrator/state`, and beyond it the answer is `too_large`. Of control messages that come faster
+  than their sender may send, the orchestrator drops what is beyond, and says so once on `event`.
+- `Shape` has up to 8 sizes, `Tensors` are up to 1,024 `WireTensor` by name, `InputTensors` up to 64
+  `TensorInput`, a `Trace` is up to 1,024 `StageTime`, `Images` up to 1,024 files.
 - Tensors: `dtype` is one of {dtypes}; `data` is little-endian in C order of `shape`.
 
 ## Sending a job
@@ -73,15 +78,22 @@ def _head() -> Iterator[str]:
 
 def _topics() -> Iterator[str]:
     yield "## Topics\n"
-    yield "| topic | from | to | QoS | retained | payload | what |"
-    yield "|---|---|---|---|---|---|---|"
+    yield "| topic | from | to | QoS | retained | payload | at most | what |"
+    yield "|---|---|---|---|---|---|---|---|"
     for spec in topics.TABLE:
         retained = "yes" if spec.retained else ""
         yield (
             f"| `{spec.pattern}` | {spec.sender} | {spec.receiver} | {spec.qos} | {retained} "
-            f"| {spec.payload} | {spec.text} |"
+            f"| {spec.payload} | {_size(spec.max_bytes)} | {spec.text} |"
         )
     yield ""
+
+
+def _size(size_bytes: int) -> str:
+    for unit, name in ((topics.MIB, "MiB"), (topics.KIB, "KiB")):
+        if size_bytes >= unit:
+            return f"{size_bytes / unit:.0f} {name}"
+    return f"{size_bytes} bytes"
 
 
 def _codes() -> Iterator[str]:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from msgspec import Meta
 from numpy.typing import NDArray
 
 from shared.errors import ProtocolError
@@ -25,6 +26,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }  # fmt: skip
 """The element types that may travel."""
 MAX_RANK = 8
+Shape = Annotated[tuple[int, ...], Meta(max_length=MAX_RANK)]
 
 Array = NDArray[Any]
 
@@ -34,7 +36,7 @@ class WireTensor:
     """One tensor; `data` holds `prod(shape)` elements of `dtype`."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
     data: memoryview
     layout: Literal["contiguous", "channels_last"] = "contiguous"
 

@@ -27,8 +27,14 @@ class TopicSpec:
     qos: Literal[0, 1]
     retained: bool
     payload: str
+    max_bytes: int
+    """The largest payload that a reader takes: checked before anything is decoded."""
     text: str
 
+
+KIB, MIB = 1 << 10, 1 << 20
+LARGEST_BYTES = 127 * MIB
+"""What our own broker takes: rows that carry tensors have no bound of their own below it."""
 
 TABLE: tuple[TopicSpec, ...] = (
     TopicSpec(
@@ -39,6 +45,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=True,
         payload="JSON `NodeState`",
+        max_bytes=64 * KIB,
         text="Birth (`online`: incarnation, hardware, runtimes, zone, price, power) or death "
         "(`offline`: left by itself; `lost`: the broker noticed).",
     ),
@@ -50,6 +57,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=0,
         retained=False,
         payload="JSON `Telemetry`",
+        max_bytes=256 * KIB,
         text="1 Hz: CPU % of what the node may use, memory, network, round trip, queue, stage times.",
     ),
     TopicSpec(
@@ -60,6 +68,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=0,
         retained=False,
         payload="JSON `Ping`",
+        max_bytes=1 * KIB,
         text="Asks a node that is silent whether it is there; it answers with its report.",
     ),
     TopicSpec(
@@ -70,6 +79,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=True,
         payload="JSON `Assignment`",
+        max_bytes=4 * MIB,
         text="The full desired state of that node, never a delta.",
     ),
     TopicSpec(
@@ -80,6 +90,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="JSON `Report`",
+        max_bytes=1 * MIB,
         text="Each stage fetching, loading, ready or failed, with the reason.",
     ),
     TopicSpec(
@@ -90,6 +101,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=True,
         payload="JSON `ModelState`",
+        max_bytes=4 * MIB,
         text="The plan in force, its generation, stage table, predicted and measured figures.",
     ),
     TopicSpec(
@@ -100,6 +112,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="image bytes, `.npy`, msgpack tensor(s) or batch, JSON tensor",
+        max_bytes=LARGEST_BYTES,
         text="A job. MQTT 5: response topic below `result/`, correlation data, and the user "
         "properties `job`, `deadline_ms`, `accept`, `priority` (0 to 9, 5 unless given: higher goes "
         "first, but for one turn in eight; clients take turns within one priority), "
@@ -114,6 +127,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="as above",
+        max_bytes=LARGEST_BYTES,
         text="A job from an MQTT 3.1.1 client; the answer goes to `result/{client}/{job}`.",
     ),
     TopicSpec(
@@ -124,6 +138,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="msgpack `Activation`",
+        max_bytes=LARGEST_BYTES,
         text="What a stage takes. The generation in the topic keeps stale stages silent. The job's priority, "
         "where it is not 5, is the user property `priority` here, too.",
     ),
@@ -135,6 +150,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="msgpack `StageResult`",
+        max_bytes=LARGEST_BYTES,
         text="What the last stage made, or why a stage could not; of an item that a node may have died of, "
         "also which node begins with it and which has handed it on.",
     ),
@@ -146,6 +162,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="JSON `Answer` or `ErrorAnswer`; msgpack on request",
+        max_bytes=LARGEST_BYTES,
         text="Answers; any concrete topic below `result/` may be named as response topic.",
     ),
     TopicSpec(
@@ -156,6 +173,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="msgpack `Want`",
+        max_bytes=4 * KIB,
         text="Asks `peer` for one piece of a blob. The asker sets the pace, so a transfer has a "
         "window and resumes where it stopped.",
     ),
@@ -167,6 +185,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="msgpack `Piece`",
+        max_bytes=4 * MIB + 4 * KIB,
         text="One piece of a blob, with its own SHA-256, or why there is none.",
     ),
     TopicSpec(
@@ -177,6 +196,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=True,
         payload="random bytes, for some seconds",
+        max_bytes=256 * KIB,
         text="What an agent measures its link with: it leaves up to 256 KiB here, fetches them back and "
         "clears the topic; rarely, and only while nothing else moves.",
     ),
@@ -188,6 +208,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="JSON with `transaction`",
+        max_bytes=4 * MIB,
         text="`serve`, `stop`, `replan`, `plan`, `explain`.",
     ),
     TopicSpec(
@@ -198,6 +219,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="JSON `Response`",
+        max_bytes=16 * MIB,
         text="`transaction`, `status` (`progress`, `ok`, `error`), `data`, `error`.",
     ),
     TopicSpec(
@@ -208,6 +230,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=True,
         payload="JSON `OrchestratorState`",
+        max_bytes=16 * KIB,
         text="Who leads, since when, and the limits that jobs have to keep.",
     ),
     TopicSpec(
@@ -218,6 +241,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=True,
         payload="JSON `Beat`",
+        max_bytes=1 * KIB,
         text="Counts seconds. A successor that knows a later count than is retained knows that the broker "
         "was killed and has lost what came since it last saved: accepted jobs too.",
     ),
@@ -229,6 +253,7 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=1,
         retained=False,
         payload="JSON `Happening`",
+        max_bytes=1 * MIB,
         text="One line per thing that happened: node joined or left, replanned and why, ...",
     ),
     TopicSpec(
@@ -239,12 +264,30 @@ TABLE: tuple[TopicSpec, ...] = (
         qos=0,
         retained=False,
         payload="JSON `Metrics`",
+        max_bytes=1 * MIB,
         text="1 Hz summary: jobs accepted, answered, refused; queues; throughput; latency.",
     ),
 )
 
 SPECS = {spec.name: spec for spec in TABLE}
+_LONGEST_LEVEL = 1024
+"""Characters: names have 64, a client's own id for its job may have more."""
 _LEVEL = re.compile(r"\{[a-z]+\}")
+
+
+def check_payload(name: str, payload_bytes: int) -> None:
+    """Refuse a payload that is larger than the row `name` allows.
+
+    Raises:
+        ProtocolError: it is.
+    """
+    limit = SPECS[name].max_bytes
+    if payload_bytes > limit:
+        raise ProtocolError(
+            "larger than a message of this topic may be",
+            expected=f"at most {limit} bytes",
+            got=f"{payload_bytes} bytes",
+        )
 
 
 class Topics:
@@ -274,7 +317,11 @@ class Topics:
         return [
             (
                 spec.name,
-                re.compile(_LEVEL.sub(lambda m: f"(?P<{m[0][1:-1]}>[^/]+)", spec.pattern)),
+                re.compile(
+                    _LEVEL.sub(
+                        lambda m: f"(?P<{m[0][1:-1]}>[^/]{{1,{_LONGEST_LEVEL}}})", spec.pattern
+                    )
+                ),
             )
             for spec in order
         ]
@@ -293,6 +340,16 @@ class Topics:
                 if match:
                     return name, match.groupdict()
         raise ProtocolError("not a topic of the table", expected=f"{prefix}...", got=topic[:200])
+
+    def accept(self, topic: str, payload_bytes: int) -> tuple[str, dict[str, str]]:
+        """Like `parse`, for what came: refuses a payload larger than its row allows, unread.
+
+        Raises:
+            ProtocolError: no row of the table has this form, or the payload is too large for it.
+        """
+        name, levels = self.parse(topic)
+        check_payload(name, payload_bytes)
+        return name, levels
 
     def client_of(self, topic: str) -> str:
         """Whom an answer on `topic` is for: the level below `result/`; `may_answer_to` must hold."""

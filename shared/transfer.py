@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import logging
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +52,8 @@ Progress = Callable[[int, int], None]
 _SERVERS = 4
 """Pieces sent at once: enough to hide one disk read behind another's acknowledgement."""
 _MOST_WANTS = 1024
+_MOST_WANTS_OF_ONE = 128
+"""A fetch keeps a few under way, and a peer three fetches: who asks for more must not fill the queue."""
 _CACHED_PIECES = 8
 """2 MiB: nodes that load the same model at the same time ask for the same pieces within a moment."""
 
@@ -136,6 +138,7 @@ class Transfers:
         self._running: dict[str, _Running] = {}
         self._wants: deque[Want] = deque()
         self._queued: set[Want] = set()
+        self._waiting: Counter[str] = Counter()
         self._wanted = asyncio.Event()
         self._cache: OrderedDict[tuple[str, int, int], bytes | bytearray] = OrderedDict()
         self._tasks: list[asyncio.Task[None]] = []
@@ -231,10 +234,11 @@ class Transfers:
     def _take_want(self, want: Want) -> None:
         if want in self._queued:
             return  # asked again before its turn came
-        if len(self._wants) >= _MOST_WANTS:
+        if len(self._wants) >= _MOST_WANTS or self._waiting[want.reply] >= _MOST_WANTS_OF_ONE:
             self.counters.wants_dropped += 1  # asked again when the time is up
             return
         self._queued.add(want)
+        self._waiting[want.reply] += 1
         self._wants.append(want)
         self._wanted.set()
 
@@ -245,6 +249,9 @@ class Transfers:
                 await self._wanted.wait()
             want = self._wants.popleft()
             self._queued.discard(want)
+            self._waiting[want.reply] -= 1
+            if not self._waiting[want.reply]:
+                del self._waiting[want.reply]
             payload = await self._piece(want)
             try:
                 await self._bus.publish(

@@ -360,7 +360,7 @@ class Client:
                 log.warning("%s: %s", message.topic, error)
 
     def _take(self, message: Message) -> None:
-        name, levels = self.topics.parse(message.topic)
+        name, levels = self.topics.accept(message.topic, len(message.payload))
         if name == "result":
             self._take_result(levels["job"], message.payload)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from shared.bus import Message
 from shared.codec import decode_json
@@ -12,6 +13,8 @@ from shared.messages.operation import Metrics, OrchestratorState
 
 WATCHED = ("orchestrator_state", "node_state", "telemetry", "model_state", "metrics")
 """The topics of the table that a status is made of."""
+MOST_NAMES = 20_000
+"""Nodes, and models, that are shown: a flood of invented ones must not fill the memory of who looks on."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,6 +54,9 @@ class Overview:
     models: dict[str, ModelState] = field(default_factory=dict)
     metrics: Metrics | None = None
 
+    def _room(self, known: dict[str, Any], name: str) -> bool:
+        return name in known or len(known) < MOST_NAMES
+
     def take(self, name: str, levels: dict[str, str], message: Message) -> None:
         """One message on the topic `name` of the table.
 
@@ -63,14 +69,20 @@ class Overview:
                 self.orchestrator = decode_json(payload, OrchestratorState) if payload else None
             case "node_state":
                 if payload:
-                    self.nodes[levels["node"]] = decode_json(payload, NodeState)
+                    state = decode_json(payload, NodeState)
+                    if self._room(self.nodes, levels["node"]):
+                        self.nodes[levels["node"]] = state
                 else:
                     self.nodes.pop(levels["node"], None)
             case "telemetry":
-                self.telemetry[levels["node"]] = decode_json(payload, Telemetry)
+                telemetry = decode_json(payload, Telemetry)
+                if self._room(self.telemetry, levels["node"]):
+                    self.telemetry[levels["node"]] = telemetry
             case "model_state":
                 if payload:
-                    self.models[levels["model"]] = decode_json(payload, ModelState)
+                    model = decode_json(payload, ModelState)
+                    if self._room(self.models, levels["model"]):
+                        self.models[levels["model"]] = model
                 else:
                     self.models.pop(levels["model"], None)
             case "metrics":

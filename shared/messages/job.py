@@ -9,8 +9,16 @@ from msgspec import UNSET, Meta, UnsetType
 
 from shared.errors import ErrorCode
 from shared.messages import Count, Seconds, Version
-from shared.tensor import WireTensor
+from shared.tensor import Shape, WireTensor
 
+MAX_BATCH: Final = 1024
+MAX_TENSORS: Final = 1024
+"""Of one message; between stages as many as are alive at a cut."""
+# Lengths are checked before what they count is made: an image of no bytes has two on the wire, and 200 then.
+Tensors = Annotated[dict[str, WireTensor], Meta(max_length=MAX_TENSORS)]
+Trace = Annotated[list["StageTime"], Meta(max_length=1024)]
+Images = Annotated[list[memoryview], Meta(max_length=MAX_BATCH)]
+InputTensors = Annotated[dict[str, "TensorInput"], Meta(max_length=64)]
 NO_TENSORS: Final = UNSET
 """Of an answer that was not asked for its tensors: the field is left out."""
 
@@ -36,10 +44,10 @@ class Activation:
     job: str
     item: Count
     attempt: Count
-    tensors: dict[str, WireTensor] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
     body: memoryview | None = None
     content_type: str = ""
-    trace: list[StageTime] = field(default_factory=list)
+    trace: Trace = field(default_factory=list)
     watched: bool = False
     v: Version = 1
 
@@ -70,10 +78,10 @@ class StageResult:
     job: str
     item: Count
     attempt: Count
-    tensors: dict[str, WireTensor] = field(default_factory=dict)
+    tensors: Tensors = field(default_factory=dict)
     failure: Failure | None = None
     progress: Progress | None = None
-    trace: list[StageTime] = field(default_factory=list)
+    trace: Trace = field(default_factory=list)
     v: Version = 1
 
 
@@ -82,7 +90,7 @@ class TensorInput:
     """A client's tensor in msgpack: `data` little-endian in C order."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
     data: memoryview
 
 
@@ -105,7 +113,7 @@ class JsonTensorInput:
     """A tensor in JSON: `data` is nested lists of `shape`."""
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
     data: Any
 
 

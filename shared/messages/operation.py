@@ -23,7 +23,7 @@ class ServeRequest:
     transaction: Transaction
     model: Name
     manifest: Blob
-    blobs: list[Blob]
+    blobs: Annotated[list[Blob], Meta(max_length=20_000)]
     provider: Name
     options: ServeOptions = field(default_factory=ServeOptions)
     timeout_s: Annotated[float, Meta(gt=0, le=86400)] = 120.0

@@ -269,3 +269,18 @@ async def test_rubbish_is_counted_and_dropped(store: ArtifactStore) -> None:
         broker.publish(TOPICS.topic("artifact_piece", peer="b"), b"", 1)
         await until(lambda: a.counters.bad_messages and b.counters.bad_messages)
         assert (await b.fetch(BLOB, "a")).read_bytes() == DATA
+
+
+async def test_a_peer_that_asks_for_everything_leaves_the_others_their_turn(
+    store: ArtifactStore,
+) -> None:
+    broker = FakeBroker()
+    async with (
+        peer(broker, "a", source=Source({BLOB.digest: DATA})) as a,
+        peer(broker, "b", store=store) as b,
+    ):
+        for offset in range(5000):
+            want = Want(digest=BLOB.digest, offset=offset % len(DATA), length=1, reply="greedy")
+            broker.publish(TOPICS.topic("artifact_want", peer="a"), bytes(encode_msgpack(want)), 1)
+        assert (await b.fetch(BLOB, "a")).read_bytes() == DATA
+        assert a.counters.wants_dropped > 0

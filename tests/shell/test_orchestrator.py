@@ -86,6 +86,22 @@ async def test_malformed_messages_cost_nothing(world: World) -> None:
         assert orchestrator._counters["internal_errors"] == 0
 
 
+async def test_who_sends_too_much_or_too_fast_is_not_read(world: World) -> None:
+    async with world.orchestrator() as orchestrator, world.agents("a", "b"):
+        world.broker.publish("test/node/a/report", b"x" * (2 << 20), 1)
+        await until(lambda: orchestrator._counters["bad_messages"] == 1)
+        for _ in range(2000):
+            world.broker.publish("test/node/loud/telemetry", b"{}", 0)
+        world.broker.publish("test/node/b/report", b"{}", 1)
+        await until(lambda: world.operator.told("rate_limited"))
+        (told,) = world.operator.told("rate_limited")
+        assert told.node == "loud"
+        await until(lambda: world.operator.told("report_refused"))
+        assert [told.node for told in world.operator.told("report_refused")] == ["a", "b"]
+        assert orchestrator._counters["rate_limited"] > 0
+        assert (await world.operator.serve(Model())).status == "ok"
+
+
 @pytest.mark.parametrize(
     ("verb", "payload", "words"),
     [

@@ -185,3 +185,73 @@ def test_finite() -> None:
     assert finite(1.5) == 1.5
     assert finite(math.inf) is None
     assert finite(None) is None
+
+
+def telemetry(**changes: object) -> bytes:
+    fields: dict[str, object] = {
+        "node": "pi-1", "incarnation": 1, "uptime_s": 1.0, "cpu_percent": 1.0, "memory_used_bytes": 1,
+        "memory_limit_bytes": 1, "network_received_bytes": 1, "network_sent_bytes": 1, "round_trip_s": None,
+        "queue": 0, "stability": 1.0,
+    }  # fmt: skip
+    return json.dumps(fields | changes).encode()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"node": "pi-1\n"},
+        {"incarnation": 2**63},
+        {"incarnation": 10**400},
+        {"uptime_s": 1e300},
+        {"cpu_percent": 1e300},
+        {"up_bytes_per_s": 1e300},
+    ],
+)
+def test_numbers_and_names_that_lead_to_trouble_later_are_refused(
+    changes: dict[str, object],
+) -> None:
+    assert decode_json(telemetry(), Telemetry).node == "pi-1"
+    with pytest.raises(ProtocolError):
+        decode_json(telemetry(**changes), Telemetry)
+
+
+def test_a_digest_is_one_line() -> None:
+    want = {"digest": "0" * 64, "offset": 0, "length": 1, "reply": "me"}
+    assert decode_msgpack(msgpack.packb(want), Want).digest == "0" * 64
+    with pytest.raises(ProtocolError):
+        decode_msgpack(msgpack.packb(want | {"digest": "0" * 64 + "\n"}), Want)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan, 1e300])
+def test_a_stage_time_is_finite(value: float) -> None:
+    time = {"stage": 0, "node": "a", "queue_s": value, "compute_s": 0.0, "cpu_s": 0.0}
+    message = {"job": "j", "item": 0, "attempt": 0, "trace": [time]}
+    with pytest.raises(ProtocolError):
+        decode_msgpack(msgpack.packb(message), StageResult)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\xdd\xff\xff\xff\xff" + b"\xc4\x00" * 1000,
+        b"\xdd\x00\x98\x96\x80" + b"\xc4\x00" * 10_000_000,
+    ],
+)
+def test_what_is_too_many_is_refused_before_any_is_made(data: bytes) -> None:
+    message = b"\x81\xa6images" + data
+    tracemalloc.start()
+    with pytest.raises(ProtocolError, match="length <= 1024"):
+        decode_msgpack(message, BatchInput)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 100_000
+
+
+@pytest.mark.parametrize("type_", [list, dict, JsonTensorInput, Telemetry, StageResult])
+def test_nesting_has_an_end(type_: type) -> None:
+    for data in (b"[" * 100_000, b'{"x":' * 100_000, b'{"data":' + b"[" * 100_000):
+        with pytest.raises(ProtocolError):
+            decode_json(data, type_)
+    for data in (b"\x91" * 100_000, b"\x81\xa1x" * 100_000, b"\x81\xa1x" + b"\x91" * 100_000):
+        with pytest.raises(ProtocolError):
+            decode_msgpack(data, type_)

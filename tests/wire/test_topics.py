@@ -82,3 +82,19 @@ def test_names() -> None:
 @pytest.mark.parametrize("rest", ["camera", "camera/7", "camera/a/b"])
 def test_who_an_answer_is_for(rest: str) -> None:
     assert Topics("a/b").client_of(f"a/b/result/{rest}") == "camera"
+
+
+@pytest.mark.parametrize("spec", TABLE, ids=lambda spec: spec.name)
+def test_a_payload_larger_than_its_row_allows_is_refused(spec: TopicSpec) -> None:
+    topics = Topics()
+    topic = topics.topic(spec.name, **levels_of(spec))
+    assert topics.accept(topic, spec.max_bytes) == topics.parse(topic)
+    with pytest.raises(ProtocolError, match=f"at most {spec.max_bytes} bytes"):
+        topics.accept(topic, spec.max_bytes + 1)
+
+
+def test_a_level_of_any_length_is_none_of_the_table() -> None:
+    topics = Topics()
+    assert topics.parse(f"amp4ec/v1/node/{'x' * 1024}/state")[0] == "node_state"
+    with pytest.raises(ProtocolError):
+        topics.parse(f"amp4ec/v1/node/{'x' * 1025}/state")
