@@ -25,6 +25,7 @@ RATES: Final = {
     "node_state": Rate(5, 50),
     "telemetry": Rate(50, 200),
     "report": Rate(50, 500),
+    "ping": Rate(10, 100),
     "request": Rate(50, 200),
     "artifact_want": Rate(2000, 4000),
     "artifact_piece": Rate(2000, 4000),
