@@ -33,6 +33,7 @@ class Presence:
         hardware: what the device is.
         runtimes: versions by name.
         calibrations: measured speeds by runtime, those known before; more come by `calibrated`.
+        term: the greatest term of a leader that the node has heard of by now.
         control: makes the control connection with a last will; entered by its user.
     """
 
@@ -44,6 +45,7 @@ class Presence:
         hardware: Hardware,
         runtimes: Mapping[str, str],
         calibrations: Mapping[str, Calibration],
+        term: Callable[[], int],
         control: Callable[[Publication], ControlBus],
     ) -> None:
         self.incarnation = incarnation
@@ -51,6 +53,7 @@ class Presence:
         self._hardware = hardware
         self._runtimes = dict(runtimes)
         self._calibrations = dict(calibrations)
+        self._term = term
         self._topic = Topics(options.root).topic("node_state", node=options.node)
         self.control = control(
             Publication(
@@ -147,6 +150,7 @@ class Presence:
             price_per_hour=options.price_per_hour,
             power_w=options.power_w,
             telemetry_interval_s=options.telemetry_interval_s,
+            term=self._term(),
             reason=reason,
         )
 

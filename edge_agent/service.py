@@ -34,6 +34,7 @@ from edge_agent.runtimes import available_runtimes, threads_for
 from edge_agent.stage_keeper import StageKeeper
 from edge_agent.stage_thread import MAX_ITEMS
 from edge_agent.telemetry import Reporter
+from edge_agent.terms import TermFile
 from shared.artifact_store import ArtifactStore
 from shared.bus import ControlBus, DataBus, Message, MqttControlBus, MqttDataBus, Publication
 from shared.codec import decode_json
@@ -143,12 +144,15 @@ class Agent:
             name: self._calibration_cache.get(name, number, self._hardware)
             for name, number in self._runtimes.items()
         }
+        terms = TermFile(options.directory)
+        core = desired.Desired(options.node, incarnation, term=terms.read())
         self._presence = Presence(
             options,
             incarnation,
             hardware=self._hardware,
             runtimes=self._runtimes,
             calibrations={name: known for name, known in cached.items() if known is not None},
+            term=lambda: core.term,
             control=control,
         )
         self._control = self._presence.control
@@ -156,7 +160,8 @@ class Agent:
         self._transfers = Transfers(self._control, self._topics, options.node, store=self._store)
         self._keeper = StageKeeper(
             options.node,
-            desired.Desired(options.node, incarnation),
+            core,
+            terms=terms,
             control=self._control,
             topics=self._topics,
             blobs=Blobs(self._store, self._transfers),
@@ -317,7 +322,9 @@ class Agent:
                 if message.payload:
                     state = decode_json(message.payload, OrchestratorState)
                     if state.state == "online":
-                        born = desired.OrchestratorBorn(state.incarnation, message.retain)
+                        born = desired.OrchestratorBorn(
+                            state.incarnation, message.retain, state.term
+                        )
                         self._keeper.step(born)
             case "node_state":
                 payload = message.payload

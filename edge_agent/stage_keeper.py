@@ -19,6 +19,7 @@ from edge_agent.blobs import Blobs
 from edge_agent.core import desired
 from edge_agent.loader import Loader, LoaderThread
 from edge_agent.stage_thread import Attached, Detached, Notice, StageThread, ThreadEnded
+from edge_agent.terms import TermFile
 from shared.bus import ControlBus, DataBus
 from shared.codec import encode_json
 from shared.errors import Amp4ecError, ArtifactError, BrokerError
@@ -39,6 +40,7 @@ class StageKeeper:
 
     Args:
         core: decides.
+        terms: keeps the greatest term that the core has heard of.
         control: reports go out on it.
         topics: the table.
         blobs: where graphs and weights come from.
@@ -53,6 +55,7 @@ class StageKeeper:
         node: str,
         core: desired.Desired,
         *,
+        terms: TermFile,
         control: ControlBus,
         topics: Topics,
         blobs: Blobs,
@@ -62,6 +65,7 @@ class StageKeeper:
         ended: Callable[[BaseException | None], None],
     ) -> None:
         self._core = core
+        self._terms = terms
         self._control = control
         self._report_topic = topics.topic("report", node=node)
         self._blobs = blobs
@@ -106,7 +110,9 @@ class StageKeeper:
         """Take an event to the core, and do what it says."""
         if self._leaving:
             return
-        for action in self._core.step(event):
+        actions = self._core.step(event)
+        self._terms.keep(self._core.term)
+        for action in actions:
             match action:
                 case desired.FetchBlobs(life, stage):
                     log.info("stage %s: fetching", _text(stage))

@@ -231,19 +231,33 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=True,
         payload="JSON `OrchestratorState`",
         max_bytes=16 * KIB,
-        text="Who leads, since when, and the limits that jobs have to keep.",
+        text="Who leads, under which term, who stands by, and the limits that jobs have to keep. An "
+        "orchestrator that would lead claims it here first, with a term above all that it has seen.",
     ),
     TopicSpec(
         name="orchestrator_beat",
         pattern="orchestrator/beat",
         sender="orchestrator",
-        receiver="its successor",
-        qos=1,
+        receiver="itself, and orchestrators that stand by",
+        qos=0,
         retained=True,
         payload="JSON `Beat`",
         max_bytes=1 * KIB,
-        text="Counts seconds. A successor that knows a later count than is retained knows that the broker "
-        "was killed and has lost what came since it last saved: accepted jobs too.",
+        text="Twice a second: the leader's lease, which it renews with each that comes back to it, and which "
+        "a standby takes for over when none came for 2 s. A successor that knows a later count than is "
+        "retained knows that the broker was killed and has lost what came since it last saved: accepted "
+        "jobs too.",
+    ),
+    TopicSpec(
+        name="standby",
+        pattern="orchestrator/standby/{standby}",
+        sender="an orchestrator that does not lead",
+        receiver="the leader, and the other standbys",
+        qos=0,
+        retained=False,
+        payload="JSON `Standby`",
+        max_bytes=1 * KIB,
+        text="Once a second, and before it claims to lead: who would take over.",
     ),
     TopicSpec(
         name="event",

@@ -97,11 +97,12 @@ class StageUnloaded:
 class OrchestratorBorn:
     """An orchestrator says that it is online, as it does after each of its connections.
 
-    `again`: it is the retained word, which comes with each connection of ours.
+    `again`: it is the retained word, which comes with each connection of ours. `term`: under which it leads.
     """
 
     incarnation: int
     again: bool = False
+    term: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -205,12 +206,18 @@ class Desired:
 
     node: str
     incarnation: int
+    term: int = 0
+    """The greatest that was heard of; what a leader of a lesser one says is not listened to."""
     revision: int = -1
+    """The assignment in force, of term `obeyed`; -1 before the first."""
+    obeyed: int = 0
     lives: dict[int, Held] = field(default_factory=dict)
     foreign: int = 0
     """Assignments dropped because they were for another node."""
     outdated: int = 0
-    """Assignments dropped because a later one had come."""
+    """Assignments dropped because a later one of the same leader had come."""
+    refused: int = 0
+    """Assignments dropped because there is a leader of a greater term."""
     _next_life: int = 1
     _orchestrator: int = -1
     _prefetch: tuple[Blob, ...] = ()
@@ -234,12 +241,8 @@ class Desired:
                 if held is not None and held.phase is Phase.UNLOADING:
                     del self.lives[life]
                 actions = []
-            case OrchestratorBorn(incarnation, again):
-                # While it was away, and be it for a moment, our reports went nowhere: they are not
-                # retained. Only what it said before we came back needs no answer: `BusConnected` has it.
-                unheard = not again or incarnation != self._orchestrator
-                self._orchestrator = incarnation
-                actions = [self._report()] if unheard and self.revision >= 0 else []
+            case OrchestratorBorn():
+                actions = self._orchestrator_born(event)
             case BusConnected():
                 actions = [self._report()] if self.revision >= 0 else []
             case Asked():
@@ -253,6 +256,16 @@ class Desired:
                 assert_never(event)
         return actions + self._idle()
 
+    def _orchestrator_born(self, born: OrchestratorBorn) -> list[Action]:
+        if born.term < self.term:
+            return []  # one that was cut off, and does not know yet that another leads
+        self.term = born.term
+        # While it was away, and be it for a moment, our reports went nowhere: they are not retained.
+        # Only what it said before we came back needs no answer: `BusConnected` has it.
+        unheard = not born.again or born.incarnation != self._orchestrator
+        self._orchestrator = born.incarnation
+        return [self._report()] if unheard and self.revision >= 0 else []
+
     def named(self) -> list[Held]:
         """The stages of the assignment in force, in its order of life."""
         gone = (Phase.ABANDONED, Phase.UNLOADING)
@@ -262,9 +275,13 @@ class Desired:
         if assignment.node != self.node:
             self.foreign += 1
             return []
-        if assignment.revision <= self.revision:
+        if assignment.term < self.term:
+            self.refused += 1
+            return [self._report()]
+        if assignment.term == self.obeyed and assignment.revision <= self.revision:
             self.outdated += assignment.revision < self.revision
             return []
+        self.term = self.obeyed = assignment.term
         self.revision = assignment.revision
         self._prefetch = tuple(assignment.prefetch)
         actions: list[Action] = []
@@ -360,6 +377,8 @@ class Desired:
                 node=self.node,
                 incarnation=self.incarnation,
                 revision=max(self.revision, 0),
+                term=self.term,
+                refused=self.refused,
                 stages=[_stage_report(held) for held in self.named()],
             )
         )

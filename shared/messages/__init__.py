@@ -15,6 +15,8 @@ Ratio = Annotated[float, Meta(ge=0, le=1e18)]
 """A finite number >= 0; NaN fails the comparison and is refused."""
 Count = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 """Beyond 64 bits a number can neither be sent on nor become a float."""
+Term = Annotated[int, Meta(ge=0, le=2**53)]
+"""A leader's number; readers of JSON may not hold larger ones exactly."""
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 """Up to thirty years: finite, and so are sums of them."""
 Positive = Annotated[float, Meta(gt=0, le=1e18)]

@@ -104,7 +104,8 @@ class ModelState:
 
     `alternatives` are the plans that lost; `free_choice` says what the planner would have chosen
     without the number of stages that was asked for. `cpu_reserved` is the share of each node's CPU that is
-    kept for the rate that was asked for.
+    kept for the rate that was asked for. `manifest` is the package that is served, of `manifest_bytes`: a
+    standby fetches it, and what it names, before it has to take over.
     """
 
     state: Literal["serving", "loading", "unserved", "failed"]
@@ -117,6 +118,7 @@ class ModelState:
     reason: str = ""
     weights: str = ""
     manifest: Digest | None = None
+    manifest_bytes: Count = 0
     options: ServeOptions = field(default_factory=ServeOptions)
     runtime: str = ""
     alternatives: list[AlternativeRow] = field(default_factory=list)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.messages import Count, Name, Positive, Ratio, Seconds, Version
+from shared.messages import Count, Name, Positive, Ratio, Seconds, Term, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +45,8 @@ class Hardware:
 class NodeState:
     """A node's birth (`online`) or death: `offline` when it left, `lost` from its last will.
 
-    `incarnation` grows with every start of the agent; a death with an older one is a late will.
+    `incarnation` grows with every start of the agent; a death with an older one is a late will. `term` is
+    the greatest that the node has heard of: it obeys no lesser one, so a leader has to exceed it.
     """
 
     state: Literal["online", "offline", "lost"]
@@ -61,6 +62,7 @@ class NodeState:
     price_per_hour: Ratio = 0.0
     power_w: Ratio = 0.0
     telemetry_interval_s: Positive = 1.0
+    term: Term = 0
     reason: str = ""
     v: Version = 1
 

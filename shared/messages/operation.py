@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from shared.messages import Count, Name, Seconds, Version
+from shared.messages import Count, Name, Seconds, Term, Version
 from shared.messages.job import ErrorBody
 from shared.messages.model import PredictionError, ServeOptions
 from shared.messages.stage import Blob
@@ -151,10 +151,15 @@ class OrchestratorState:
     """Who orchestrates; agents report again when `incarnation` changes.
 
     `set_aside` is how many jobs of which nodes died it keeps for the operator to see.
+    `term` only grows, with each orchestrator that begins to lead; `leader` names the process. Of two that
+    claim one term the greater name counts. `standbys` are the processes that would take over.
     """
 
     state: Literal["online", "offline", "lost"]
     incarnation: Count
+    term: Term = 0
+    leader: Name | None = None
+    standbys: list[Name] = field(default_factory=list)
     host: str = ""
     pid: Count = 0
     version: str = ""
@@ -165,9 +170,20 @@ class OrchestratorState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Beat:
-    """`count` only grows, also over restarts of the orchestrator."""
+    """The leader lives. `count` only grows, also over restarts of the orchestrator and over terms."""
 
     count: Count
+    term: Term = 0
+    leader: Name | None = None
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standby:
+    """An orchestrator that would lead lives. `serial` counts its signs: by its own it knows that it hears."""
+
+    name: Name
+    serial: Count
     v: Version = 1
 
 

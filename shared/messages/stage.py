@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.messages import Count, Digest, Name, Seconds, Version
+from shared.messages import Count, Digest, Name, Seconds, Term, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,12 +39,14 @@ class StageAssignment:
 class Assignment:
     """The full desired state of a node: what is not named is unloaded.
 
-    `revision` only grows. `prefetch` are blobs worth having in the cache when there is nothing
-    better to do: with them a later re-plan ships no weights.
+    A node obeys the greatest (`term`, `revision`) that it has seen: `revision` only grows under one leader,
+    `term` with each new one, so that an old leader is not listened to. `prefetch` are blobs worth having in
+    the cache when there is nothing better to do: with them a later re-plan ships no weights.
     """
 
     node: Name
     revision: Count
+    term: Term = 0
     stages: list[StageAssignment] = field(default_factory=list)
     prefetch: list[Blob] = field(default_factory=list)
     v: Version = 1
@@ -69,10 +71,15 @@ class StageReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
-    """Every stage that the node holds or tries to hold, after each change."""
+    """Every stage that the node holds or tries to hold, after each change.
+
+    `term` is the greatest that the node has heard of; `refused` counts the assignments of lesser ones.
+    """
 
     node: Name
     incarnation: Count
     revision: Count
+    term: Term = 0
+    refused: Count = 0
     stages: list[StageReport] = field(default_factory=list)
     v: Version = 1

@@ -44,9 +44,13 @@ def stage(index: int = 0, generation: int = 1, graph: Blob = BLOB) -> StageAssig
     )  # fmt: skip
 
 
-def assignment(revision: int, *stages: StageAssignment, prefetch: tuple[Blob, ...] = ()) -> Event:
+def assignment(
+    revision: int, *stages: StageAssignment, prefetch: tuple[Blob, ...] = (), term: int = 0
+) -> Event:
     return AssignmentReceived(
-        Assignment(node="n", revision=revision, stages=list(stages), prefetch=list(prefetch))
+        Assignment(
+            node="n", revision=revision, term=term, stages=list(stages), prefetch=list(prefetch)
+        )
     )
 
 
@@ -139,6 +143,37 @@ def test_older_revision_is_ignored_and_counted() -> None:
     assert core.outdated == 1
     assert core.step(assignment(5, stage())) == []
     assert core.outdated == 1
+    assert [held.stage for held in core.named()] == [stage()]
+
+
+def test_a_leader_of_a_greater_term_is_obeyed_whatever_its_revision() -> None:
+    core = make()
+    core.step(assignment(500, stage(), term=3))
+    assert without_reports(core.step(assignment(1, stage(1), term=4)))[-1] == FetchBlobs(
+        2, stage(1)
+    )
+    assert (core.term, core.revision, core.refused) == (4, 1, 0)
+    (report,) = core.step(assignment(501, stage(), term=3))
+    assert isinstance(report, PublishReport)
+    assert (report.report.term, report.report.refused) == (4, 1), "the old leader hears of it"
+    assert [held.stage for held in core.named()] == [stage(1)]
+
+
+def test_a_birth_ends_the_obedience_to_leaders_of_lesser_terms() -> None:
+    core = make()
+    core.step(assignment(5, stage(), term=3))
+    assert states(core.step(OrchestratorBorn(20, term=4))) == [(0, "fetching", "")]
+    core.step(assignment(6, term=3))
+    assert (core.refused, [held.stage for held in core.named()]) == (1, [stage()])
+    assert core.step(OrchestratorBorn(10, term=3)) == [], "an old leader's birth is no news"
+    assert without_reports(core.step(assignment(2, term=4))) == [CancelFetch(1)]
+
+
+def test_the_term_of_an_earlier_life_counts() -> None:
+    core = Desired("n", 7, term=9)
+    core.step(assignment(1, stage(), term=8))
+    assert core.named() == []
+    core.step(assignment(1, stage(), term=9))
     assert [held.stage for held in core.named()] == [stage()]
 
 

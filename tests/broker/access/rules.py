@@ -30,6 +30,7 @@ READ = {
     "response": "operator",
     "orchestrator_state": "agent client monitor operator",
     "orchestrator_beat": "",
+    "standby": "",
     "event": "monitor operator",
     "metrics": "monitor operator",
 }
@@ -52,6 +53,7 @@ WRITE = {
     "response": "",
     "orchestrator_state": "",
     "orchestrator_beat": "",
+    "standby": "",
     "event": "",
     "metrics": "",
 }
