@@ -30,6 +30,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from shared.bus.fence import SESSION_TAKEN_OVER
 from shared.bus.limits import MAX_PAYLOAD_BYTES, check_size, payload_limit, socket_options
 from shared.bus.message import Handle, Message, Properties, Publication, Qos
 from shared.bus.mqtt5 import decode_whole_publish
@@ -87,6 +88,7 @@ class Connection:
         self.lost = False
         self.session_present = False
         self.bad_login = False
+        self.taken_over = False
         self._payload_limit = MAX_PAYLOAD_BYTES
         self._deliver = deliver
         self._serial = 0
@@ -224,6 +226,7 @@ class Connection:
                 raise ConnectionLostError from None
             raise
         except aiomqtt.MqttError as error:  # aiomqtt noticed the loss before the watch did
+            self.taken_over = self.taken_over or _reason(error) == SESSION_TAKEN_OVER
             raise ConnectionLostError(_why(error)) from None
 
     def _end(self) -> None:
@@ -315,6 +318,14 @@ def _why(error: aiomqtt.MqttError) -> str:
     if isinstance(cause, aiomqtt.MqttCodeError) and isinstance(cause.rc, ReasonCode):
         return loss(cause.rc)
     return str(cause)
+
+
+def _reason(error: aiomqtt.MqttError) -> int | None:
+    """The broker's reason code, where it gave one."""
+    cause = error.__cause__ or error
+    if isinstance(cause, aiomqtt.MqttCodeError) and isinstance(cause.rc, ReasonCode):
+        return cause.rc.value
+    return None
 
 
 def _new_client(settings: ConnectionSettings, *, clean_start: bool) -> aiomqtt.Client:

@@ -22,6 +22,7 @@ from typing import Final, Self
 from shared.bus.backoff import Backoff
 from shared.bus.connection import Connection, ConnectionLostError, ConnectionSettings
 from shared.bus.faces import ConnectCallback
+from shared.bus.fence import ASK_AGAIN_S, Fence
 from shared.bus.message import Message, Properties, Publication, Qos
 from shared.bus.url import BrokerUrl
 from shared.errors import BrokerError, BrokerUnreachableError
@@ -53,6 +54,7 @@ class MqttControlBus:
             when there is none in time or the broker refuses the login: for commands. Services leave
             it out: entering returns at once, and the bus tries for ever.
         backoff: Delays between attempts to connect.
+        fence: Asked before each attempt; None lets all through.
 
     Raises:
         ConfigurationError: the URL names a CA file that cannot be used.
@@ -72,7 +74,10 @@ class MqttControlBus:
         publish_timeout_s: float = 10.0,
         first_connect_timeout_s: float | None = None,
         backoff: Backoff | None = None,
+        fence: Fence | None = None,
     ) -> None:
+        self._fence = fence
+        self._lost_at: float | None = None
         self._settings = ConnectionSettings(
             url=url,
             tls_context=url.tls_context(),
@@ -257,8 +262,14 @@ class MqttControlBus:
             await asyncio.gather(self._supervisor, return_exceptions=True)
         self._inbox.put_nowait(None)
 
+    async def _permitted(self) -> None:
+        # Asked, not told: what a fence goes by changes in another thread.
+        while self._fence is not None and not self._fence.may_connect(self._lost_at):  # noqa: ASYNC110
+            await asyncio.sleep(ASK_AGAIN_S)
+
     async def _supervise(self) -> None:
         while True:
+            await self._permitted()
             connection = Connection(
                 self._settings,
                 self._connections + 1,
@@ -282,8 +293,12 @@ class MqttControlBus:
             if connection.bad_login:
                 self._bad_login = True
                 self._decided.set()
-            if begin is not None and time.monotonic() - begin >= Backoff.STABLE_S:
-                self._backoff.reset()
+            if begin is not None:
+                self._lost_at = time.monotonic()
+                if self._lost_at - begin >= Backoff.STABLE_S:
+                    self._backoff.reset()
+            if connection.taken_over and self._fence is not None:
+                self._fence.taken_over()
             await asyncio.sleep(self._backoff.next())
 
     async def _serve(self, connection: Connection) -> None:

@@ -24,6 +24,7 @@ from dataclasses import replace
 from typing import Final
 
 from shared.bus.backoff import Backoff
+from shared.bus.fence import ASK_AGAIN_S, SESSION_TAKEN_OVER, Fence
 from shared.bus.limits import socket_options
 from shared.bus.link import Address, Link, resolve
 from shared.bus.message import Message, Properties, Qos
@@ -75,6 +76,7 @@ class MqttDataBus:
         gather_writes: Send what is published with the next `poll` or `flush`, all in one go: less work
             for both sides where an owner publishes more than once between two polls.
         backoff: Delays between attempts to connect.
+        fence: Asked before each attempt; None lets all through.
     """
 
     def __init__(
@@ -93,7 +95,10 @@ class MqttDataBus:
         queue_bytes: int = 64 << 20,
         gather_writes: bool = False,
         backoff: Backoff | None = None,
+        fence: Fence | None = None,
     ) -> None:
+        self._fence = fence
+        self._lost_at: float | None = None
         self._url = url
         self._inbox_limit = inbox_limit
         self._gather_writes = gather_writes
@@ -371,6 +376,8 @@ class MqttDataBus:
             happened = session.received(inbox_limit)
         except RefusedError as error:
             self._ended(f"the broker said: {error}")
+            if error.reason == SESSION_TAKEN_OVER and self._fence is not None:
+                self._fence.taken_over()
             return True
         except BadPacketError as error:
             session.leave(error.reason)
@@ -433,6 +440,9 @@ class MqttDataBus:
 
     def _dial(self) -> None:
         """Begin with the next address of the host."""
+        if self._fence is not None and not self._fence.may_connect(self._lost_at):
+            self._due = time.monotonic() + ASK_AGAIN_S
+            return
         try:
             if not self._addresses:
                 self._addresses.extend(resolve(self._url))
@@ -508,8 +518,10 @@ class MqttDataBus:
     def _ended(self, why: str) -> None:
         """The connection, or the attempt at one, has ended."""
         now = time.monotonic()
-        if self._standing and now - self._since >= Backoff.STABLE_S:
-            self._backoff.reset()
+        if self._standing:
+            self._lost_at = now
+            if now - self._since >= Backoff.STABLE_S:
+                self._backoff.reset()
         if self._open:
             self._addresses.clear()  # somebody answered: the others are no better
         self._hang_up()

@@ -51,6 +51,10 @@ MAX_PACKET_BYTES: Final = 128 << 20
 class RefusedError(Exception):
     """The broker ended the connection, or did not make it, and said why. Never leaves `shared.bus`."""
 
+    def __init__(self, text: str, reason: int = FAILURE) -> None:
+        super().__init__(text)
+        self.reason = reason
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SessionSettings:
@@ -289,7 +293,7 @@ class Session:
             case Pingresp():
                 self.awaits_pingresp = False
             case Disconnect():
-                raise RefusedError(reason_text(packet.reason, packet.why))
+                raise RefusedError(reason_text(packet.reason, packet.why), packet.reason)
             case Publish():
                 raise AssertionError("messages are taken elsewhere")
             case _:
@@ -299,7 +303,7 @@ class Session:
         if self.connected:
             raise BadPacketError("a second CONNACK came", reason=PROTOCOL_ERROR)
         if connack.reason >= FAILURE:
-            raise RefusedError(reason_text(connack.reason, connack.why))
+            raise RefusedError(reason_text(connack.reason, connack.why), connack.reason)
         if connack.maximum_qos < 1:
             raise RefusedError("it takes no messages of QoS 1, on which all of AMP4EC relies")
         self.connected = True
