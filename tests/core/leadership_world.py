@@ -9,10 +9,10 @@ nothing; what was sent to it waits, as in its sockets.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from orchestrator.core import leadership as core
-from orchestrator.core.leadership import Leadership, Role, Title
+from orchestrator.core.leadership import Action, Event, Leadership, Role, Title
 
 STEP_S = 0.05
 CONFIRM_S = 0.15
@@ -26,7 +26,7 @@ class Process:
     """One orchestrator: its core, what waits to be read, and its hold on the leader's place."""
 
     core: Leadership
-    inbox: deque[core.Event] = field(default_factory=deque)
+    inbox: deque[Event] = field(default_factory=deque)
     alive: bool = True
     frozen: bool = False
     cut: bool = False
@@ -132,7 +132,7 @@ class World:
         self.retained = (title, state)
         self._bring(core.LeaderSeen(self.now, title, state, retained=False))  # type: ignore[arg-type]
 
-    def _bring(self, event: core.Event) -> None:
+    def _bring(self, event: Event) -> None:
         for process in self.processes.values():
             if process.connected:
                 process.inbox.append(event)
@@ -164,7 +164,7 @@ class World:
         self._perform(process, process.core.step(core.Tick(self.now)))
         self._dial(process)
 
-    def _perform(self, process: Process, actions: list[core.Action]) -> None:
+    def _perform(self, process: Process, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case core.Lead(title):
@@ -245,8 +245,6 @@ class World:
         return leader
 
 
-def _at(event: core.Event, now: float) -> core.Event:
+def _at(event: Event, now: float) -> Event:
     """Events carry the time at which they are read."""
-    from dataclasses import replace
-
     return replace(event, now=now)

@@ -52,6 +52,9 @@ class One:
     def step(self, event: Event) -> list[Action]:
         return self.core.step(event)
 
+    def is_(self, role: Role) -> bool:
+        return self.core.role is role
+
     def tick(self, seconds: float = 0.1) -> list[Action]:
         """Let time pass as a process that is not stopped sees it; what it did meanwhile."""
         actions: list[Action] = []
@@ -88,7 +91,7 @@ def test_alone_on_a_new_broker_it_leads_after_two_round_trips() -> None:
     assert one.sign_back(signed) == [Claim(Title(1, "m"))]
     assert one.core.confirmed_at < 0, "a claim is no lease yet"
     assert one.seen(Title(1, "m")) == [Lead(Title(1, "m"), before=0, beat=0)]
-    assert one.core.role is Role.LEADING
+    assert one.is_(Role.LEADING)
 
 
 def test_a_leader_that_is_found_is_waited_for_a_lease() -> None:
@@ -177,7 +180,7 @@ def test_who_stood_still_blames_nobody() -> None:
     one.now += 60.0  # frozen
     assert one.step(Tick(one.now)) == [Sign(2)]
     one.step(SignSeen(one.now, "m", 2))
-    assert one.core.role is Role.STANDBY
+    assert one.is_(Role.STANDBY)
     assert one.sign_back(one.tick(LEASE_S + 0.2)) == [Claim(Title(5, "m"))]
 
 
@@ -202,9 +205,9 @@ def test_a_claim_that_does_not_come_back_is_given_up() -> None:
     one = One()
     one.step(Connected(one.now))
     one.sign_back(one.tick())
-    assert one.core.role is Role.CLAIMING
+    assert one.is_(Role.CLAIMING)
     signs = one.tick(2.0)
-    assert one.core.role is Role.STANDBY
+    assert one.is_(Role.STANDBY)
     assert one.sign_back(signs[-1:]) == [Claim(Title(2, "m"))], "the next has a number of its own"
 
 
@@ -227,7 +230,7 @@ def test_of_two_claims_of_one_term_the_lesser_name_stands_by() -> None:
     one.sign_back(one.tick())
     assert one.seen(Title(1, "z")) == [Follow(Title(1, "z"))]
     assert one.seen(Title(1, "m")) == [], "our own claim, come back too late"
-    assert one.core.role is Role.STANDBY
+    assert one.is_(Role.STANDBY)
 
 
 def test_of_two_claims_of_one_term_the_greater_name_claims_the_next() -> None:
@@ -274,7 +277,7 @@ def test_a_leader_repeats_its_title_over_the_words_of_a_lesser(state: str) -> No
     one.seen(claim.title)
     assert one.seen(OTHER, state) == [claim]
     assert one.step(BeatSeen(one.now, OTHER, 9, retained=False)) == []
-    assert one.core.role is Role.LEADING
+    assert one.is_(Role.LEADING)
 
 
 def test_the_lease_runs_from_when_a_beat_that_came_back_was_sent() -> None:
