@@ -6,12 +6,14 @@
     DIR/acl              what each user may do (Mosquitto)
     DIR/passwords        salted hashes (Mosquitto)
     DIR/ca.pem, ca.key   the cluster's own authority; whoever has the key can pose as the broker
+    DIR/authority.key    vouches for those who sign (`broker/authority.py`); whoever has it can command
     DIR/server.pem, .key the broker's certificate
     DIR/tokens/NAME      the bundles made by `init`, for the orchestrator and the operator
     DIR/mosquitto.*      what Mosquitto keeps while it runs
 
 Files with secrets are readable by their owner only. A password is in the token that is handed out and
-nowhere else: a lost token is replaced, not looked up.
+nowhere else: a lost token is replaced, not looked up. `ca.key` is read by nobody after `init`, and
+`authority.key` only to make the tokens of orchestrators and operators: keep both off the broker's machine.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from pathlib import Path
 from typing import Self
 
 from broker.access import Role, User, render
+from broker.authority import SIGNERS, Authority
 from broker.certificates import Pair, make_authority, make_server
 from broker.config import Security
 from broker.passwords import new_password, password_line
+from shared.bus.token import Credentials
 from shared.bus.url import BrokerUrl
 from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError, ProtocolError
@@ -37,15 +41,20 @@ from shared.topics import DEFAULT_ROOT, Topics
 
 DEFAULT_PORT = 8883
 _FILE = "closed.json"
+_AUTHORITY_KEY = "authority.key"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Settings:
-    """`closed.json`. `hosts` are what the broker's certificate is for; the first stands in tokens."""
+    """`closed.json`. `hosts` are what the broker's certificate is for; the first stands in tokens.
+
+    `authority` is the public key of `authority.key`, empty where the directory is older than signatures.
+    """
 
     hosts: tuple[str, ...]
     port: int
     root: str
+    authority: str = ""
     users: tuple[User, ...] = field(default=())
 
 
@@ -97,8 +106,11 @@ class ClosedBroker:
         authority = make_authority("AMP4EC cluster", now)
         server = make_server(authority, hosts, now)
         directory.mkdir(parents=True, exist_ok=True)
-        closed = cls(directory, _Settings(hosts=tuple(hosts), port=port, root=root))
+        signing = Authority.generate()
+        settings = _Settings(hosts=tuple(hosts), port=port, root=root, authority=signing.public)
+        closed = cls(directory, settings)
         closed._write_pair("ca", authority)
+        _write(closed.directory / _AUTHORITY_KEY, signing.pem(), secret=True)
         closed._write_pair("server", server)
         _write(closed.directory / "passwords", b"", secret=True)
         closed._save()
@@ -145,6 +157,11 @@ class ClosedBroker:
         return self._settings.root
 
     @property
+    def signs(self) -> bool:
+        """Whether orders are signed here; a directory made before there were signatures has no authority."""
+        return bool(self._settings.authority)
+
+    @property
     def pid_file(self) -> Path:
         """Where a running Mosquitto's process id is."""
         return self.directory / "mosquitto.pid"
@@ -171,7 +188,8 @@ class ClosedBroker:
             host: the broker's as this user will call it; the first one when None.
 
         Raises:
-            ConfigurationError: the name is taken, or the broker's certificate does not hold for `host`.
+            ConfigurationError: the name is taken, the broker's certificate does not hold for `host`, or the
+                authority's key is needed and not here.
         """
         if any(known.name == user.name for known in self.users):
             raise ConfigurationError(
@@ -186,6 +204,7 @@ class ClosedBroker:
                 expected=f"one of {', '.join(hosts)}",
                 got=repr(host),
             )
+        credentials = self._credentials(user)
         password = new_password()
         lines = self._password_lines() | {user.name: password_line(user.name, password)}
         self._change((*self.users, user), lines)
@@ -196,6 +215,7 @@ class ClosedBroker:
             password=password,
             tls=True,
             ca_pem=(self.directory / "ca.pem").read_text(),
+            credentials=credentials,
         )
 
     def revoke(self, name: str) -> User:
@@ -216,6 +236,29 @@ class ClosedBroker:
             expected=f"one of {', '.join(user.name for user in self.users)}",
             got=repr(name),
         )
+
+    def _credentials(self, user: User) -> Credentials | None:
+        public = self._settings.authority
+        if not public:
+            return None
+        if user.role not in SIGNERS:
+            return Credentials(authority=public)
+        path = self.directory / _AUTHORITY_KEY
+        try:
+            authority = Authority.load(path.read_bytes())
+        except OSError as error:
+            raise ConfigurationError(
+                f"the token of an {user.role} is signed with {path}: put it back for that long",
+                expected=str(path),
+                got=error.strerror or str(error),
+            ) from None
+        if authority.public != public:
+            raise ConfigurationError(
+                f"{path} is of another cluster",
+                expected=f"the key of {public[:16]}...",
+                got=f"that of {authority.public[:16]}...",
+            )
+        return authority.credentials(user.name, SIGNERS[user.role])
 
     def _change(self, users: tuple[User, ...], passwords: dict[str, str]) -> None:
         self._settings = replace(self._settings, users=users)

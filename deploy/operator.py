@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus
+from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus, Properties
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, JobError, ProtocolError
 from shared.messages.operation import (
@@ -27,6 +28,7 @@ from shared.messages.operation import (
     ServeRequest,
     StopRequest,
 )
+from shared.signing import Signer, signer_of
 from shared.topics import Topics
 from shared.transfer import BlobSource, MemoryBlobs, Transfers
 
@@ -62,11 +64,28 @@ class _Open:
 class Operator:
     """One connection for requests. Made by `connect`."""
 
-    def __init__(self, bus: ControlBus, topics: Topics, peer: str, source: BlobSource) -> None:
-        """Prepare; nothing is sent yet. `source` has the blobs that the orchestrator may fetch."""
+    def __init__(
+        self,
+        bus: ControlBus,
+        topics: Topics,
+        peer: str,
+        source: BlobSource,
+        signer: Signer | None = None,
+    ) -> None:
+        """Prepare; nothing is sent yet.
+
+        Args:
+            bus: the connection.
+            topics: the table.
+            peer: the name under which blobs are given.
+            source: has the blobs that the orchestrator may fetch.
+            signer: vouches for requests, on a closed cluster.
+        """
         self.peer = peer
         self._bus = bus
         self._topics = topics
+        self._signer = signer
+        self._signed_ms = 0
         self._transfers = Transfers(bus, topics, peer, source=source)
         self._open: dict[str, _Open] = {}
         self._online = asyncio.Event()
@@ -110,7 +129,8 @@ class Operator:
         while True:
             await self._wait_for_orchestrator(waiting.progress)
             waiting.again.clear()
-            await self._bus.publish(self._topics.topic("request", verb=verb), payload)
+            topic = self._topics.topic("request", verb=verb)
+            await self._bus.publish(topic, payload, properties=self._signed(topic, payload))
             again = asyncio.ensure_future(waiting.again.wait())
             try:
                 await asyncio.wait(
@@ -120,6 +140,13 @@ class Operator:
                 again.cancel()
             if waiting.ended.done():
                 return waiting.ended.result()
+
+    def _signed(self, topic: str, payload: bytes) -> Properties | None:
+        if self._signer is None:
+            return None
+        # The same request once more is taken for a replay unless it was signed later.
+        self._signed_ms = max(self._signed_ms + 1, time.time_ns() // 1_000_000)
+        return self._signer.sign(topic, payload, self._signed_ms)
 
     async def _wait_for_orchestrator(self, progress: Step) -> None:
         """A request that nobody receives is lost: send it when there is somebody."""
@@ -203,11 +230,13 @@ async def connect(
 
     Raises:
         BrokerUnreachableError: nobody answers at the broker's address.
+        ConfigurationError: the token's keys cannot be used.
     """
+    signer = signer_of(broker.credentials)
     peer = f"operator-{uuid.uuid4().hex[:12]}"
     topics = Topics(root)
     bus = MqttControlBus(broker, client_id=f"amp4ec-{peer}", first_connect_timeout_s=CONNECT_S)
-    operator = Operator(bus, topics, peer, source or MemoryBlobs({}))
+    operator = Operator(bus, topics, peer, source or MemoryBlobs({}), signer)
     bus.on_connect(operator.connected)
     async with bus:
         pump = asyncio.create_task(operator.run(), name=f"{peer}: receive")

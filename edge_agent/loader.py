@@ -25,6 +25,7 @@ from shared.codec import decode_json
 from shared.errors import StageError
 from shared.graph import Graph, validate
 from shared.messages.stage import StageAssignment
+from shared.pipeline_mac import PipelineMac
 from shared.topics import Topics
 from shared.transform import Transform
 
@@ -144,4 +145,5 @@ class Loader:
             result_topic=topic("stage_result"),
             runner=runner,
             inputs=inputs,
+            mac=None if assigned.key is None else PipelineMac(bytes.fromhex(assigned.key)),
         )

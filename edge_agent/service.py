@@ -41,12 +41,14 @@ from shared.codec import decode_json
 from shared.errors import (
     Amp4ecError,
     BrokerError,
+    ForgedError,
     ProtocolError,
     StageError,
 )
 from shared.messages.node import NodeState
 from shared.messages.operation import OrchestratorState
-from shared.messages.stage import Assignment
+from shared.messages.stage import Assignment, ObeyedTopic
+from shared.signing import Admission
 from shared.topics import Topics
 from shared.transfer import Transfers
 
@@ -130,6 +132,7 @@ class Agent:
         self.drops = Drops()
         self._options = options
         self._topics = Topics(options.root)
+        self._admission = Admission(options.broker.credentials)
         probe = probe if probe is not None else Probe()
         self._share = probe.share()
         self._hardware = probe.hardware()
@@ -313,13 +316,14 @@ class Agent:
             case "artifact_probe":
                 self._link.take(message)
             case "assignment":
-                if message.payload:  # empty: somebody cleared the retained one
+                # Empty: somebody cleared the retained one.
+                if message.payload and self._is_obeyed("assignment", message):
                     assignment = decode_json(message.payload, Assignment)
                     self._keeper.step(desired.AssignmentReceived(assignment))
             case "ping":
                 self._keeper.step(desired.Asked())
             case "orchestrator_state":
-                if message.payload:
+                if message.payload and self._is_obeyed("orchestrator_state", message):
                     state = decode_json(message.payload, OrchestratorState)
                     if state.state == "online":
                         born = desired.OrchestratorBorn(
@@ -331,6 +335,16 @@ class Agent:
                 self._own_state(message, decode_json(payload, NodeState) if payload else None)
             case _:
                 self.drops.drop("unexpected", message.topic)
+
+    def _is_obeyed(self, topic: ObeyedTopic, message: Message) -> bool:
+        """Whether somebody vouches for an order who may; where not, it is counted and reported."""
+        try:
+            self._admission.check(topic, message)
+        except ForgedError as error:
+            self.drops.drop("forged", f"{message.topic}: {error}")
+            self._keeper.step(desired.MessageForged(topic, error.reason))
+            return False
+        return True
 
     def _own_state(self, message: Message, state: NodeState | None) -> None:
         """What somebody says about this node: a will, come late; an earlier life; or another agent."""

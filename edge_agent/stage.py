@@ -20,6 +20,7 @@ from shared.codec import decode_msgpack, encode_msgpack
 from shared.errors import ErrorCode, JobError, ProtocolError
 from shared.messages import Count
 from shared.messages.job import Activation, Failure, Progress, StageResult, StageTime
+from shared.pipeline_mac import PipelineMac
 from shared.tensor import Array, WireTensor, to_wire
 
 _OVERHEAD_BYTES = 1024
@@ -96,6 +97,8 @@ class Stage:
     result_topic: str
     runner: Runner
     inputs: Inputs
+    mac: PipelineMac | None = None
+    """Proves messages of its pipeline; None on an open cluster."""
     send_s: float = 0.0
     """Wall seconds that encoding and sending took last time: the time of the present item's own sending
     cannot stand in the message that is being sent."""

@@ -24,6 +24,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeAlias, assert_never
 
 from edge_agent.core.stage_queue import StageQueue
@@ -274,6 +275,11 @@ class StageThread:
                 self._attached(held)
                 bus.acknowledge(message)
                 continue
+            mac = held.stage.mac
+            if mac is not None and not mac.holds(message):
+                self.drops.drop("forged", f"{message.topic}: it is not of this pipeline")
+                bus.acknowledge(message)
+                continue
             priority = _priority(message.properties)
             sending = None if priority is None else message.properties
             self._queue.push(
@@ -356,7 +362,7 @@ class StageThread:
         held, message = waiting.held, waiting.message
         self._queue_bytes -= len(message.payload)
         item = Item(message.payload, waiting.read_at, receive_cpu_s)
-        outcome = process(held.stage, item, self._say)
+        outcome = process(held.stage, item, partial(self._say, held.stage))
         # First, so that it leaves with the output and not by itself; that is kept until it has arrived.
         bus.acknowledge(message)
         if outcome.publish is None:
@@ -364,9 +370,9 @@ class StageThread:
         else:
             if outcome.problem:
                 self.failures.drop("answered", f"{message.topic}: {outcome.problem}")
-            self._send(bus, *outcome.publish, waiting.sending)
+            self._send(bus, held.stage, *outcome.publish, waiting.sending)
             if outcome.handed_on is not None:
-                self._send(bus, held.stage.result_topic, outcome.handed_on)
+                self._send(bus, held.stage, held.stage.result_topic, outcome.handed_on)
         held.stage.sent(outcome)
         self._queue.charge(held.stage.model, outcome.compute_s)
         with self._lock:
@@ -380,20 +386,23 @@ class StageThread:
     def _send(
         self,
         bus: DataBus,
+        stage: Stage,
         topic: str,
         payload: bytes | bytearray,
         properties: Properties | None = None,
     ) -> None:
+        if stage.mac is not None:
+            properties = stage.mac.seal(topic, payload, properties)
         try:
             bus.publish(topic, payload, properties=properties)
         except BrokerUnreachableError as error:
             # The dispatcher runs the item again when no result comes.
             self.drops.drop("unsent", f"{topic}: {error}")
 
-    def _say(self, topic: str, payload: bytes | bytearray) -> None:
+    def _say(self, stage: Stage, topic: str, payload: bytes | bytearray) -> None:
         """What must have arrived before the item is computed: nothing may come after it."""
         assert self._bus is not None
-        self._send(self._bus, topic, payload)
+        self._send(self._bus, stage, topic, payload)
         self._bus.flush(_LAST_WORD_S)
 
     def _unload_all(self) -> None:

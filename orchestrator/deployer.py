@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Collection
+from dataclasses import replace
 
 from orchestrator.answers import Shown
 from orchestrator.core import cluster_events as events
@@ -13,7 +14,8 @@ from orchestrator.dispatch_notes import Command, ModelSpec, PipelineSpec
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.library import Library
 from orchestrator.outbox import Outbox
-from shared.messages.stage import Assignment
+from shared.messages.stage import Assignment, StageAssignment
+from shared.pipeline_mac import PipelineKeys
 
 PipelineAction = (
     events.ModelKnown
@@ -25,15 +27,25 @@ PipelineAction = (
 
 
 class Deployer:
-    """Turns stages into digests, and plans into what the dispatcher goes by."""
+    """Turns stages into digests, and plans into what the dispatcher goes by.
+
+    `keys` are those of the pipelines, on a closed cluster.
+    """
 
     def __init__(
-        self, library: Library, outbox: Outbox, dispatcher: DispatchThread, *, prefetch: bool
+        self,
+        library: Library,
+        outbox: Outbox,
+        dispatcher: DispatchThread,
+        *,
+        prefetch: bool,
+        keys: PipelineKeys | None = None,
     ) -> None:
         self._library = library
         self._outbox = outbox
         self._dispatcher = dispatcher
         self._prefetch = prefetch
+        self._keys = keys
         self._assigned: dict[str, set[str]] = {}
 
     @property
@@ -48,7 +60,7 @@ class Deployer:
             Amp4ecError: a stage of it cannot be made.
         """
         self._assigned[action.node] = {ref.entry.manifest for ref in action.stages}
-        stages = [self._library.assignment(ref) for ref in action.stages]
+        stages = [self._keyed(self._library.assignment(ref)) for ref in action.stages]
         needed = {blob.digest for stage in stages for blob in stage.weights}
         prefetch = {
             blob.digest: blob
@@ -64,6 +76,11 @@ class Deployer:
             prefetch=list(prefetch.values()),
         )
         self._outbox.publish("assignment", assignment, retain=True, node=action.node)
+
+    def _keyed(self, stage: StageAssignment) -> StageAssignment:
+        if self._keys is None:
+            return stage
+        return replace(stage, key=self._keys.key(stage.pipeline, stage.generation).hex())
 
     def tell(self, action: PipelineAction) -> None:
         """Tell the dispatcher.

@@ -25,6 +25,7 @@ from shared.codec import encode_msgpack
 from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
 from shared.job_options import DEFAULT_PRIORITY, PRIORITIES
 from shared.messages.job import Activation
+from shared.pipeline_mac import PipelineKeys
 from shared.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ class Performer:
         tally: Tally,
         notify: Callable[[Note], None],
         store: JobStore | None,
+        keys: PipelineKeys | None,
     ) -> None:
         self._core = machine
         self._bus = bus
@@ -89,6 +91,7 @@ class Performer:
         self._tally = tally
         self._notify = notify
         self._store = store
+        self._keys = keys
 
     def perform(self, actions: list[core.Action]) -> None:
         """Perform actions in order, and what follows from them."""
@@ -179,13 +182,13 @@ class Performer:
         topic = self._topics.topic(
             "activation", pipeline=action.pipeline, generation=action.generation, stage=0
         )
+        payload = encode_msgpack(activation, action.size_bytes + 512)
+        properties = _PRIORITIES.get(action.priority)
+        if self._keys is not None:
+            mac = self._keys.mac(action.pipeline, action.generation)
+            properties = mac.seal(topic, payload, properties)
         try:
-            self._bus.publish(
-                topic,
-                encode_msgpack(activation, action.size_bytes + 512),
-                1,
-                properties=_PRIORITIES.get(action.priority),
-            )
+            self._bus.publish(topic, payload, 1, properties=properties)
         except BrokerUnreachableError as error:
             # Sent again when it is overdue.
             if self._tally.drop("send_queue_full", f"an item for {topic}"):

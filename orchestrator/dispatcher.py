@@ -39,6 +39,7 @@ from shared.bus import DataBus, Message
 from shared.codec import decode_msgpack
 from shared.errors import ErrorCode, ProtocolError
 from shared.messages.job import Progress, StageResult
+from shared.pipeline_mac import PipelineKeys
 from shared.tensor import from_wire
 from shared.topics import Topics
 
@@ -61,6 +62,7 @@ class DispatchThread(threading.Thread):
         notify: called in this thread with what the control plane has to know.
         settings: the bounds of the queue.
         store: keeps accepted jobs over our death; None where nothing outlives us.
+        keys: of the pipelines, on a closed cluster: what is sent to them is sealed, what comes is checked.
     """
 
     def __init__(
@@ -70,6 +72,8 @@ class DispatchThread(threading.Thread):
         notify: Callable[[Note], None],
         settings: DispatchSettings | None = None,
         store: JobStore | None = None,
+        *,
+        keys: PipelineKeys | None = None,
     ) -> None:
         super().__init__(name="dispatcher", daemon=True)
         self.error: BaseException | None = None
@@ -96,7 +100,9 @@ class DispatchThread(threading.Thread):
             tally=self._tally,
             notify=notify,
             store=store,
+            keys=keys,
         )
+        self._keys = keys
         self._parsed: dict[str, tuple[str, dict[str, str]]] = {}
         self._sessions = 0
         self._reported = 0.0
@@ -311,8 +317,14 @@ class DispatchThread(threading.Thread):
 
     def _result(self, message: Message, pipeline: str, generation: str) -> None:
         try:
-            result = decode_msgpack(message.payload, StageResult)
             number = int(generation)
+            if self._keys is not None and not self._keys.mac(pipeline, number).holds(message):
+                if self._tally.drop("forged_result", f"{message.topic}: not of this pipeline"):
+                    log.warning(
+                        "dropped a result on %s that is not of this pipeline", message.topic
+                    )
+                return
+            result = decode_msgpack(message.payload, StageResult)
         except (ProtocolError, ValueError) as error:
             if self._tally.drop("bad_result", f"{message.topic}: {error}"):
                 log.warning("dropped a stage's result on %s: %s", message.topic, error)

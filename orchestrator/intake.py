@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from orchestrator.core import cluster_events as events
 from orchestrator.core.rates import RATES, Admission, RateLimits
 from orchestrator.doubts import Doubts
-from orchestrator.operators import Operators
 from orchestrator.outbox import Outbox
+from orchestrator.request_gate import RequestGate
 from orchestrator.restore import Restore
+from orchestrator.vouching import Vouching
 from shared.bus import Message
 from shared.codec import decode_json
 from shared.errors import ProtocolError
@@ -64,7 +65,8 @@ class Intake:
         incarnation: int,
         outbox: Outbox,
         restore: Restore,
-        operators: Operators,
+        requests: RequestGate,
+        vouching: Vouching,
         transfers: Transfers,
         counters: Counter[str],
         doubts: Doubts,
@@ -77,7 +79,8 @@ class Intake:
         self._incarnation = incarnation
         self._outbox = outbox
         self._restore = restore
-        self._operators = operators
+        self._requests = requests
+        self._vouching = vouching
         self._transfers = transfers
         self._counters = counters
         self._doubts = doubts
@@ -142,25 +145,29 @@ class Intake:
                 report = decode_json(payload, StageReports)
                 _same_node(levels, report.node)
                 self._step(events.NodeReported(now, report))
-            case "assignment" if message.retain and payload:
+            case "assignment" if message.retain and self._holds(name, message):
                 self._outbox.kept(message.topic, payload)
                 assignment = decode_json(payload, Assignment)
                 numbers = tuple((stage.model, stage.generation) for stage in assignment.stages)
                 self._step(events.AssignmentSeen(now, levels["node"], assignment.revision, numbers))
-            case "model_state" if message.retain and payload:
+            case "model_state" if message.retain and self._holds(name, message):
                 self._outbox.kept(message.topic, payload)
                 self._restore.found(levels["model"], decode_json(payload, ModelState))
             case "orchestrator_beat" if payload and message.retain:
                 self._restore.beat = decode_json(payload, Beat).count
-            case "orchestrator_state" if payload:
+            case "orchestrator_state" if self._holds(name, message):
                 self._orchestrator_seen(decode_json(payload, OrchestratorState), message)
             case "request":
-                self._operators.take(levels["verb"], payload)
+                self._requests.take(levels["verb"], message)
             case "artifact_want" | "artifact_piece":
                 self._transfers.handle(name, levels, message)
             case _:
                 # Our own words come back to us, and a cleared topic says nothing: neither is an error.
                 return
+
+    def _holds(self, name: str, message: Message) -> bool:
+        """Whether somebody vouches for what an orchestrator said, who may. A cleared topic says nothing."""
+        return bool(message.payload) and self._vouching.accepts(name, message)
 
     def _refused(
         self, what: str, node: str, payload: bytes | bytearray, error: ProtocolError

@@ -127,7 +127,7 @@ class Operators:
                 log.warning("request/%s refused: %s", verb, error)
             else:
                 log.exception("request/%s failed", verb)
-            transaction = _transaction(payload)
+            transaction = transaction_of(payload)
             if transaction is not None:
                 self._announcer.failed(verb, transaction, error_body(error))
 
@@ -241,7 +241,7 @@ class Operators:
         return set.intersection(*offers) or set.union(*offers)
 
 
-def _transaction(payload: bytes | bytearray) -> str | None:
+def transaction_of(payload: bytes | bytearray) -> str | None:
     """The transaction of a request that is otherwise unreadable, so that its sender gets told."""
     try:
         given = decode_json(payload, dict)

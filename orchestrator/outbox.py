@@ -13,9 +13,10 @@ import asyncio
 import logging
 from collections import OrderedDict
 
-from shared.bus import ControlBus, Publication, Qos
+from shared.bus import NO_PROPERTIES, ControlBus, Publication, Qos
 from shared.codec import encode_json
 from shared.errors import BrokerError, BrokerUnreachableError
+from shared.signing import SIGNED_BY, Signer
 from shared.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -24,16 +25,27 @@ MOST_WAITING = 2000
 
 
 class Outbox:
-    """One per process, in its event loop; `run` is to be a task of its own."""
+    """One per process, in its event loop; `run` is to be a task of its own.
 
-    def __init__(self, bus: ControlBus, topics: Topics, most_waiting: int = MOST_WAITING) -> None:
+    `signer` vouches for what agents obey, on a closed cluster.
+    """
+
+    def __init__(
+        self,
+        bus: ControlBus,
+        topics: Topics,
+        most_waiting: int = MOST_WAITING,
+        *,
+        signer: Signer | None = None,
+    ) -> None:
         self._bus = bus
         self._topics = topics
+        self._signer = signer
         self._most_waiting = most_waiting
         self._waiting: OrderedDict[str | int, Publication] = OrderedDict()
         self._unretained = 0
         self._serial = 0
-        self._newest: dict[str, bytes] = {}
+        self._newest: dict[str, Publication] = {}
         self._seen: dict[str, bytes | bytearray] = {}
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
@@ -49,9 +61,15 @@ class Outbox:
         """Queue `value` for the topic `name` of the table; None is empty, which clears a retained one."""
         payload = b"" if value is None else encode_json(value)
         topic = self._topics.topic(name, **levels)
+        properties = NO_PROPERTIES
+        if self._signer is not None and payload and name in SIGNED_BY:
+            properties = self._signer.sign(topic, payload)
+        item = Publication(
+            topic=topic, payload=payload, qos=qos, retain=retain, properties=properties
+        )
         if retain:
-            self._newest[topic] = payload
-        self._put(Publication(topic=topic, payload=payload, qos=qos, retain=retain))
+            self._newest[topic] = item
+        self._put(item)
 
     def _put(self, item: Publication) -> None:
         if item.retain:
@@ -87,10 +105,10 @@ class Outbox:
 
     def repeat_lost(self) -> None:
         """All that is retained was seen: publish what the broker has lost."""
-        for topic, payload in self._newest.items():
-            if self._seen.get(topic, b"") != payload and topic not in self._waiting:
+        for topic, item in self._newest.items():
+            if self._seen.get(topic, b"") != item.payload and topic not in self._waiting:
                 log.info("published again, since the broker had lost it: %s", topic)
-                self._put(Publication(topic=topic, payload=payload, retain=True))
+                self._put(item)
         self._seen.clear()
 
     # --- sending
@@ -117,7 +135,13 @@ class Outbox:
     async def _send(self, item: Publication) -> None:
         while True:
             try:
-                await self._bus.publish(item.topic, item.payload, item.qos, retain=item.retain)
+                await self._bus.publish(
+                    item.topic,
+                    item.payload,
+                    item.qos,
+                    retain=item.retain,
+                    properties=item.properties,
+                )
             except BrokerUnreachableError as error:
                 if item.retain and item.topic in self._waiting:
                     return  # a newer one follows

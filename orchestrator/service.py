@@ -38,10 +38,13 @@ from orchestrator.model_states import ModelStates
 from orchestrator.operators import Operators
 from orchestrator.options import OrchestratorOptions
 from orchestrator.outbox import Outbox
+from orchestrator.request_gate import RequestGate
 from orchestrator.restore import Restore
 from orchestrator.served_file import ServedFile
+from orchestrator.vouching import Vouching, keys_of
 from shared.artifact_store import ArtifactStore
 from shared.bus import (
+    NO_PROPERTIES,
     ControlBus,
     DataBus,
     MqttControlBus,
@@ -53,6 +56,7 @@ from shared.errors import BrokerError, JobError
 from shared.ids import ORCHESTRATOR
 from shared.messages.node import Ping
 from shared.messages.operation import Beat, Limits, OrchestratorState
+from shared.signing import Admission
 from shared.topics import Topics
 from shared.transfer import Transfers
 
@@ -103,14 +107,11 @@ class Orchestrator:
         self._num_set_aside = 0
         self._store = ArtifactStore(options.state_dir / "artifacts", options.store_bytes)
         self._library = Library(self._store)
-        will = Publication(
-            topic=self._topics.topic("orchestrator_state"),
-            payload=encode_json(self._state("lost")),
-            retain=True,
-        )
+        self._keys = keys_of(options.broker, options.root)
+        will = self._last_words("lost")
         self._bus = (control or self._mqtt_control)(will)
         self._transfers = Transfers(self._bus, self._topics, ORCHESTRATOR, store=self._store)
-        self._outbox = Outbox(self._bus, self._topics)
+        self._outbox = Outbox(self._bus, self._topics, signer=self._keys.signer)
         self._announcer = Announcer(self._outbox)
         self._states = ModelStates(self._cluster, self._outbox)
         self._notes: asyncio.Queue[Note] = asyncio.Queue()
@@ -127,9 +128,14 @@ class Orchestrator:
             self._note,
             options.dispatch,
             self._jobs,
+            keys=self._keys.pipelines,
         )
         self._deployer = Deployer(
-            self._library, self._outbox, self._dispatcher, prefetch=options.prefetch
+            self._library,
+            self._outbox,
+            self._dispatcher,
+            prefetch=options.prefetch,
+            keys=self._keys.pipelines,
         )
         self._operators = Operators(
             library=self._library,
@@ -144,12 +150,16 @@ class Orchestrator:
         self._dispatched: Snapshot | None = None
         self._doubts = Doubts()
         self._counters: Counter[str] = Counter()
+        vouching = Vouching(Admission(options.broker.credentials), self._counters, self._announcer)
         self._intake = Intake(
             self._topics,
             incarnation=self.incarnation,
             outbox=self._outbox,
             restore=self._restore,
-            operators=self._operators,
+            requests=RequestGate(
+                vouching, self._announcer, self._operators.take, options.state_dir / "requests.json"
+            ),
+            vouching=vouching,
             transfers=self._transfers,
             counters=self._counters,
             doubts=self._doubts,
@@ -224,9 +234,25 @@ class Orchestrator:
         """Our last words, once jobs have stopped; the broker keeps what comes now for our successor."""
         await asyncio.to_thread(self._dispatcher.stop)
         with contextlib.suppress(BrokerError):
-            topic = self._topics.topic("orchestrator_state")
-            payload = encode_json(self._state("offline"))
-            await self._bus.publish(topic, payload, retain=True, timeout_s=LAST_WORDS_S)
+            last = self._last_words("offline")
+            await self._bus.publish(
+                last.topic,
+                last.payload,
+                retain=True,
+                properties=last.properties,
+                timeout_s=LAST_WORDS_S,
+            )
+
+    def _last_words(self, state: Literal["offline", "lost"]) -> Publication:
+        topic = self._topics.topic("orchestrator_state")
+        payload = encode_json(self._state(state))
+        signer = self._keys.signer
+        return Publication(
+            topic=topic,
+            payload=payload,
+            retain=True,
+            properties=NO_PROPERTIES if signer is None else signer.sign(topic, payload),
+        )
 
     def _state(self, state: Literal["online", "offline", "lost"]) -> OrchestratorState:
         settings = self._options.dispatch

@@ -5,6 +5,7 @@
     Amp4ecError
     ├── JobError                  a job ended in an error answer; `code` is one of `ErrorCode`
     ├── ProtocolError             a message that does not say what its topic promises
+    │   └── ForgedError              one on a closed cluster that nobody vouches for who may
     ├── GraphError                a model graph that is malformed or uses an operator not on the list
     ├── ModelError                a model that cannot be found, traced, loaded, or given its weights
     ├── PlanError                 no plan satisfies the constraints; says which and what is nearest
@@ -20,6 +21,11 @@ Fields, not only text: `expected` and `got` say what should have come and what c
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
+
+ForgedReason = Literal["unsigned", "unknown_signer", "wrong_role", "bad_signature"]
+"""Why a message is not obeyed: nobody signed it; somebody whom the authority does not vouch for; somebody
+who may not say this; or it is not what was signed."""
 
 
 class ErrorCode(StrEnum):
@@ -89,6 +95,21 @@ class JobError(Amp4ecError):
 
 class ProtocolError(Amp4ecError):
     """A message that does not say what its topic promises."""
+
+
+class ForgedError(ProtocolError):
+    """A message that nobody vouches for who may."""
+
+    def __init__(
+        self,
+        reason: ForgedReason,
+        message: str,
+        *,
+        expected: str | None = None,
+        got: str | None = None,
+    ) -> None:
+        super().__init__(message, expected=expected, got=got)
+        self.reason = reason
 
 
 class GraphError(Amp4ecError):

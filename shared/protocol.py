@@ -18,11 +18,11 @@ from typing import Any
 
 from shared import topics
 from shared.errors import ErrorCode
-from shared.messages import artifact, job, model, node, operation, stage
+from shared.messages import artifact, job, model, node, operation, signature, stage
 from shared.tensor import DTYPES
 
 PATH = Path(__file__).with_name("PROTOCOL.md")
-MODULES = (node, stage, model, job, artifact, operation)
+MODULES = (node, stage, model, job, artifact, operation, signature)
 
 INTRODUCTION = """\
 # The AMP4EC protocol
@@ -53,6 +53,24 @@ people to read.
   `TensorInput`, a `Trace` is up to 1,024 `StageTime`, `Images` up to 1,024 files.
 - Tensors: `dtype` is one of {dtypes}; `data` is little-endian in C order of `shape`.
 
+## Who vouches for a message
+
+On a closed cluster (`amp4ec broker init`) the table below says whose word a message needs; without it, it
+is dropped, counted, and put on `event`. On an open one nothing is checked.
+
+| vouched for by | user properties (MQTT 5) | checked by |
+|---|---|---|
+| orchestrator, operator | `signer` (JSON `Certificate`), `signature` (Ed25519, hexadecimal), for requests \
+`signed_at_ms` (wall time) | agents, the orchestrator |
+| pipeline | `mac`: 16 bytes of nonce and 16 of tag, in hexadecimal | stages, the orchestrator |
+
+- Signed is `amp4ec message 1`, NUL, `signed_at_ms` or nothing, NUL, the topic's length in bytes, NUL, the
+  topic, the payload; numbers are decimal. A certificate's signature is over `amp4ec certificate 1`, NUL,
+  role, NUL, name, NUL, the 32 bytes of the key.
+- A request holds for five minutes, and once: who repeats it signs again, later.
+- The tag is Poly1305 of the payload under a key for it alone: BLAKE2b-256 of nonce and topic, keyed with the
+  `key` of the stage's assignment. Empty messages, which only prove a subscription, carry none.
+
 ## Sending a job
 
 | user property (MQTT 5) | meaning |
@@ -78,13 +96,13 @@ def _head() -> Iterator[str]:
 
 def _topics() -> Iterator[str]:
     yield "## Topics\n"
-    yield "| topic | from | to | QoS | retained | payload | at most | what |"
-    yield "|---|---|---|---|---|---|---|---|"
+    yield "| topic | from | to | QoS | retained | vouched for by | payload | at most | what |"
+    yield "|---|---|---|---|---|---|---|---|---|"
     for spec in topics.TABLE:
         retained = "yes" if spec.retained else ""
         yield (
             f"| `{spec.pattern}` | {spec.sender} | {spec.receiver} | {spec.qos} | {retained} "
-            f"| {spec.payload} | {_size(spec.max_bytes)} | {spec.text} |"
+            f"| {spec.vouched_by or ''} | {spec.payload} | {_size(spec.max_bytes)} | {spec.text} |"
         )
     yield ""
 

@@ -18,7 +18,11 @@ DEFAULT_ROOT = "amp4ec/v1"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TopicSpec:
-    """One row of the table; `{name}` stands for one level."""
+    """One row of the table; `{name}` stands for one level.
+
+    `vouched_by` says whose word a message needs on a closed cluster: the signature of a role
+    (`shared.signing`), or the MAC of its pipeline (`shared.pipeline_mac`).
+    """
 
     name: str
     pattern: str
@@ -30,6 +34,7 @@ class TopicSpec:
     max_bytes: int
     """The largest payload that a reader takes: checked before anything is decoded."""
     text: str
+    vouched_by: Literal["orchestrator", "operator", "pipeline"] | None = None
 
 
 KIB, MIB = 1 << 10, 1 << 20
@@ -81,6 +86,7 @@ TABLE: tuple[TopicSpec, ...] = (
         payload="JSON `Assignment`",
         max_bytes=4 * MIB,
         text="The full desired state of that node, never a delta.",
+        vouched_by="orchestrator",
     ),
     TopicSpec(
         name="report",
@@ -103,6 +109,7 @@ TABLE: tuple[TopicSpec, ...] = (
         payload="JSON `ModelState`",
         max_bytes=4 * MIB,
         text="The plan in force, its generation, stage table, predicted and measured figures.",
+        vouched_by="orchestrator",
     ),
     TopicSpec(
         name="infer",
@@ -141,6 +148,7 @@ TABLE: tuple[TopicSpec, ...] = (
         max_bytes=LARGEST_BYTES,
         text="What a stage takes. The generation in the topic keeps stale stages silent. The job's priority, "
         "where it is not 5, is the user property `priority` here, too.",
+        vouched_by="pipeline",
     ),
     TopicSpec(
         name="stage_result",
@@ -153,6 +161,7 @@ TABLE: tuple[TopicSpec, ...] = (
         max_bytes=LARGEST_BYTES,
         text="What the last stage made, or why a stage could not; of an item that a node may have died of, "
         "also which node begins with it and which has handed it on.",
+        vouched_by="pipeline",
     ),
     TopicSpec(
         name="result",
@@ -210,6 +219,7 @@ TABLE: tuple[TopicSpec, ...] = (
         payload="JSON with `transaction`",
         max_bytes=4 * MIB,
         text="`serve`, `stop`, `replan`, `plan`, `explain`.",
+        vouched_by="operator",
     ),
     TopicSpec(
         name="response",
@@ -233,6 +243,7 @@ TABLE: tuple[TopicSpec, ...] = (
         max_bytes=16 * KIB,
         text="Who leads, under which term, who stands by, and the limits that jobs have to keep. An "
         "orchestrator that would lead claims it here first, with a term above all that it has seen.",
+        vouched_by="orchestrator",
     ),
     TopicSpec(
         name="orchestrator_beat",

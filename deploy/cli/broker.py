@@ -117,6 +117,10 @@ def broker_command(
 def init_command(*, directory: Path, hosts: tuple[str, ...], port: int, root: str) -> int:
     """Make a closed broker in DIRECTORY: an authority, a certificate, and the first two logins.
 
+    What the orchestrator and operators say is signed; a broker that was broken into cannot make agents run
+    anything else. DIRECTORY/authority.key vouches for signers: it is read again only when `join-token` makes
+    a token for an operator or orchestrator, and may be kept elsewhere until then. ca.key is not read again.
+
     \b
     Example:
         amp4ec broker init ~/amp4ec --host broker.local --host 192.168.1.5
@@ -138,7 +142,9 @@ def init_command(*, directory: Path, hosts: tuple[str, ...], port: int, root: st
         f"  to operate it:    export AMP4EC_BROKER=@{closed.token_file('operator')}\n"
         f"  a device more:    amp4ec join-token pi-1 --directory {base}\n"
         f"  a client:         amp4ec join-token camera --role client --directory {base}\n"
-        f"keep {base / 'ca.key'} and tokens/ to yourself"
+        f"keep {base / 'authority.key'}, ca.key and tokens/ to yourself: who has them commands the cluster\n"
+        "both keys may be kept elsewhere: authority.key is needed for tokens of more operators and "
+        "orchestrators, ca.key for nothing more"
     )
     return 0
 
@@ -171,7 +177,8 @@ def join_token_command(
 ) -> int:
     """Give NAME a login to a closed broker, as one string, or take it back.
 
-    An agent's NAME is its node's. The token is shown once and kept nowhere.
+    An agent's NAME is its node's. The token is shown once and kept nowhere. For an operator or an
+    orchestrator DIRECTORY/authority.key is needed.
 
     \b
     Example, and what to do with it on the device:

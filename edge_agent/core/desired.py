@@ -29,11 +29,22 @@ weights) is another stage. Every change is followed by `PublishReport`.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeAlias, assert_never
 
-from shared.messages.stage import Assignment, Blob, Report, StageAssignment, StageReport, StageState
+from shared.errors import ForgedReason
+from shared.messages.stage import (
+    Assignment,
+    Blob,
+    Forgery,
+    ObeyedTopic,
+    Report,
+    StageAssignment,
+    StageReport,
+    StageState,
+)
 
 
 class Phase(StrEnum):
@@ -106,6 +117,14 @@ class OrchestratorBorn:
 
 
 @dataclass(frozen=True, slots=True)
+class MessageForged:
+    """A message was not obeyed, since nobody vouches for it who may. `topic` is a row of the table."""
+
+    topic: ObeyedTopic
+    reason: ForgedReason
+
+
+@dataclass(frozen=True, slots=True)
 class BusConnected:
     """A connection was made: the broker may have forgotten, and a report may have been lost."""
 
@@ -130,6 +149,7 @@ Event: TypeAlias = (
     | StageLoadFailed
     | StageUnloaded
     | OrchestratorBorn
+    | MessageForged
     | BusConnected
     | Asked
     | PrefetchEnded
@@ -218,6 +238,8 @@ class Desired:
     """Assignments dropped because a later one of the same leader had come."""
     refused: int = 0
     """Assignments dropped because there is a leader of a greater term."""
+    forged: Counter[MessageForged] = field(default_factory=Counter)
+    """Messages not obeyed; the first of each kind is reported at once, the others with what comes next."""
     _next_life: int = 1
     _orchestrator: int = -1
     _prefetch: tuple[Blob, ...] = ()
@@ -243,6 +265,9 @@ class Desired:
                 actions = []
             case OrchestratorBorn():
                 actions = self._orchestrator_born(event)
+            case MessageForged():
+                self.forged[event] += 1
+                actions = [self._report()] if self.forged[event] == 1 else []
             case BusConnected():
                 actions = [self._report()] if self.revision >= 0 else []
             case Asked():
@@ -380,6 +405,10 @@ class Desired:
                 term=self.term,
                 refused=self.refused,
                 stages=[_stage_report(held) for held in self.named()],
+                forged=[
+                    Forgery(topic=kind.topic, reason=kind.reason, count=count)
+                    for kind, count in self.forged.items()
+                ],
             )
         )
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 
 from orchestrator.core.nodes import ANSWER_S, Node, Question
 from orchestrator.core.sanity import Complaints, birth_problem, telemetry_problem
+from shared.errors import ForgedReason
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
 
@@ -80,6 +81,13 @@ class Questioned:
 
     node: str
 
+
+_FORGED: dict[ForgedReason, str] = {
+    "unsigned": "nobody signed it; does the orchestrator have a token of this cluster?",
+    "unknown_signer": "its signer is not of this cluster; was the node's token made by another one?",
+    "wrong_role": "it is signed by somebody who is no orchestrator",
+    "bad_signature": "it is not what the orchestrator signed",
+}
 
 Change = Joined | Left | Altered | Shrunk | Refused | Questioned
 
@@ -179,7 +187,16 @@ class Members:
             return []
         if node.report is None or report.revision >= node.report.revision:
             node.report = report
-        return self._sign_of_life(now, node)
+        changes = self._sign_of_life(now, node)
+        for forgery in report.forged:
+            what = f"forged_{forgery.topic}"
+            if self._complaints.is_new(node.name, report.incarnation, f"{what} {forgery.reason}"):
+                text = (
+                    f"node {node.name} does not obey what came on its {forgery.topic} topic: "
+                    f"{_FORGED[forgery.reason]}"
+                )
+                changes.append(Refused(node.name, what, text, forgery.reason))
+        return changes
 
     def ticked(self, now: float) -> list[Change]:
         """The nodes that are to be asked whether they are there, and those that did not answer."""

@@ -1,4 +1,4 @@
-"""A credential bundle as one string: where the broker is, who vouches for it, and how to log in.
+"""A credential bundle as one string: where the broker is, who vouches for it, a login, and keys.
 
 `amp4ec1.` and base64url of a small JSON document. Wherever a broker's address is asked for, a token will do,
 and so will `@FILE` with an address or a token inside: a command line is readable by others on the machine, a
@@ -16,18 +16,37 @@ from shared.errors import ConfigurationError, ProtocolError
 
 PREFIX = "amp4ec1."
 _LONGEST = 16_384
-"""Characters; a bundle has about 1,200."""
+"""Characters; a bundle has 1,300 to 2,200."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Credentials:
+    """What a holder checks signatures with and, where its role is to sign, signs with; bytes as hex.
+
+    `authority` is the public key that vouches for signers. `key` and `certificate` are the holder's private
+    key and, as JSON, what the authority says of it (`shared.signing`); `secret` is what an orchestrator
+    derives the keys of pipelines from (`shared.pipeline_mac`).
+    """
+
+    authority: str
+    key: str | None = field(default=None, repr=False)
+    certificate: str | None = None
+    secret: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bundle:
-    """What a token says; `ca` is the PEM text of the one authority to trust."""
+    """What a token says; `ca` is the PEM text of the one TLS authority to trust.
+
+    `credentials` are missing in tokens made before there were any.
+    """
 
     host: str
     port: int
     user: str
     password: str = field(repr=False)
     ca: str
+    credentials: Credentials | None = None
 
 
 def encode_token(bundle: Bundle) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import SplitResult, parse_qsl, quote, unquote, urlsplit
 
-from shared.bus.token import PREFIX, Bundle, decode_token, encode_token
+from shared.bus.token import PREFIX, Bundle, Credentials, decode_token, encode_token
 from shared.errors import ConfigurationError
 
 _DEFAULT_PORTS = {"mqtt": 1883, "mqtts": 8883}
@@ -38,6 +38,8 @@ class BrokerUrl:
     """PEM file of the authorities to trust instead of the system's; TLS only."""
     ca_pem: str | None = field(default=None, repr=False)
     """The same as text, from a join token."""
+    credentials: Credentials | None = field(default=None, repr=False)
+    """What to check and make signatures with, from a join token."""
     insecure: bool = False
     """Encrypt without checking who answers; TLS only, for tests and first steps."""
 
@@ -94,6 +96,7 @@ class BrokerUrl:
             password=bundle.password,
             tls=True,
             ca_pem=bundle.ca,
+            credentials=bundle.credentials,
         )
 
     @property
@@ -131,6 +134,7 @@ class BrokerUrl:
                 user=self.username,
                 password=self.password,
                 ca=self.ca_pem,
+                credentials=self.credentials,
             )
         )
 

@@ -23,3 +23,5 @@ Positive = Annotated[float, Meta(gt=0, le=1e18)]
 # Not `$`, which also stands before a line's end: a name becomes a level of a topic.
 Digest = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}\Z")]
+Key = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
+"""32 bytes in hexadecimal."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from shared.messages import Count, Digest, Name, Seconds, Term, Version
+from shared.errors import ForgedReason
+from shared.messages import Count, Digest, Key, Name, Seconds, Term, Version
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -21,7 +22,8 @@ class StageAssignment:
     """One stage that a node shall hold ready.
 
     `graph` is the stage's graph as JSON, `weights` the blobs that it names. The first stage also
-    gets `preprocess`, the digest of the model's transform, when the model takes images.
+    gets `preprocess`, the digest of the model's transform, when the model takes images. On a closed
+    cluster every message of the pipeline carries a MAC made with `key`.
     """
 
     model: Name
@@ -33,6 +35,7 @@ class StageAssignment:
     graph: Blob
     weights: list[Blob]
     preprocess: Blob | None = None
+    key: Key | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,11 +72,25 @@ class StageReport:
     fetched_bytes: Count = 0
 
 
+ObeyedTopic = Literal["assignment", "orchestrator_state"]
+"""What agents obey, as the topic table calls it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Forgery:
+    """How many messages of one kind a node did not obey, since nobody vouched for them who may."""
+
+    topic: ObeyedTopic
+    reason: ForgedReason
+    count: Count
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """Every stage that the node holds or tries to hold, after each change.
 
-    `term` is the greatest that the node has heard of; `refused` counts the assignments of lesser ones.
+    `term` is the greatest that the node has heard of; `refused` counts the assignments of lesser ones,
+    `forged` the messages that nobody vouched for.
     """
 
     node: Name
@@ -82,4 +99,5 @@ class Report:
     term: Term = 0
     refused: Count = 0
     stages: list[StageReport] = field(default_factory=list)
+    forged: list[Forgery] = field(default_factory=list)
     v: Version = 1

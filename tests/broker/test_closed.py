@@ -94,7 +94,15 @@ async def test_a_login_made_while_it_runs_works_and_a_revoked_one_is_out(site: S
 
 def test_files_with_secrets_are_their_owners_only(tmp_path: Path) -> None:
     closed = make(tmp_path / "closed")
-    secret = {"ca.key", "server.key", "passwords", "acl", "operator", "orchestrator"}
+    secret = {
+        "authority.key",
+        "ca.key",
+        "server.key",
+        "passwords",
+        "acl",
+        "operator",
+        "orchestrator",
+    }
     for path in closed.directory.rglob("*"):
         if path.is_file() and path.name in secret:
             assert stat.S_IMODE(path.stat().st_mode) == 0o600, path

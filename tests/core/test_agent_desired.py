@@ -21,6 +21,7 @@ from edge_agent.core.desired import (
     Event,
     FetchBlobs,
     Load,
+    MessageForged,
     OrchestratorBorn,
     Phase,
     Prefetch,
@@ -31,7 +32,7 @@ from edge_agent.core.desired import (
     StageUnloaded,
     Unload,
 )
-from shared.messages.stage import Assignment, Blob, StageAssignment
+from shared.messages.stage import Assignment, Blob, Forgery, StageAssignment
 
 BLOB = Blob(digest="0" * 64, size=1)
 OTHER = Blob(digest="1" * 64, size=2)
@@ -155,7 +156,7 @@ def test_a_leader_of_a_greater_term_is_obeyed_whatever_its_revision() -> None:
     assert (core.term, core.revision, core.refused) == (4, 1, 0)
     (report,) = core.step(assignment(501, stage(), term=3))
     assert isinstance(report, PublishReport)
-    assert (report.report.term, report.report.refused) == (4, 1), "the old leader hears of it"
+    assert (report.report.term, report.report.forged) == (4, 1), "the old leader hears of it"
     assert [held.stage for held in core.named()] == [stage(1)]
 
 
@@ -372,3 +373,23 @@ def _happen(shell: Shell, what: str, number: int) -> None:
                 if what == "l":
                     shell.loaded[life] = assigned
                 shell.step(make_event(life))
+
+
+def test_what_was_forged_is_reported_once_per_kind_and_changes_nothing() -> None:
+    core = make()
+    for event in READY:
+        core.step(event)
+    before = {life: (held.stage, held.phase) for life, held in core.lives.items()}
+    forged = MessageForged("assignment", "unsigned")
+    (report,) = core.step(forged)
+    assert isinstance(report, PublishReport)
+    assert [row.state for row in report.report.stages] == ["ready"]
+    assert core.step(forged) == core.step(forged) == []
+    (report,) = core.step(MessageForged("orchestrator_state", "bad_signature"))
+    assert isinstance(report, PublishReport)
+    assert report.report.forged == [
+        Forgery(topic="assignment", reason="unsigned", count=3),
+        Forgery(topic="orchestrator_state", reason="bad_signature", count=1),
+    ]
+    assert {life: (held.stage, held.phase) for life, held in core.lives.items()} == before
+    assert core.revision == 1

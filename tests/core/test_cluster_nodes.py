@@ -20,6 +20,7 @@ from orchestrator.core.cluster_events import (
 )
 from orchestrator.core.nodes import Node
 from shared.messages.node import Hardware
+from shared.messages.stage import Forgery, Report
 from tests.core.cluster_world import MB, World, birth, death, entry, telemetry
 
 
@@ -378,3 +379,26 @@ def test_reports_of_a_node_that_nobody_knows() -> None:
     report = world.agents["a"].report()
     other = World()
     assert other.send(NodeReported(other.now, report)) == []
+
+
+def test_what_a_node_does_not_obey_is_told_once_per_life_and_kind() -> None:
+    world = World()
+    world.join("a")
+
+    def report(*forged: Forgery, incarnation: int = 1) -> list[Any]:
+        said = Report(node="a", incarnation=incarnation, revision=1, forged=list(forged))
+        return [
+            action
+            for action in world.send(NodeReported(world.now, said))
+            if isinstance(action, Tell)
+        ]
+
+    unsigned = Forgery(topic="assignment", reason="unsigned", count=1)
+    (told,) = report(unsigned)
+    assert (told.event, told.node, told.reason) == ("forged_assignment_refused", "a", "unsigned")
+    assert "does the orchestrator have a token" in told.text
+    assert report(Forgery(topic="assignment", reason="unsigned", count=9)) == []
+    forged = Forgery(topic="orchestrator_state", reason="bad_signature", count=2)
+    assert [told.reason for told in report(unsigned, forged)] == ["bad_signature"]
+    world.join("a")
+    assert [told.reason for told in report(unsigned, incarnation=2)] == ["unsigned"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -21,8 +22,10 @@ from shared.messages.job import Activation, StageResult, StageTime
 from shared.messages.model import ModelState, ServeOptions
 from shared.messages.node import Hardware, NodeState, Telemetry
 from shared.messages.operation import Happening, Metrics, OrchestratorState, Response, ServeRequest
-from shared.messages.stage import Assignment, Blob, Report, StageReport, StageState
+from shared.messages.stage import Assignment, Blob, Forgery, Report, StageReport, StageState
 from shared.package import Measured, ModelPackage
+from shared.pipeline_mac import PipelineMac
+from shared.signing import Signer
 from shared.tensor import to_wire
 from shared.topics import Topics
 from shared.transfer import MemoryBlobs, Transfers
@@ -179,7 +182,7 @@ class FakeAgent:
             case _:
                 pass
 
-    async def report(self) -> None:
+    async def report(self, *forged: Forgery) -> None:
         stages = [
             StageReport(
                 model=s.model, pipeline=s.pipeline, generation=s.generation, stage=s.stage,
@@ -192,6 +195,7 @@ class FakeAgent:
             incarnation=self.state.incarnation,
             revision=self.revision,
             stages=stages,
+            forged=list(forged),
         )
         await self.bus.publish(self.topics.topic("report", node=self.node), encode_json(report))
 
@@ -227,20 +231,26 @@ class FakeAgent:
             return
         self.ran += 1
         stage = mine[0]
+        mac = None if stage.key is None else PipelineMac(bytes.fromhex(stage.key))
+        assert mac is None or mac.holds(message)
         given = decode_msgpack(message.payload, Activation)
         place: dict[str, Any] = {"pipeline": stage.pipeline, "generation": stage.generation}
-        time = StageTime(stage=stage.stage, node=self.node, queue_s=0.0, compute_s=1e-3, cpu_s=1e-3)
+        spent = StageTime(
+            stage=stage.stage, node=self.node, queue_s=0.0, compute_s=1e-3, cpu_s=1e-3
+        )
         made: Activation | StageResult
         if stage.stage == stage.num_stages - 1:
             topic = self.topics.topic("stage_result", **place)
             made = StageResult(
                 job=given.job, item=given.item, attempt=given.attempt,
-                tensors={"y": to_wire(LOGITS)}, trace=[*given.trace, time],
+                tensors={"y": to_wire(LOGITS)}, trace=[*given.trace, spent],
             )  # fmt: skip
         else:
             topic = self.topics.topic("activation", **place, stage=stage.stage + 1)
-            made = replace(given, trace=[*given.trace, time])
-        await self.bus.publish(topic, bytes(encode_msgpack(made)))
+            made = replace(given, trace=[*given.trace, spent])
+        payload = bytes(encode_msgpack(made))
+        properties = None if mac is None else mac.seal(topic, payload)
+        await self.bus.publish(topic, payload, properties=properties)
 
     async def release(self) -> None:
         """Answer what was held back, and hold nothing back any more."""
@@ -256,6 +266,8 @@ class FakeOperator:
     def __init__(self, topics: Topics, control: Control, peer: str = "operator-1") -> None:
         self.topics = topics
         self.peer = peer
+        self.signer: Signer | None = None
+        self._signed_ms = 0
         self.blobs: dict[str, bytes] = {}
         self.responses: list[Response] = []
         self.events: list[Happening] = []
@@ -304,7 +316,12 @@ class FakeOperator:
 
     async def send(self, verb: str, request: object) -> None:
         payload = request if isinstance(request, bytes) else encode_json(request)
-        await self.bus.publish(self.topics.topic("request", verb=verb), payload)
+        topic = self.topics.topic("request", verb=verb)
+        properties = None
+        if self.signer is not None:
+            self._signed_ms = max(self._signed_ms + 1, time.time_ns() // 1_000_000)
+            properties = self.signer.sign(topic, payload, self._signed_ms)
+        await self.bus.publish(topic, payload, properties=properties)
 
     async def ended(self, transaction: str) -> Response:
         """The response that ends a transaction."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from broker.access import Role, User
@@ -38,14 +39,7 @@ class Site:
 
     def at(self, issued: BrokerUrl) -> BrokerUrl:
         """The login, at the port that was free here."""
-        return BrokerUrl(
-            host=issued.host,
-            port=self.running.port,
-            username=issued.username,
-            password=issued.password,
-            tls=True,
-            ca_pem=issued.ca_pem,
-        )
+        return replace(issued, port=self.running.port)
 
     def first(self, name: str) -> BrokerUrl:
         """A login that `create` made."""
