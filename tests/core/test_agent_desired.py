@@ -156,7 +156,7 @@ def test_a_leader_of_a_greater_term_is_obeyed_whatever_its_revision() -> None:
     assert (core.term, core.revision, core.refused) == (4, 1, 0)
     (report,) = core.step(assignment(501, stage(), term=3))
     assert isinstance(report, PublishReport)
-    assert (report.report.term, report.report.forged) == (4, 1), "the old leader hears of it"
+    assert (report.report.term, report.report.refused) == (4, 1), "the old leader hears of it"
     assert [held.stage for held in core.named()] == [stage(1)]
 
 
