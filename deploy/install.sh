@@ -1,6 +1,7 @@
 # What quickstart.sh and test.sh share; read by them with `.`, in the checkout's top folder.
 #
 #   install_mosquitto       Mosquitto and its clients by the machine's package manager, when missing
+#   install_network_tools   ip, bridge and tc, which a few tests need that cut and slow networks; Linux only
 #   make_environment EXTRA  .venv with `.[EXTRA]`; nothing is done when it is there and up to date
 #   python                  the environment's Python, afterwards
 
@@ -52,6 +53,20 @@ install_mosquitto() {
     install_packages "mosquitto mosquitto-clients" mosquitto mosquitto \
         "mosquitto mosquitto-clients" mosquitto
     have_mosquitto || fail "Mosquitto was installed but is not found"
+}
+
+have_network_tools() (
+    PATH="$PATH:/usr/sbin:/sbin"
+    command -v ip && command -v bridge && command -v tc && command -v nsenter
+) >/dev/null
+
+install_network_tools() {
+    if [ "$(uname -s)" != Linux ] || have_network_tools; then
+        return
+    fi
+    say "Installing network tools (iproute2 and util-linux, 2 MB, seconds)"
+    install_packages "iproute2 util-linux" "iproute iproute-tc util-linux" "iproute2 util-linux" \
+        "iproute2 util-linux" ""
 }
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }

@@ -8,6 +8,9 @@
             print(await client.infer("mobilenet_v2", "cat.jpg"))
         await cluster.kill_agent("agent-1")
 
+With `isolated=True` each agent and the orchestrator have a network of their own, which `cluster.network` cuts
+and slows by name (`deploy.network`).
+
 Every part has a log and a directory of its own below `directory`. Leaving ends every child.
 """
 
@@ -19,9 +22,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from broker.config import BrokerConfig
 from broker.launcher import Broker
 from deploy.cgroup import CpuLimit, available_cpus, limit_cpu
 from deploy.flags import ServeFlags
+from deploy.network import Network
 from deploy.supervisor import Child, child_environment, command
 from shared.bus import BrokerUrl
 from shared.client import Client, ClusterStatus
@@ -53,6 +58,7 @@ class LocalCluster:
         agent_arguments: Sequence[str] = (),
         orchestrator_arguments: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
+        isolated: bool = False,
     ) -> None:
         """Prepare; nothing is started yet.
 
@@ -68,6 +74,8 @@ class LocalCluster:
             agent_arguments: further flags of `amp4ec agent`.
             orchestrator_arguments: further flags of `amp4ec orchestrator`.
             environment: further variables of every child.
+            isolated: every agent and the orchestrator in a network namespace of its own (`network`). The
+                broker listens on an address that only they and this machine reach, and lets anybody in.
 
         Raises:
             ConfigurationError: not one share or zone per agent.
@@ -83,6 +91,9 @@ class LocalCluster:
         self.directory = directory
         self.root = root
         self.broker = Broker(directory=directory / "broker", port=port)
+        self._port = port
+        self._isolated = isolated
+        self._network: Network | None = None
         self.agents: dict[str, Child] = {}
         self.orchestrator: Child | None = None
         self.cpu_refused = ""
@@ -100,6 +111,19 @@ class LocalCluster:
         """The broker's address."""
         return BrokerUrl.parse(self.broker.url)
 
+    @property
+    def network(self) -> Network:
+        """What cuts and slows the nodes of an isolated cluster, named like their agents, and `orchestrator`.
+
+        Raises:
+            ConfigurationError: it is not isolated, or not started.
+        """
+        if self._network is None:
+            raise ConfigurationError(
+                "this cluster has no network of its own", expected="isolated=True"
+            )
+        return self._network
+
     def client(self) -> Client:
         """A client of this cluster, to be used with `async with`."""
         return Client(self.url, root=self.root)
@@ -109,9 +133,16 @@ class LocalCluster:
 
         Raises:
             BrokerError: the broker does not start, for instance since its port is taken.
-            ConfigurationError: CPU shares were asked for and may not be enforced.
+            ConfigurationError: CPU shares or networks were asked for and may not be had.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
+        if self._isolated:
+            self._network = await asyncio.to_thread(Network)
+            self.broker = Broker(
+                directory=self.directory / "broker",
+                port=self._port,
+                config=BrokerConfig(bind=self._network.host),
+            )
         await self.broker.start()
         await self.start_orchestrator()
         for share, zone in zip(self._shares, self._zones, strict=True):
@@ -123,6 +154,9 @@ class LocalCluster:
         if self.orchestrator is not None:
             await self.orchestrator.stop()
         await self.broker.stop()
+        if self._network is not None:
+            await asyncio.to_thread(self._network.close)
+            self._network = None
 
     async def start_orchestrator(self) -> Child:
         """Start the orchestrator; it finds the state of the one before."""
@@ -132,6 +166,7 @@ class LocalCluster:
             [*arguments, *self._common(), *self._orchestrator_arguments],
             self.directory / "orchestrator.log",
             environment=self._environment,
+            wrap=await self._within("orchestrator"),
         )
         return self.orchestrator
 
@@ -182,6 +217,7 @@ class LocalCluster:
                 self.directory / f"{name}.log",
                 limit=limit,
                 environment=self._environment,
+                wrap=await self._within(name),
             )
         except BaseException:
             if limit is not None:
@@ -319,6 +355,12 @@ class LocalCluster:
     ) -> None:
         """End everything."""
         await self.stop()
+
+    async def _within(self, node: str) -> Sequence[str]:
+        """What a command line begins with that shall run on `node`."""
+        if self._network is None:
+            return ()
+        return await asyncio.to_thread(self._network.entry, node)
 
     def _common(self, log_level: str | None = None) -> list[str]:
         level = log_level or self._log_level

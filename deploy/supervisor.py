@@ -72,12 +72,14 @@ class Child:
         *,
         limit: CpuLimit | None = None,
         environment: Mapping[str, str] | None = None,
+        wrap: Sequence[str] = (),
     ) -> Child:
         """Start `amp4ec` with `arguments`, in a session of its own: Ctrl-C reaches the parent alone.
 
-        The log goes on where an earlier child of that name ended.
+        The log goes on where an earlier child of that name ended. `wrap` is what the command line begins
+        with: a program that becomes the one named after it, under the same process id.
         """
-        line = command(*arguments)
+        line = [*wrap, *command(*arguments)]
         with log.open("ab") as output:
             process = await asyncio.create_subprocess_exec(
                 *(limit.wrap(line) if limit else line),

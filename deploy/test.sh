@@ -11,6 +11,7 @@ About 11 minutes on two cores, once Mosquitto and the environment (.venv, here) 
 TEXT
 
 install_mosquitto
+install_network_tools
 make_environment dev
 
 say "Lint (seconds)"
