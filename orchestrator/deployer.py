@@ -82,6 +82,18 @@ class Deployer:
             return stage
         return replace(stage, key=self._keys.key(stage.pipeline, stage.generation).hex())
 
+    def clear(self, action: events.ClearAssignment) -> None:
+        """Nothing has to be retained for a node any more."""
+        self._outbox.clear("assignment", node=action.node)
+
+    def forget(self, action: events.ForgetNode) -> None:
+        """Nothing shall remind of a node."""
+        self._assigned.pop(action.node, None)
+        self._outbox.clear("node_state", node=action.node)
+        self._outbox.clear("assignment", node=action.node)
+        # It may have died while it measured its link.
+        self._outbox.clear("artifact_probe", peer=action.node)
+
     def tell(self, action: PipelineAction) -> None:
         """Tell the dispatcher.
 

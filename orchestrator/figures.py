@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from orchestrator.dispatch_notes import Report
 from shared.codec import to_builtins
 from shared.messages.model import Figures, PredictionError
-from shared.messages.operation import Metrics, ModelMetrics
+from shared.messages.operation import Metrics, ModelMetrics, NodeStanding
 
 WINDOW_S = 10.0
 _MOST_LATENCIES = 8192
@@ -66,6 +66,7 @@ class Measured:
 def metrics(
     report: Report,
     nodes_online: int,
+    standings: Mapping[str, NodeStanding],
     own: Mapping[str, int],
     errors: Mapping[str, PredictionError],
 ) -> Metrics:
@@ -74,6 +75,7 @@ def metrics(
     Args:
         report: the dispatcher's.
         nodes_online: how many nodes can be planned for.
+        standings: the nodes that are gone, silent or left out.
         own: the control plane's own counters.
         errors: how far predicted stage times are from measured ones, by model.
     """
@@ -108,6 +110,7 @@ def metrics(
         counters=totals,
         models=models,
         nodes_online=nodes_online,
+        nodes=dict(standings),
         cpu_s=round(usage.ru_utime + usage.ru_stime, 2),
         memory_bytes=usage.ru_maxrss * 1024,
     )

@@ -71,6 +71,12 @@ class Outbox:
             self._newest[topic] = item
         self._put(item)
 
+    def clear(self, name: str, **levels: str) -> None:
+        """Clear a retained topic, and remember nothing of it."""
+        topic = self._topics.topic(name, **levels)
+        self._newest.pop(topic, None)
+        self._put(Publication(topic=topic, payload=b"", retain=True))
+
     def _put(self, item: Publication) -> None:
         if item.retain:
             # At the end: what was queued after the older one may speak of it, what comes later of this.

@@ -332,6 +332,10 @@ class Orchestrator:
                 self._outbox.publish("ping", Ping(node=node), qos=0, node=node)
             case events.PushAssignment():
                 self._deployer.assign(action)
+            case events.ClearAssignment():
+                self._deployer.clear(action)
+            case events.ForgetNode():
+                self._deployer.forget(action)
             case (
                 events.ModelKnown()
                 | events.ModelForgotten()
@@ -424,7 +428,8 @@ class Orchestrator:
         if self._bus.connected:
             own = self._counters | Counter(dropped_outbox=self._outbox.dropped)
             errors = self._cluster.prediction_errors()
-            summary = metrics(report, len(self._cluster.alive()), own, errors)
+            standings = self._cluster.standings(now)
+            summary = metrics(report, len(self._cluster.alive()), standings, own, errors)
             self._outbox.publish("metrics", summary, qos=0)
 
     async def _tick(self) -> None:

@@ -44,6 +44,13 @@ def default_state_dir() -> Path:
     help="Write an accepted job to disk when it has no answer by then; 1ms for each at once.",
 )
 @click.option(
+    "--forget-after",
+    type=DURATION,
+    default="1h",
+    show_default=True,
+    help="Clear what is retained of a node that was lost for so long; of one that left, after a sixth of it.",
+)
+@click.option(
     "--prefetch/--no-prefetch",
     default=True,
     show_default=True,
@@ -69,6 +76,7 @@ def orchestrator_command(
     state_dir: Path | None,
     store_size: int,
     store_after: float,
+    forget_after: float,
     prefetch: bool,
     zone: str,
     broker_zone: str,
@@ -91,7 +99,9 @@ def orchestrator_command(
         store_bytes=store_size,
         store_after_s=store_after,
         prefetch=prefetch,
-        cluster=ClusterSettings(zones=Zones(orchestrator=zone, broker=broker_zone)),
+        cluster=ClusterSettings(
+            zones=Zones(orchestrator=zone, broker=broker_zone), forget_after_s=forget_after
+        ),
         dispatch=DispatchSettings(scheduling=scheduling),
     )
     return asyncio.run(run_orchestrator(options))

@@ -18,6 +18,7 @@ from shared.messages.operation import (
     Decisions,
     ExplainRequest,
     ModelDecision,
+    NodeStanding,
     OrchestratorState,
 )
 
@@ -43,7 +44,10 @@ def status_command(*, common: Common, explain: bool, as_json: bool) -> None:
     if as_json:
         document: dict[str, object] = {
             "orchestrator": status.orchestrator,
-            "nodes": [{"state": node.state, "telemetry": node.telemetry} for node in status.nodes],
+            "nodes": [
+                {"state": node.state, "telemetry": node.telemetry, "standing": node.standing}
+                for node in status.nodes
+            ],
             "models": status.models,
             "metrics": status.metrics,
         }
@@ -98,16 +102,21 @@ def _nodes(status: ClusterStatus) -> str:
 
 
 def _node(node: NodeView) -> tuple[str, ...]:
-    state, now = node.state, node.telemetry
+    state, now, standing = node.state, node.telemetry, node.standing
     if state.state != "online":
-        return (state.node, state.state, *5 * ("",), state.reason)
+        return (state.node, state.state, *5 * ("",), _gone(state.reason, standing))
     cpu = f"{state.hardware.cpu:g}" if state.hardware else "?"
+    if standing is not None and standing.state == "silent":
+        return (state.node, "silent", cpu, *4 * ("",), _gone("does not answer", standing))
     if now is None:
         return (state.node, "online", cpu, *4 * ("?",), "no telemetry yet")
     stages = ", ".join(f"{stage.model}[{stage.stage}]" for stage in now.stages) or "idle"
+    word = "online"
+    if standing is not None and standing.state == "left_out":
+        word, stages = "left out", f"{stages}; came and went, for {_time(standing.until_s)} more"
     return (
         state.node,
-        "online",
+        word,
         cpu,
         f"{now.cpu_percent:.0f}%",
         f"{now.memory_used_bytes / 1e6:.0f}/{now.memory_limit_bytes / 1e6:.0f} MB",
@@ -115,6 +124,22 @@ def _node(node: NodeView) -> tuple[str, ...]:
         _ms(now.round_trip_s),
         stages,
     )
+
+
+def _gone(why: str, standing: NodeStanding | None) -> str:
+    """Why a node is not there and, where the orchestrator has said it, since when."""
+    if standing is None:
+        return why
+    since = f"for {_time(standing.for_s)}, forgotten in {_time(standing.until_s)}"
+    return f"{why}, {since}" if why else since
+
+
+def _time(seconds: float) -> str:
+    """A length of time as people say it."""
+    for unit, size_s in (("h", 3600.0), ("min", 60.0)):
+        if seconds >= size_s:
+            return f"{seconds / size_s:.0f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 def _link(now: Telemetry) -> str:

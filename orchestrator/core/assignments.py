@@ -19,6 +19,8 @@ class Assignments:
     _revision: int = 0
     _out: dict[str, tuple[StageRef, ...] | None] = field(default_factory=dict)
     """What is out there per node; None where it is unknown, so that it has to be replaced."""
+    _told: dict[str, int] = field(default_factory=dict)
+    """The revision that is retained for each node, as far as it was pushed by us."""
 
     def seen(self, node: str, revision: int) -> None:
         """A node was told `revision`: by an earlier orchestrator, or it is ours that comes again.
@@ -35,6 +37,22 @@ class Assignments:
         """A node began to live: it is told even if there is nothing for it to hold."""
         self._out[node] = None
 
+    def to_clear(self, node: str, revision: int) -> bool:
+        """Whether a node that reports `revision` has been told last that it shall hold nothing.
+
+        True once: what is retained for it is cleared then.
+        """
+        told = self._told.get(node)
+        if told is None or revision < told or self._out.get(node) != ():
+            return False
+        del self._told[node]
+        return True
+
+    def forget(self, node: str) -> None:
+        """The node is gone for good."""
+        self._out.pop(node, None)
+        self._told.pop(node, None)
+
     def changed(self, desired: Callable[[str], tuple[StageRef, ...]]) -> list[PushAssignment]:
         """What to publish, so that each node's assignment says what is desired of it."""
         pushes = []
@@ -43,5 +61,6 @@ class Assignments:
             if self._out[node] != stages:
                 self._out[node] = stages
                 self._revision = max(self._revision + 1, self.first)
+                self._told[node] = self._revision
                 pushes.append(PushAssignment(node, self._revision, stages))
         return pushes

@@ -30,15 +30,30 @@ from orchestrator.core import (
     cluster_requests,
     cluster_sharing,
     cluster_stages,
+    ghosts,
     model_view,
 )
 from orchestrator.core.assignments import Assignments
+from orchestrator.core.changes import (
+    Altered,
+    Change,
+    Forgotten,
+    Joined,
+    Left,
+    LeftOut,
+    Questioned,
+    Readmitted,
+    Refused,
+    Shrunk,
+)
 from orchestrator.core.cluster_context import Context
 from orchestrator.core.cluster_events import (
     Action,
     AskNode,
     AssignmentSeen,
+    ClearAssignment,
     Event,
+    ForgetNode,
     MessageRefused,
     ModelEntry,
     ModelRestored,
@@ -60,21 +75,13 @@ from orchestrator.core.cluster_events import (
 )
 from orchestrator.core.cluster_settings import ClusterSettings
 from orchestrator.core.dispatch_events import PipelineFigures
-from orchestrator.core.members import (
-    Altered,
-    Change,
-    Joined,
-    Left,
-    Members,
-    Questioned,
-    Refused,
-    Shrunk,
-)
+from orchestrator.core.members import Members
 from orchestrator.core.nodes import Node
 from orchestrator.core.pipeline_figures import pipeline_figures
 from orchestrator.core.served import Served
 from orchestrator.core.stage_times import prediction_error
 from shared.messages.model import Figures, ModelState, PredictionError
+from shared.messages.operation import NodeStanding
 from shared.profile import NodeProfile
 
 __all__ = ["Cluster", "ClusterSettings"]
@@ -95,7 +102,7 @@ class Cluster:
         restoring: bool = False,
     ) -> None:
         settings = settings or ClusterSettings()
-        members, assignments = Members(), Assignments(first_revision)
+        members, assignments = Members(settings.forget_after_s), Assignments(first_revision)
         self._context = Context(settings, members, assignments, restoring=restoring)
 
     @property
@@ -146,9 +153,13 @@ class Cluster:
                 if node is not None and node.alive and node.report is report:
                     context.assignments.seen(report.node, report.revision)
                     cluster_stages.reported(context, event)
+                    holds_nothing = not report.stages
+                    if holds_nothing and context.assignments.to_clear(node.name, report.revision):
+                        context.actions.append(ClearAssignment(node.name))
             case MessageRefused(now, node_name, what, problem, incarnation):
                 self._changed(now, members.refused(now, node_name, what, problem, incarnation))
             case AssignmentSeen():
+                members.assigned(event.now, event.node)
                 context.assignments.seen(event.node, event.revision)
                 for model, number in event.generations:
                     context.number_seen(model, number)
@@ -184,6 +195,10 @@ class Cluster:
         active = [served.active for served in self.models.values() if served.active is not None]
         return pipeline_figures(now, active, self.nodes)
 
+    def standings(self, now: float) -> dict[str, NodeStanding]:
+        """The nodes that are gone, silent or left out, and since when; those gone last, by name."""
+        return ghosts.standings(self.nodes, now, self.settings.forget_after_s)
+
     def prediction_errors(self) -> dict[str, PredictionError]:
         """How far predicted stage times are from measured ones, by model; of plans in force."""
         return {
@@ -210,6 +225,19 @@ class Cluster:
                 case Questioned(node):
                     context.actions.append(AskNode(node))
                     continue
+                case Forgotten(node, cause):
+                    context.assignments.forget(node)
+                    for served in context.models.values():
+                        served.blocked.pop(node, None)
+                    context.actions.append(ForgetNode(node))
+                    context.tell("node_forgotten", cause, node=node)
+                    continue
+                case LeftOut(node, cause):
+                    context.tell("node_left_out", cause, node=node)
+                    continue
+                case Readmitted(node, cause):
+                    only_measured = False
+                    context.tell("node_readmitted", cause, node=node)
                 case Shrunk(node, cause):
                     cluster_planning.consider_memory(context, now, node, cause)
                     continue

@@ -242,6 +242,20 @@ class PushAssignment:
 
 
 @dataclass(frozen=True, slots=True)
+class ClearAssignment:
+    """A node holds nothing, and knows that it shall: nothing has to be retained for it."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetNode:
+    """A node is gone for good: clear all that is retained of it."""
+
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelKnown:
     """Jobs for this model may be accepted."""
 
@@ -332,6 +346,8 @@ class Finish:
 Action = (
     AskNode
     | PushAssignment
+    | ClearAssignment
+    | ForgetNode
     | ModelKnown
     | ModelForgotten
     | ActivatePipeline

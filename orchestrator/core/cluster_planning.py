@@ -9,11 +9,13 @@ come to an end.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
 from orchestrator.core import cluster_sharing, replan, sharing
 from orchestrator.core.cluster_context import Context
+from orchestrator.core.cluster_events import ModelEntry
 from orchestrator.core.footprint import crowded
 from orchestrator.core.generation import Generation, describe
 from orchestrator.core.hysteresis import gain_ratio
@@ -21,6 +23,7 @@ from orchestrator.core.plan import Plan
 from orchestrator.core.served import Again, Served
 from orchestrator.core.sharing import Offers
 from shared.errors import ConfigurationError, PlanError
+from shared.profile import NodeProfile
 
 MOST_DOUBLINGS = 5
 """Of the cool-down, when switch after switch is made for measured speeds alone."""
@@ -118,7 +121,7 @@ def consider(
             return None
     zones = context.settings.zones
     try:
-        choice = replan.choose(entry, nodes, zones)
+        choice, nodes = _choose(context, entry, nodes)
     except (PlanError, ConfigurationError) as error:
         why = cluster_sharing.why_not(context, served, str(error) if nodes else "")
         _no_plan(context, now, served, why)
@@ -139,6 +142,23 @@ def consider(
         said = f"{cause}; {worth.text}" if cause else worth.text
         begin(context, now, served, choice.plan, said, offers=everyone)
     return None
+
+
+def _choose(
+    context: Context, entry: ModelEntry, nodes: list[NodeProfile]
+) -> tuple[replan.Choice, list[NodeProfile]]:
+    """The best plan without nodes that come and go, unless none fits without them; and its nodes.
+
+    Raises:
+        PlanError: no plan fits.
+        ConfigurationError: the options make no sense.
+    """
+    zones = context.settings.zones
+    steady = [node for node in nodes if not context.members.left_out(node.name)]
+    if len(steady) < len(nodes):
+        with contextlib.suppress(PlanError):
+            return replan.choose(entry, steady, zones), steady
+    return replan.choose(entry, nodes, zones), nodes
 
 
 def reprice(context: Context, generation: Generation, offers: Offers) -> None:

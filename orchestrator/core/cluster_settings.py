@@ -33,4 +33,7 @@ class ClusterSettings:
     """Importing torch takes 10 s at 0.2 CPU, and weights have to travel first."""
     blocked_s: float = 60.0
     """How long a node on which a model failed to load is left out for that model."""
+    forget_after_s: float = 3600.0
+    """A node that was lost for so long is forgotten, and what is retained of it cleared; one that left by
+    itself after a sixth of that (`ghosts.LEFT_RATIO`)."""
     zones: Zones = Zones()

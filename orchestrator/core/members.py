@@ -18,69 +18,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from orchestrator.core import ghosts
+from orchestrator.core.changes import (
+    Altered,
+    Change,
+    Forgotten,
+    Joined,
+    Left,
+    LeftOut,
+    Questioned,
+    Readmitted,
+    Refused,
+    Shrunk,
+)
 from orchestrator.core.nodes import ANSWER_S, Node, Question
 from orchestrator.core.sanity import Complaints, birth_problem, telemetry_problem
 from shared.errors import ForgedReason
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
-
-
-@dataclass(frozen=True, slots=True)
-class Joined:
-    """A node can be planned for; `anew` when this is another life of it, so that it holds nothing."""
-
-    node: str
-    cause: str
-    text: str
-    anew: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Left:
-    """A node cannot be planned for any more, and what it held is gone or out of reach.
-
-    `crashed`: it did not say so itself, so what it computed may be why.
-    """
-
-    node: str
-    cause: str
-    why: str
-    crashed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Altered:
-    """A living node says something else about itself, such as its measured speed."""
-
-    node: str
-    cause: str
-    calibrated: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Shrunk:
-    """A living node has noticeably less memory for us than it had."""
-
-    node: str
-    cause: str
-
-
-@dataclass(frozen=True, slots=True)
-class Refused:
-    """A node said something that cannot be true; said once per life and kind of message."""
-
-    node: str
-    what: str
-    text: str
-    problem: str
-
-
-@dataclass(frozen=True, slots=True)
-class Questioned:
-    """A node is silent: it is to be asked whether it is there."""
-
-    node: str
-
 
 _FORGED: dict[ForgedReason, str] = {
     "unsigned": "nobody signed it; does the orchestrator have a token of this cluster?",
@@ -89,13 +44,12 @@ _FORGED: dict[ForgedReason, str] = {
     "bad_signature": "it is not what the orchestrator signed",
 }
 
-Change = Joined | Left | Altered | Shrunk | Refused | Questioned
-
 
 @dataclass(slots=True)
 class Members:
-    """The nodes by name, those that are gone too."""
+    """The nodes by name, those that are gone too until they are forgotten (`ghosts`)."""
 
+    forget_after_s: float
     nodes: dict[str, Node] = field(default_factory=dict)
     _complaints: Complaints = field(default_factory=Complaints)
 
@@ -111,7 +65,11 @@ class Members:
     def born(self, now: float, state: NodeState) -> list[Change]:
         """A birth, or the same once more."""
         self._complaints.born(state.node)
-        changes = self._born(now, state)
+        room = self._make_room(state.node)
+        if room is None:
+            full = f"{len(self.nodes)} nodes are here already, and none of them is gone"
+            return self._complain(state.node, "birth", full)
+        changes = room + self._born(now, state)
         if state.hardware is not None:
             self.nodes[state.node].condition.born(state.hardware.memory_bytes)
         problem = birth_problem(state)
@@ -122,8 +80,8 @@ class Members:
     def _born(self, now: float, state: NodeState) -> list[Change]:
         known = self.nodes.get(state.node)
         if known is None:
-            self.nodes[state.node] = Node(state, heard=now)
-            return [_joined(state, anew=True)]
+            self.nodes[state.node] = node = Node(state, heard=now)
+            return [_joined(now, node, anew=True)]
         if state.incarnation < known.state.incarnation:
             return []  # of an earlier life, delivered late
         anew = state.incarnation > known.state.incarnation
@@ -132,29 +90,35 @@ class Members:
         changes: list[Change] = []
         if known.alive:
             # It started anew before anybody noticed that it had died.
-            changes.append(_left(known, "started anew"))
+            changes += _left(now, known, "started anew")
         report = None if anew else known.report
-        self.nodes[state.node] = Node(
+        self.nodes[state.node] = node = Node(
             state,
             heard=now,
             corrections=known.corrections,
             condition=known.condition,
             contention=known.contention,
             report=report,
+            visits=known.visits,
         )
-        return [*changes, _joined(state, anew=anew)]
+        return [*changes, _joined(now, node, anew=anew)]
 
     def died(self, now: float, state: NodeState) -> list[Change]:
         """A clean leave or a last will; of a node that nobody knows, the incarnation is remembered."""
         known = self.nodes.get(state.node)
         if known is None:
-            self.nodes[state.node] = Node(state, heard=now, alive=False)
+            self._found(now, state)
             return []
         if state.incarnation < known.state.incarnation:
             return []  # the late will of an earlier life
-        was_alive, known.state, known.alive = known.alive, state, False
+        known.state = state
         why = "left" if state.state == "offline" else "was lost (last will)"
-        return [_left(known, why, crashed=state.state == "lost")] if was_alive else []
+        return _left(now, known, why, crashed=state.state == "lost") if known.alive else []
+
+    def assigned(self, now: float, name: str) -> None:
+        """Something is retained for a node; where nobody knows of that node it is gone, too."""
+        if name not in self.nodes:
+            self._found(now, ghosts.ghost(name))
 
     def heard(self, now: float, telemetry: Telemetry) -> list[Change]:
         """Telemetry renews the lease, and brings a silent node back; one that makes no sense does no more."""
@@ -199,9 +163,13 @@ class Members:
         return changes
 
     def ticked(self, now: float) -> list[Change]:
-        """The nodes that are to be asked whether they are there, and those that did not answer."""
-        changes: list[Change] = []
+        """Who is to be asked whether it is there, who did not answer, and who is to be forgotten."""
+        due = [n for n in self.nodes.values() if ghosts.is_due(n, now, self.forget_after_s)]
+        changes: list[Change] = [self._forget(node) for node in due]
         for node in self.alive():
+            if node.left_out and now >= node.visits.left_out_until:
+                node.left_out = False
+                changes.append(Readmitted(node.name, f"node {node.name} has stayed"))
             if now < node.asks_at():
                 continue
             question = node.question
@@ -212,7 +180,7 @@ class Members:
                 question.looks += 1
                 if node.may_be_lost(now):
                     why = f"is silent for {now - node.heard:.1f} s and does not answer"
-                    changes.append(_left(node, why))
+                    changes += _left(now, node, why)
         return changes
 
     def told(self, name: str, revision: int) -> None:
@@ -225,6 +193,29 @@ class Members:
         node = self.nodes.get(name)
         if node is not None and node.question is not None and node.question.reached is None:
             node.question.reached = now
+
+    def left_out(self, name: str) -> bool:
+        """Whether a node came and went too often to be planned for where anything fits without it."""
+        node = self.nodes.get(name)
+        return node is not None and node.left_out
+
+    def _found(self, now: float, state: NodeState) -> None:
+        """Somebody was here before us, and is gone. Beyond the bound it is left to who reads the topics."""
+        if len(self.nodes) < ghosts.MOST_NODES:
+            self.nodes[state.node] = Node(state, heard=now, alive=False, gone_since=now)
+
+    def _make_room(self, name: str) -> list[Change] | None:
+        """Forget who is gone longest where there are too many nodes for one more; None when nobody is."""
+        if name in self.nodes or len(self.nodes) < ghosts.MOST_NODES:
+            return []
+        gone = ghosts.longest_gone(self.nodes)
+        return None if gone is None else [self._forget(gone)]
+
+    def _forget(self, node: Node) -> Forgotten:
+        del self.nodes[node.name]
+        self._complaints.forget(node.name)
+        how = "left" if node.state.state == "offline" else "was lost"
+        return Forgotten(node.name, f"node {node.name} {how} and did not come back")
 
     def _complain(self, name: str, what: str, problem: str) -> list[Change]:
         known = self.nodes.get(name)
@@ -269,6 +260,8 @@ class Members:
         if node.alive:
             return []
         node.alive = True
+        node.visits.joined(now)
+        node.left_out = now < node.visits.left_out_until
         cause = f"node {node.name} answers again"
         return [Joined(node.name, cause, cause, anew=False)]
 
@@ -282,12 +275,20 @@ def _heard(now: float, node: Node) -> None:
     node.heard, node.question = now, None
 
 
-def _left(node: Node, why: str, *, crashed: bool = True) -> Left:
-    node.alive, node.question = False, None
-    return Left(node.name, f"node {node.name} {why}", why, crashed)
+def _left(now: float, node: Node, why: str, *, crashed: bool = True) -> list[Change]:
+    node.alive, node.question, node.gone_since = False, None, now
+    left = Left(node.name, f"node {node.name} {why}", why, crashed)
+    left_out_s = node.visits.left(now)
+    if left_out_s is None:
+        return [left]
+    cause = f"node {node.name} comes and goes: left out of plans for {left_out_s:.0f} s"
+    return [left, LeftOut(node.name, cause)]
 
 
-def _joined(state: NodeState, *, anew: bool) -> Joined:
+def _joined(now: float, node: Node, *, anew: bool) -> Joined:
+    node.visits.joined(now)
+    node.left_out = now < node.visits.left_out_until
+    state = node.state
     cause = f"node {state.node} joined"
     hardware = state.hardware
     if hardware is None:

@@ -10,6 +10,7 @@ from orchestrator.core.contention import Contention
 from orchestrator.core.corrections import Corrections
 from orchestrator.core.sanity import birth_problem
 from orchestrator.core.speeds import node_speed
+from orchestrator.core.visits import Visits
 from shared.errors import ConfigurationError
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
@@ -57,6 +58,11 @@ class Node:
     """The revision of the assignment that was pushed to it last."""
     question: Question | None = None
     """Open since it became silent."""
+    gone_since: float = 0.0
+    """Since it was last alive."""
+    visits: Visits = field(default_factory=Visits)
+    left_out: bool = False
+    """Alive, and planned for only where nothing fits without it."""
     corrections: dict[str, Corrections] = field(default_factory=dict)
     """By runtime."""
     condition: Condition = field(default_factory=Condition)

@@ -92,6 +92,11 @@ class Complaints:
         self._strange[node] = self._strange.get(node, 0) + 1
         return self._strange[node] >= STRANGE_AFTER
 
+    def forget(self, node: str) -> None:
+        """The node is forgotten."""
+        self._made.pop(node, None)
+        self._strange.pop(node, None)
+
     def born(self, node: str) -> None:
         """A birth: what was overtaken by it was not strange."""
         self._strange.pop(node, None)

@@ -211,7 +211,8 @@ class Client:
         """The orchestrator, nodes and models as their retained topics say.
 
         Args:
-            wait_s: how long to wait for the telemetry of nodes that are online; it is not retained.
+            wait_s: how long to wait for what is not retained: the telemetry of nodes that are online,
+                and what the orchestrator says of those that are not.
         """
         async with self._watch_lock:
             if not self._watching:
@@ -220,7 +221,7 @@ class Client:
                 await self._settle()
                 self._watching = True
         deadline = _now() + wait_s
-        while self._overview.silent() and (left := deadline - _now()) > 0:
+        while self._overview.incomplete() and (left := deadline - _now()) > 0:
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), left)

@@ -9,7 +9,7 @@ from shared.bus import Message
 from shared.codec import decode_json
 from shared.messages.model import ModelState
 from shared.messages.node import NodeState, Telemetry
-from shared.messages.operation import Metrics, OrchestratorState
+from shared.messages.operation import Metrics, NodeStanding, OrchestratorState
 
 WATCHED = ("orchestrator_state", "node_state", "telemetry", "model_state", "metrics")
 """The topics of the table that a status is made of."""
@@ -23,6 +23,8 @@ class NodeView:
 
     state: NodeState
     telemetry: Telemetry | None = None
+    standing: NodeStanding | None = None
+    """What the orchestrator has to say of a node that is not simply there."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,13 +90,14 @@ class Overview:
             case "metrics":
                 self.metrics = decode_json(payload, Metrics)
 
-    def silent(self) -> set[str]:
-        """The nodes that are online and whose present life has sent no telemetry yet."""
-        return {
-            name
+    def incomplete(self) -> bool:
+        """Whether a node has not been heard of yet: by its telemetry, or where it is gone in the metrics."""
+        led = self.orchestrator is not None and self.orchestrator.state == "online"
+        untold = led and self.metrics is None
+        return any(
+            self._heard(name, state) is None if state.state == "online" else untold
             for name, state in self.nodes.items()
-            if state.state == "online" and self._heard(name, state) is None
-        }
+        )
 
     def _heard(self, name: str, state: NodeState) -> Telemetry | None:
         heard = self.telemetry.get(name)
@@ -102,10 +105,15 @@ class Overview:
 
     def snapshot(self) -> ClusterStatus:
         """What is known now."""
+        standings = {} if self.metrics is None else self.metrics.nodes
         return ClusterStatus(
             orchestrator=self.orchestrator,
             nodes=tuple(
-                NodeView(state=state, telemetry=self._heard(name, state))
+                NodeView(
+                    state=state,
+                    telemetry=self._heard(name, state),
+                    standing=standings.get(name),
+                )
                 for name, state in sorted(self.nodes.items())
             ),
             models=tuple(state for _, state in sorted(self.models.items())),

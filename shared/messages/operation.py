@@ -222,8 +222,22 @@ class ModelMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStanding:
+    """A node that is not simply there.
+
+    `silent`: it said nothing for too long and did not answer; `lost` and `offline` as in its state;
+    `left_out`: it came and went too often, and is used only where nothing fits without it. `for_s` is how
+    long it has been gone; `until_s` how long until it is forgotten, or used as any other again.
+    """
+
+    state: Literal["silent", "lost", "offline", "left_out"]
+    for_s: Seconds
+    until_s: Seconds
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Metrics:
-    """Totals since start by counter, and each model's last second.
+    """Totals since start by counter, each model's last second, and the nodes that are not simply there.
 
     `cpu_s` are CPU seconds of the orchestrator since its start, `memory_bytes` its largest resident size.
     """
@@ -233,4 +247,5 @@ class Metrics:
     nodes_online: Count
     cpu_s: float
     memory_bytes: Count
+    nodes: dict[str, NodeStanding] = field(default_factory=dict)
     v: Version = 1

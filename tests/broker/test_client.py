@@ -28,7 +28,7 @@ from shared.messages.job import (
 )  # fmt: skip
 from shared.messages.model import ModelState
 from shared.messages.node import Hardware, NodeState, Telemetry
-from shared.messages.operation import Limits, OrchestratorState
+from shared.messages.operation import Limits, Metrics, NodeStanding, OrchestratorState
 from shared.tensor import to_wire
 from shared.topics import Topics
 from tests.broker.conftest import until
@@ -316,9 +316,16 @@ async def test_status(client: Client, stand: Stand) -> None:
         memory_limit_bytes=2, network_received_bytes=0, network_sent_bytes=0, round_trip_s=None,
         queue=0, stability=1,
     )  # fmt: skip
+    lost = NodeStanding(state="lost", for_s=3.0, until_s=60.0)
+    metrics = Metrics(
+        counters={}, models={}, nodes_online=1, cpu_s=0.0, memory_bytes=1, nodes={"b": lost}
+    )
     waiting = asyncio.create_task(client.status(wait_s=10))
     await stand.bus.publish(TOPICS.topic("telemetry", node="a"), encode_json(telemetry), qos=0)
-    assert (await waiting).nodes[0].telemetry == telemetry
+    await stand.bus.publish(TOPICS.topic("metrics"), encode_json(metrics), qos=0)
+    here, gone = (await waiting).nodes
+    assert here.telemetry == telemetry
+    assert gone.standing == lost
 
     await stand.bus.publish(TOPICS.topic("model_state", model="m"), b"", retain=True)
     async with asyncio.timeout(10):

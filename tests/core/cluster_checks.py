@@ -12,8 +12,10 @@ from orchestrator.core.cluster_events import (
     Action,
     ActivatePipeline,
     AskNode,
+    ClearAssignment,
     DrainPipeline,
     Finish,
+    ForgetNode,
     LosePipeline,
     ModelForgotten,
     ModelKnown,
@@ -127,6 +129,10 @@ class Checks:
         match action:
             case AskNode(node):
                 assert self.cluster.nodes[node].alive, "who is gone is not asked"
+            case ClearAssignment(node):
+                assert self.assigned[node] == ()
+            case ForgetNode(node):
+                assert node not in self.cluster.nodes
             case PushAssignment(node, revision, stages):
                 assert revision > self.revision
                 self.revision = revision

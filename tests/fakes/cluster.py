@@ -120,6 +120,8 @@ class FakeAgent:
         self.reason = ""
         self.holds_back = False
         """Whether activations are kept instead of answered."""
+        self.deaf = False
+        """Whether it answers nobody who asks whether it is there."""
         self.held: list[Message] = []
         self.ran = 0
         self.state = NodeState(
@@ -145,6 +147,7 @@ class FakeAgent:
         self.bus.on_connect(self._announce)
         async with self.bus:
             await self.bus.subscribe(self.topics.topic("assignment", node=self.node))
+            await self.bus.subscribe(self.topics.topic("ping", node=self.node))
             await self.bus.subscribe(self.topics.pattern("activation"))
             await self.bus.subscribe(self.topics.topic("orchestrator_state"))
             reader = asyncio.create_task(self._read())
@@ -173,6 +176,8 @@ class FakeAgent:
                 if assignment.revision > self.revision:
                     self.assignments.append(assignment)
                     await self.report()
+            case "ping" if not self.deaf and self.assignments:
+                await self.report()
             case "orchestrator_state":
                 state = decode_json(message.payload, OrchestratorState)
                 if state.state == "online" and self.assignments:

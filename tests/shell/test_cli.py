@@ -22,7 +22,8 @@ from deploy.supervisor import child_environment, command
 from shared.client import ClusterStatus, NodeView
 from shared.errors import ConfigurationError
 from shared.messages.model import Figures, ModelState, PredictionError, ServeOptions
-from tests.core.cluster_world import birth, telemetry
+from shared.messages.operation import NodeStanding
+from tests.core.cluster_world import birth, death, telemetry
 
 COMMANDS = sorted(cli.list_commands(click.Context(cli)))
 HEAVY = ("torch", "torchvision", "safetensors", "PIL", "rich", "matplotlib")
@@ -331,6 +332,31 @@ def test_strange_folders_are_not_taken_for_ours(tmp_path: Path) -> None:
     (tmp_path / "shared" / "__init__.py").write_text("raise SystemExit('not ours')")
     result = run("--version", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
+
+
+def test_status_says_who_is_gone_and_since_when() -> None:
+    nodes = (
+        NodeView(
+            state=death("a", state="offline"),
+            standing=NodeStanding(state="offline", for_s=61.0, until_s=540.0),
+        ),
+        NodeView(
+            state=birth("b"), standing=NodeStanding(state="silent", for_s=5.0, until_s=3600.0)
+        ),
+        NodeView(
+            state=birth("c"),
+            telemetry=telemetry("c"),
+            standing=NodeStanding(state="left_out", for_s=0.0, until_s=20.0),
+        ),
+        NodeView(state=death("d")),
+    )
+    text = describe(ClusterStatus(orchestrator=None, nodes=nodes, models=()))
+    rows = {line.split()[0]: " ".join(line.split()) for line in text.splitlines() if line}
+    assert rows["a"] == "a offline for 1 min, forgotten in 9 min"
+    assert rows["b"] == "b silent 1 does not answer, for 5 s, forgotten in 1 h"
+    assert rows["c"].startswith("c left out 1 50% ")
+    assert rows["c"].endswith(" idle; came and went, for 20 s more")
+    assert rows["d"] == "d lost"
 
 
 def test_status_shows_each_nodes_link_where_it_is_known() -> None:
