@@ -31,6 +31,7 @@ from shared.bus.message import Message, Properties, Qos
 from shared.bus.mqtt5_values import BadPacketError
 from shared.bus.rates import WORTH_TIMING_BYTES, DownMeter, UpMeter
 from shared.bus.session import RefusedError, Session, SessionSettings
+from shared.bus.tls_link import open_link
 from shared.bus.url import BrokerUrl
 from shared.bus.waiter import Waiter
 from shared.link_rates import Rate, Rates
@@ -132,7 +133,6 @@ class MqttDataBus:
         self._blocked = False  # the socket took less than there was
         self._held_back = False  # packets may lie in the reader that the inbox had no room for
         self._least_bytes = _WORTH_WAKING_BYTES
-        self._wakes_from = 1
         self._since = 0.0
         self._heard = self._spoke = False  # since the connection was looked after
         self._heard_at = self._spoke_at = self._pinged_at = 0.0
@@ -357,9 +357,7 @@ class MqttDataBus:
                 missing = reader.missing_bytes
                 if self._down.coming_bytes and not missing:
                     self._came()
-                # TLS gives one record at a time: that there is no more only the next call can say.
-                unsure = missing >= WORTH_TIMING_BYTES and link.encrypted
-                if self._held_back or (count < len(space) and not link.pending() and not unsure):
+                if self._held_back or (count < len(space) and not link.pending()):
                     break
         except OSError as error:
             self._ended(str(error))
@@ -419,10 +417,9 @@ class MqttDataBus:
                 if not count:
                     break
                 session.sent(count)
+            self._blocked = not link.flush() or bool(session.outgoing)
         except OSError as error:
             self._ended(str(error))
-            return
-        self._blocked = bool(session.outgoing)
 
     def _gather(self) -> None:
         """Be woken for what is worth it: a message, or most of a large one."""
@@ -432,9 +429,7 @@ class MqttDataBus:
         least = self._least_bytes
         if missing >= _WORTH_GATHERING_BYTES:
             least = min(missing, _MOST_GATHERED_BYTES)
-        if least != self._wakes_from:
-            self._wakes_from = least
-            self._link.wake_from(least)
+        self._link.wake_from(least)
 
     # Its beginning, its upkeep, and its end
 
@@ -446,8 +441,8 @@ class MqttDataBus:
         try:
             if not self._addresses:
                 self._addresses.extend(resolve(self._url))
-            self._link = Link(
-                self._url, self._addresses.popleft(), self._tls_context, self._socket_options
+            self._link = open_link(
+                self._url.host, self._addresses.popleft(), self._tls_context, self._socket_options
             )
         except OSError as error:  # unknown host, refused at once, no route
             self._ended(str(error))
@@ -466,7 +461,6 @@ class MqttDataBus:
         self._due = time.monotonic() + CONNECT_TIMEOUT_S
         if self._open:
             self._blocked = self._held_back = False
-            self._wakes_from = 1
             self._session.begin()
             self._write()
         return False

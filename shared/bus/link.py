@@ -1,4 +1,4 @@
-"""A byte stream to a broker, TCP or TLS, that never blocks.
+"""A byte stream to a broker that never blocks: TCP here, TLS on top of it in `tls_link`.
 
 Only resolving the host's name may take time, which no portable call does otherwise; addresses in figures
 need none.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 from collections import deque
 from collections.abc import Sequence
 from itertools import islice
@@ -19,6 +18,7 @@ from shared.bus.url import BrokerUrl
 
 Address: TypeAlias = tuple[socket.AddressFamily, tuple[str, int] | tuple[str, int, int, int]]
 
+CLOSED: Final = "the broker closed the connection"
 # sendmsg takes 1,024 parts at most (IOV_MAX); a few dozen already make the call itself cheap.
 _MOST_PARTS: Final = 64
 
@@ -40,27 +40,17 @@ class Link:
     `receive` and `send`. Every method raises OSError when the connection has failed, with the reason.
 
     Args:
-        url: for the name that the certificate must have.
         address: of `resolve`.
-        context: of `url`; None without TLS.
         options: for setsockopt.
 
     Raises:
         OSError: refused at once, or no route.
     """
 
-    def __init__(
-        self,
-        url: BrokerUrl,
-        address: Address,
-        context: ssl.SSLContext | None,
-        options: Sequence[tuple[int, int, int]],
-    ) -> None:
+    def __init__(self, address: Address, options: Sequence[tuple[int, int, int]]) -> None:
         family, where = address
-        self._host = url.host
-        self._context = context
-        self._tls: ssl.SSLSocket | None = None
         self._connecting = True
+        self._wakes_from = 1
         self.wants_write = True
         self.socket = socket.socket(family, socket.SOCK_STREAM)
         try:
@@ -75,26 +65,13 @@ class Link:
             raise
 
     def advance(self) -> bool:
-        """Go on with connecting and the TLS handshake; True when the stream stands."""
+        """Go on with connecting; True when the stream stands."""
         if self._connecting:
             error = self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error:
                 raise OSError(error, os.strerror(error))
             self._connecting = False
-            if self._context is not None:
-                self._tls = self._context.wrap_socket(
-                    self.socket, server_hostname=self._host, do_handshake_on_connect=False
-                )
-                self.socket = self._tls
         self.wants_write = False
-        if self._tls is not None:
-            try:
-                self._tls.do_handshake()
-            except ssl.SSLWantReadError:
-                return False
-            except ssl.SSLWantWriteError:
-                self.wants_write = True
-                return False
         return True
 
     def receive(self, space: memoryview) -> int | None:
@@ -105,29 +82,22 @@ class Link:
         """
         try:
             count = self.socket.recv_into(space)
-        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+        except BlockingIOError:
             return None
         if not count:
-            raise ConnectionResetError("the broker closed the connection")
+            raise ConnectionResetError(CLOSED)
         return count
-
-    @property
-    def encrypted(self) -> bool:
-        """Whether it is TLS."""
-        return self._tls is not None
 
     def sent(self) -> Sent | None:
         """What the kernel says of the bytes sent so far, TLS's own included; None where it does not."""
         return sent(self.socket)
 
     def pending(self) -> bool:
-        """Whether TLS holds data already taken from the socket, where no poll can see it."""
-        return self._tls is not None and self._tls.pending() > 0
+        """Whether there is something to receive that was taken from the socket, where no poll can see it."""
+        return False
 
     def send(self, parts: deque[bytes | bytearray | memoryview]) -> int:
         """Send as much of `parts` as goes without waiting; the number of bytes."""
-        if self._tls is not None:
-            return self._send_tls(self._tls, parts)
         try:
             return self.socket.sendmsg(
                 parts if len(parts) <= _MOST_PARTS else islice(parts, _MOST_PARTS)
@@ -135,28 +105,14 @@ class Link:
         except BlockingIOError:
             return 0
 
-    def _send_tls(self, tls: ssl.SSLSocket, parts: deque[bytes | bytearray | memoryview]) -> int:
-        # One after the other: TLS has no way to gather. What could not be sent must come again as it
-        # was, which it does, since it stays the first part.
-        total = 0
-        for part in parts:
-            if not len(part):
-                continue
-            try:
-                count = tls.send(part)
-            except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-                break
-            total += count
-            if count < len(part):
-                break
-        return total
+    def flush(self) -> bool:
+        """Whether all that `send` took is with the kernel; what is not is tried again."""
+        return True
 
     def wake_from(self, least_bytes: int) -> None:
-        """Have poll return for incoming data only from so many bytes on, or at the connection's end.
-
-        Nothing under TLS, where the kernel counts the records around the data.
-        """
-        if self._tls is None:
+        """Have poll return for incoming data only from so many bytes on, or at the connection's end."""
+        if least_bytes != self._wakes_from:
+            self._wakes_from = least_bytes
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
 
     def half_close(self) -> None:
