@@ -109,13 +109,16 @@ class BrokerUrl:
 
         Mosquitto lets whoever may log in take over any session whose client id he knows: its connection is
         ended, its queue is his to throw away. So with a login of one's own the id is one that only who has
-        the password can tell, and still the same over restarts. A password that people share or choose
-        guards no id: there it is the name.
+        the token can tell, and still the same over restarts. Orchestrators share a secret, and so have the
+        same ids with tokens of their own: one takes over the other's queue. A password that people share or
+        choose guards no id: there it is the name.
         """
-        if not self.own_login or self.password is None:
+        shared = None if self.credentials is None else self.credentials.secret
+        secret = shared or self.password
+        if not self.own_login or secret is None:
             return name
-        secret = hmac.new(self.password.encode(), f"client id {name}".encode(), hashlib.sha256)
-        return f"{name}-{secret.hexdigest()[:_UNGUESSABLE_CHARACTERS]}"
+        digest = hmac.new(secret.encode(), f"client id {name}".encode(), hashlib.sha256)
+        return f"{name}-{digest.hexdigest()[:_UNGUESSABLE_CHARACTERS]}"
 
     def token(self) -> str:
         """This address as a join token, secret included.

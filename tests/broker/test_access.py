@@ -116,10 +116,14 @@ async def test_nobody_takes_over_the_session_of_another_login(
         jobs.close()
 
 
-async def test_the_same_login_takes_its_session_over(site: Site) -> None:
-    """What a successor on another machine needs: the same token, the same queue."""
-    first = MqttDataBus(site.first("orchestrator"), "jobs", clean_start=False, session_expiry_s=60)
-    second = MqttDataBus(site.first("orchestrator"), "jobs", clean_start=False, session_expiry_s=60)
+@pytest.mark.parametrize("token", ["orchestrator", "standby"])
+async def test_an_orchestrator_takes_over_the_queue_of_another(site: Site, token: str) -> None:
+    """What a successor on another machine needs: the same token or one of its own, the same queue."""
+    successor = site.url(token, "orchestrator") if token == "standby" else site.first(token)
+    first, second = (
+        MqttDataBus(url, "jobs", clean_start=False, session_expiry_s=60)
+        for url in (site.first("orchestrator"), successor)
+    )
     try:
         assert first.connect(10)
         assert second.connect(10)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.bus import BrokerUrl, topic_matches
+from shared.bus.token import Credentials
 from shared.errors import ConfigurationError
 
 
@@ -127,6 +128,11 @@ def test_a_login_of_its_own_has_client_ids_that_nobody_else_can_tell() -> None:
     assert {len(name.rpartition("-")[2]) for name in ids} == {24}
     elsewhere = replace(mine, host="10.0.0.7", port=1)
     assert elsewhere.client_id("dispatcher") == mine.client_id("dispatcher"), "the next life's, too"
+    secret = Credentials(authority="00", secret="11")
+    leader, standby = (
+        replace(mine, username=name, password=name, credentials=secret) for name in ("a", "b")
+    )
+    assert leader.client_id("dispatcher") == standby.client_id("dispatcher") not in ids
     for shared in (BrokerUrl.parse("mqtt://host"), BrokerUrl.parse("mqtts://me:secret@host")):
         assert shared.client_id("dispatcher") == "dispatcher"
 
