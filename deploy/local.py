@@ -108,8 +108,13 @@ class LocalCluster:
 
     @property
     def url(self) -> BrokerUrl:
-        """The broker's address."""
-        return BrokerUrl.parse(self.broker.url)
+        """The broker's address, as an operator has it."""
+        return BrokerUrl.parse(self.address("operator"))
+
+    def address(self, name: str) -> str:
+        """The broker's address as `name` has it: an agent, `orchestrator`, `operator` or `client`."""
+        del name  # an open broker asks nobody
+        return self.broker.url
 
     @property
     def network(self) -> Network:
@@ -126,7 +131,7 @@ class LocalCluster:
 
     def client(self) -> Client:
         """A client of this cluster, to be used with `async with`."""
-        return Client(self.url, root=self.root)
+        return Client(self.address("client"), root=self.root)
 
     async def start(self) -> None:
         """Start the broker, the orchestrator and the agents; returns when their processes run.
@@ -163,7 +168,7 @@ class LocalCluster:
         arguments = ["orchestrator", "--state-dir", str(self.directory / "orchestrator")]
         self.orchestrator = await Child.start(
             "orchestrator",
-            [*arguments, *self._common(), *self._orchestrator_arguments],
+            [*arguments, *self._common("orchestrator"), *self._orchestrator_arguments],
             self.directory / "orchestrator.log",
             environment=self._environment,
             wrap=await self._within("orchestrator"),
@@ -213,7 +218,7 @@ class LocalCluster:
         try:
             agent = await Child.start(
                 name,
-                [*line, *self._common(), *self._agent_arguments, *arguments],
+                [*line, *self._common(name), *self._agent_arguments, *arguments],
                 self.directory / f"{name}.log",
                 limit=limit,
                 environment=self._environment,
@@ -248,7 +253,7 @@ class LocalCluster:
             ChildEndedError: it was not served; the message has the reason.
         """
         process = await asyncio.create_subprocess_exec(
-            *command("serve", model, *self._common("warning"), *flags.arguments()),
+            *command("serve", model, *self._common("operator", "warning"), *flags.arguments()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -362,9 +367,9 @@ class LocalCluster:
             return ()
         return await asyncio.to_thread(self._network.entry, node)
 
-    def _common(self, log_level: str | None = None) -> list[str]:
+    def _common(self, name: str, log_level: str | None = None) -> list[str]:
         level = log_level or self._log_level
-        return ["--broker", self.broker.url, "--root", self.root, "--log-level", level]
+        return ["--broker", self.address(name), "--root", self.root, "--log-level", level]
 
     def _free_name(self) -> str:
         number = 1

@@ -44,6 +44,7 @@ CATALOGUE = {
     "scheduling": Entry("scheduling", "which pipeline takes a job: cost, rules; plans", (70, 480)),
     "forecast": Entry("forecast", "load 10 to 30 s ahead, from recorded traces", (2, 2)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
+    "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (60, 200)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }
 

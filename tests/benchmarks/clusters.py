@@ -30,6 +30,8 @@ async def calibrated(
     cpus: Sequence[float] | None = SHARES,
     agents: int = len(SHARES),
     agent_arguments: Sequence[str] = (),
+    orchestrator_arguments: Sequence[str] = (),
+    kind: type[LocalCluster] = LocalCluster,
 ) -> AsyncIterator[LocalCluster]:
     """A cluster whose agents have measured themselves, so that nothing does so during a measurement.
 
@@ -39,9 +41,15 @@ async def calibrated(
         cpus: each agent's share; None for equal parts of the machine.
         agents: how many.
         agent_arguments: further flags of `amp4ec agent`.
+        orchestrator_arguments: further flags of `amp4ec orchestrator`.
+        kind: of cluster.
     """
-    cluster = LocalCluster(
-        context.directory / name, agents=agents, cpus=cpus, agent_arguments=agent_arguments
+    cluster = kind(
+        context.directory / name,
+        agents=agents,
+        cpus=cpus,
+        agent_arguments=agent_arguments,
+        orchestrator_arguments=orchestrator_arguments,
     )
     context.say(f"{name}: starting broker, orchestrator and {agents} agents")
     async with cluster:
