@@ -45,6 +45,8 @@ class Pipeline:
     draining: bool = False
     in_flight: dict[Item, None] = field(default_factory=dict)
     """In order of dispatch."""
+    given_up: dict[Item, None] = field(default_factory=dict)
+    """Items that run elsewhere since no result came, though a stage may still have them."""
     faults_in_row: int = 0
     busy_since: float = 0.0
     output_at: float = 0.0

@@ -188,6 +188,8 @@ class ItemFlow:
         if flight is None:
             self._counters.unknown_results += 1
             return
+        flight.node = None
+        flight.pipeline.given_up.pop(item, None)
         is_current = item.state is ItemState.IN_FLIGHT and event.attempt == len(item.flights)
         outcome = event.outcome
         if isinstance(outcome, Failure):
@@ -217,21 +219,25 @@ class ItemFlow:
 
     def lost(self, pipeline: Pipeline, crashed: str | None, now: float, actions: Actions) -> None:
         """A pipeline is gone: what it had in flight runs again, but for what nodes died of."""
+        if crashed is not None:
+            for item in {**pipeline.in_flight, **pipeline.given_up}:
+                self._suspect(item, pipeline, crashed, now, actions)
         for item in list(pipeline.in_flight):
             item.losses += 1
-            if crashed is not None:
-                watched, item.crashes = bool(item.crashes), (*item.crashes, crashed)
-                if watched and item.flights[-1].node == crashed:
-                    self._condemn(item, now, actions)
-                    continue
             if item.losses < self._settings.max_losses:
                 self._counters.recovered += 1
                 self._again(item, now, actions)
             else:
                 self.end(item, pipelines_lost(item.losses), None, now, actions)
 
-    def _condemn(self, item: Item, now: float, actions: Actions) -> None:
-        """It kills the nodes that compute it: set it aside."""
+    def _suspect(
+        self, item: Item, pipeline: Pipeline, crashed: str, now: float, actions: Actions
+    ) -> None:
+        """A node may have died of an item: it is watched from now on, or was and is set aside."""
+        watched, item.crashes = bool(item.crashes), (*item.crashes, crashed)
+        there = any(f.pipeline is pipeline and f.node == crashed for f in item.flights)
+        if not (watched and there):
+            return
         request = item.request
         self._counters.poisoned += 1
         actions.append(
@@ -286,6 +292,8 @@ class ItemFlow:
             request.model.queue.discard(item)
         else:
             item.flights[-1].pipeline.release(item)
+        for attempt in item.flights:
+            attempt.pipeline.given_up.pop(item, None)
         item.end(outcome, flight, now)
         request.open_items -= 1
         if request.open_items == 0:
@@ -364,6 +372,7 @@ class ItemFlow:
         for item in list(pipeline.in_flight):
             if item.retry_at > now:
                 continue
+            pipeline.given_up[item] = None
             if item.suspected:
                 self._counters.recovered += 1
                 self._again(item, now, actions)

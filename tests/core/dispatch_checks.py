@@ -49,6 +49,9 @@ def check(dispatcher: Dispatcher) -> None:
             assert len(pipeline.in_flight) <= pipeline.window
             assert pipeline.in_flight or not pipeline.draining, "an empty one should be drained"
             assert in_flight.isdisjoint(pipeline.in_flight)
+            for item in pipeline.given_up:
+                assert item.state is not ItemState.ENDED
+                assert any(flight.pipeline is pipeline for flight in item.flights)
             in_flight.update(pipeline.in_flight)
             if pipeline.in_flight:
                 due = dispatcher._items.timers._live[pipeline][0]

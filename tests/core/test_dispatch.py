@@ -671,6 +671,26 @@ def test_a_watched_item_that_the_dead_node_did_not_compute_is_not_blamed(
     assert one(bench.result(again), Answer).failure is None
 
 
+def test_what_was_given_up_is_still_watched_where_it_may_be_computed() -> None:
+    """A deadly item that takes long is overdue first, and runs elsewhere when the node dies of it."""
+    bench = Bench(pipelines="p")
+    bench.ask(1)
+    bench.activate("q")
+    elsewhere = one(bench.wait(10.0), Dispatch)
+    assert (elsewhere.pipeline, elsewhere.watched) == ("q", False)
+    assert bench.lose("p", crashed="n1") == []
+    bench.activate("r")
+    third = one(bench.wait(20.0), Dispatch)
+    assert (third.pipeline, third.watched) == ("r", True)
+    bench.computes(third, "n3")
+    bench.activate("s")
+    assert bench.lose("q", crashed="n2") == [], "it may have been, and nobody knows"
+    aside, answer = bench.lose("r", crashed="n3")
+    assert isinstance(aside, Poisoned)
+    assert aside.nodes == ("n1", "n2", "n3")
+    assert code(answer) == ErrorCode.POISON
+
+
 def test_who_leaves_with_a_word_makes_no_suspects() -> None:
     bench = Bench(pipelines="p")
     bench.ask(1)

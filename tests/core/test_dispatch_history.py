@@ -347,6 +347,7 @@ class Histories(RuleBasedStateMachine):
         else:
             code = ErrorCode.INTERNAL if kind == "retryable" else ErrorCode.BAD_INPUT
             outcome = Failure(code=code, message=kind, retryable=kind == "retryable")
+        self.places.pop((action.request_id, action.item_index, action.attempt), None)
         job = self.live.get(action.request_id)
         if job is not None and kind == "output":
             snapshot = self.dispatcher._requests._by_id[action.request_id]
@@ -459,7 +460,9 @@ class Histories(RuleBasedStateMachine):
     @rule(data=st.data(), node=st.sampled_from([None, "n1", "n1", "n2"]))
     def item_progresses(self, data: st.DataObject, node: str | None) -> None:
         watched = [sent for sent in self.sent if sent.watched and sent.request_id in self.live]
-        action = data.draw(st.sampled_from(watched or self.sent))
+        self.says(data.draw(st.sampled_from(watched or self.sent)), node)
+
+    def says(self, action: Dispatch, node: str | None) -> None:
         self.places[action.request_id, action.item_index, action.attempt] = node
         event = ItemProgressed(
             now=self.now,
@@ -481,15 +484,39 @@ class Histories(RuleBasedStateMachine):
         known = self.dispatcher._models.get(model)
         pipeline = None if known is None else known.pipelines.get(which)
         if crashed is not None and pipeline is not None:
-            for item in pipeline.in_flight:
+            for item in {*pipeline.in_flight, *pipeline.given_up}:
                 name = (item.request.request_id, item.index)
                 before = self.crashes.get(name, 0)
                 self.crashes[name] = before + 1
-                if before and self.places.get((*name, len(item.flights))) == crashed:
+                places = [
+                    self.places.get((*name, attempt))
+                    for attempt, flight in enumerate(item.flights, 1)
+                    if flight.pipeline is pipeline
+                ]
+                if before and crashed in places:
                     guilty.add(name)
         before_it = set(self.poisoned)
         self.step(PipelineLost(self.now, *key, crashed))
         assert self.poisoned - before_it == guilty, "who killed, and nobody beside it"
+
+    @precondition(lambda self: any(self.held(key) for key in self.active))
+    @rule(data=st.data(), says=st.sampled_from(["n1", "n1", "n2", None]))
+    def node_dies_at_work(self, data: st.DataObject, says: str | None) -> None:
+        """It may have said what it computes; another takes its place."""
+        holding = [key for key in sorted(self.active) if self.held(key)]
+        watching = [key for key in holding if any(sent.watched for sent in self.held(key))]
+        key = data.draw(st.sampled_from(watching or holding))
+        watched = [sent for sent in self.held(key) if sent.watched]
+        if watched:
+            self.says(data.draw(st.sampled_from(watched)), says)
+        window = self.active[key]
+        self.pipeline_is_lost(key[0], key[1:], "n1")
+        self.activate(*key[:1], key[1:], window, 10.0)
+
+    def held(self, key: tuple[str, str, int]) -> list[Dispatch]:
+        """The latest attempts at items that are not answered, where they went there."""
+        latest = {(s.request_id, s.item_index): s for s in self.sent if s.request_id in self.live}
+        return [s for s in latest.values() if (s.model, s.pipeline, s.generation) == key]
 
     @rule(model=MODELS, which=PIPELINES, nodes=st.lists(NODES, min_size=1, max_size=3))
     def telemetry_comes(self, model: str, which: tuple[str, int], nodes: list[NodeFigures]) -> None:
