@@ -32,7 +32,7 @@ from edge_agent.presence import Presence
 from edge_agent.probe import Probe
 from edge_agent.runtimes import available_runtimes, threads_for
 from edge_agent.stage_keeper import StageKeeper
-from edge_agent.stage_thread import MAX_ITEMS
+from edge_agent.stage_thread import MAX_BYTES, MAX_ITEMS
 from edge_agent.telemetry import Reporter
 from edge_agent.terms import TermFile
 from shared.artifact_store import ArtifactStore
@@ -97,6 +97,8 @@ async def run_agent(options: AgentOptions) -> int:
                 session_expiry_s=_SESSION_EXPIRY_S,
                 manual_ack=True,
                 receive_maximum=MAX_ITEMS,
+                inbox_limit=MAX_ITEMS,
+                inbox_bytes=MAX_BYTES,
             ),
         )
         newer = await agent.run(stop)

@@ -9,10 +9,12 @@ then has the broker made the subscription, and nothing sent to the stage from no
 connection and the one that carries reports are two, and the broker does not keep their order.) The probe is
 an empty message.
 
-An activation is acknowledged with its output, in the same write. So the broker holds what is beyond the
-receive maximum, and a slow stage does not hoard. What a cut connection leaves unacknowledged is delivered
-again on the next one, so it is forgotten here; an item that was done and not acknowledged yet runs twice, and
-the dispatcher takes one of its results.
+An activation is acknowledged with its output, in the same write, and no more are taken than `MAX_ITEMS`: the
+others wait at the broker, and a slow stage does not hoard. The receive maximum says so, but Mosquitto 2.0.11
+keeps it only until the first acknowledgement and then sends whatever waits; so the connection's inbox is as
+small, and beyond it nothing is read. What a cut connection leaves unacknowledged is delivered
+again on the next one, so it is forgotten here, and what was done meanwhile is known again by its packet
+identifier. An item whose acknowledgement was lost on its way runs twice; the dispatcher takes one result.
 """
 
 from __future__ import annotations
@@ -40,9 +42,10 @@ from shared.messages.node import StageTelemetry
 log = logging.getLogger(__name__)
 
 MAX_ITEMS = 64
-"""Activations that a node holds, of all its stages: the data connection's receive maximum."""
+"""Activations that wait here, of all stages of the node; the data connection's receive maximum, and the bound
+of its inbox."""
 MAX_BYTES = 64 * 1024 * 1024
-"""Of those so many bytes are taken out of the connection's inbox, which has a bound of its own."""
+"""Of their payloads; one is always taken. The inbox has the same bound."""
 _PROBE_AGAIN_S = 1.0
 _IDLE_S = 1.0
 _LAST_WORD_S = 1.0
@@ -149,6 +152,8 @@ class StageThread:
         self._queue_bytes = 0
         self._sessions = 0
         self._read_session = 0
+        # Done while there was no connection to say so on: packet identifier -> topic and size.
+        self._done_late: dict[int, tuple[str, int]] = {}
         self._stop_at: float | None = None
         self._lock = threading.Lock()
         # A daemon, so that a runtime stuck in native code cannot keep a process from ending.
@@ -264,8 +269,14 @@ class StageThread:
             self._read_session = bus.sessions
             if bus.session_present:
                 self._forget_waiting()
+            else:
+                self._done_late.clear()  # packet identifiers begin anew
         now = time.monotonic()
-        while self._queue_bytes < MAX_BYTES and (message := bus.receive()) is not None:
+        while (
+            len(self._queue) < MAX_ITEMS
+            and self._queue_bytes < MAX_BYTES
+            and (message := bus.receive()) is not None
+        ):
             held = self._topics.get(message.topic)
             if held is None:
                 self.drops.drop("unknown_stage", f"{message.topic} is no stage of ours (any more)")
@@ -278,6 +289,9 @@ class StageThread:
             mac = held.stage.mac
             if mac is not None and not mac.holds(message):
                 self.drops.drop("forged", f"{message.topic}: it is not of this pipeline")
+                bus.acknowledge(message)
+                continue
+            if message.duplicate and self._done_before(message):
                 bus.acknowledge(message)
                 continue
             priority = _priority(message.properties)
@@ -363,8 +377,7 @@ class StageThread:
         self._queue_bytes -= len(message.payload)
         item = Item(message.payload, waiting.read_at, receive_cpu_s)
         outcome = process(held.stage, item, partial(self._say, held.stage))
-        # First, so that it leaves with the output and not by itself; that is kept until it has arrived.
-        bus.acknowledge(message)
+        self._done(bus, message)
         if outcome.publish is None:
             self.drops.drop("malformed", f"{message.topic}: {outcome.problem}")
         else:
@@ -382,6 +395,22 @@ class StageThread:
             held.compute_s += outcome.compute_s
             held.cpu_s += outcome.cpu_s
         self.traffic.items += 1
+
+    def _done(self, bus: DataBus, message: Message) -> None:
+        """Acknowledge, before the output is sent: both leave together, and that is kept until it arrived."""
+        handle = message.handle
+        if handle is None or (bus.connected and handle.session == bus.sessions):
+            bus.acknowledge(message)
+        else:
+            self._done_late[handle.packet_id] = (message.topic, len(message.payload))
+
+    def _done_before(self, message: Message) -> bool:
+        """Whether this is delivered again only because there was no way to acknowledge it."""
+        handle = message.handle
+        if handle is None:
+            return False
+        done = self._done_late.pop(handle.packet_id, None)
+        return done == (message.topic, len(message.payload))
 
     def _send(
         self,

@@ -17,7 +17,7 @@ from typing import Self
 
 from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus
 from shared.client.inputs import MSGPACK, Image, Payload, encode_input
-from shared.client.pending import Pending, Reply, first_of
+from shared.client.pending import Pending, Refusals, Reply, first_of
 from shared.client.results import Result, read_answer
 from shared.client.status import WATCHED, ClusterStatus, Overview
 from shared.codec import encode_msgpack
@@ -129,6 +129,7 @@ class Client:
         tensors: bool = False,
         priority: int = DEFAULT_PRIORITY,
         latest: bool = False,
+        retry: bool = True,
     ) -> Result:
         """Run `model` on one input.
 
@@ -142,6 +143,9 @@ class Client:
             priority: 0 to 9; of what waits, the highest goes first.
             latest: for a camera's frames: while this one waits in the queue, a newer one that this client
                 sends for the same model with `latest` takes its place, and here it ends as `superseded`.
+            retry: whether a job that is refused as `overloaded` is sent again after the time that the
+                refusal names, and longer each time, as long as `timeout_s` and `deadline_s` allow; never
+                with `latest`, where a newer frame is worth more.
 
         Raises:
             JobError: the job ended in an error; `code`, `message`, `expected`, `got`, `retry_after_s`.
@@ -153,7 +157,14 @@ class Client:
         self._check_size(payload)
         policy = Policy.LATEST if latest else Policy.LOSSLESS
         reply = await self._ask(
-            model, payload, timeout_s, deadline_s, tensors=tensors, priority=priority, policy=policy
+            model,
+            payload,
+            timeout_s,
+            deadline_s,
+            tensors=tensors,
+            priority=priority,
+            policy=policy,
+            retry=retry and not latest,
         )
         if isinstance(reply, list):
             raise ProtocolError("one job, several answers", expected="one", got=str(len(reply)))
@@ -170,8 +181,11 @@ class Client:
         deadline_s: float | None = None,
         tensors: bool = False,
         priority: int = DEFAULT_PRIORITY,
+        retry: bool = True,
     ) -> list[Result | JobError]:
         """Run `model` on several photographs in one job; results in order, an error where one image failed.
+
+        What is refused as `overloaded` is sent again, as `infer` does it.
 
         Raises:
             JobError: the whole job ended in an error, or an input is not a photograph.
@@ -196,7 +210,7 @@ class Client:
         )
         batch = Payload(bytes(body), MSGPACK)
         reply = await self._ask(
-            model, batch, timeout_s, deadline_s, tensors=tensors, priority=priority
+            model, batch, timeout_s, deadline_s, tensors=tensors, priority=priority, retry=retry
         )
         if isinstance(reply, JobError):
             raise reply
@@ -238,6 +252,7 @@ class Client:
         *,
         tensors: bool,
         priority: int,
+        retry: bool,
         policy: Policy = Policy.LOSSLESS,
     ) -> Reply:
         check_name("model", model)
@@ -261,14 +276,20 @@ class Client:
             answer=asyncio.get_running_loop().create_future(),
         )
         self._pending[pending.job] = pending
+        refusals = Refusals()
         try:
             repeat_s = REPEAT_FIRST_S
             while pending.left() > 0:
                 pending.again.clear()
                 await self._publish(pending)
-                if await pending.answered_within(min(repeat_s, max(pending.left(), 0.0))):
-                    return pending.answer.result()
-                repeat_s = min(2 * repeat_s, REPEAT_LIMIT_S)
+                silence_s, repeat_s = repeat_s, min(2 * repeat_s, REPEAT_LIMIT_S)
+                while await pending.answered_within(min(silence_s, max(pending.left(), 0.0))):
+                    reply = pending.answer.result()
+                    again_s = refusals.wait_s(reply) if retry else None
+                    if again_s is None or again_s >= pending.left_to_run():
+                        return reply
+                    pending.refused()
+                    silence_s, repeat_s = again_s, REPEAT_FIRST_S
             raise self._timed_out(pending)
         finally:
             del self._pending[pending.job]

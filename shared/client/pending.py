@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
 from shared.bus import Properties
 from shared.client.inputs import MSGPACK, Payload
 from shared.client.results import Result
-from shared.errors import JobError
+from shared.errors import ErrorCode, JobError
 from shared.job_options import DEFAULT_PRIORITY, Policy
 from shared.topics import Topics
+
+_RETRY_S = 1.0
+"""Where a refusal does not say when to come back."""
+_MOST_DOUBLINGS = 6
 
 Reply = Result | JobError | list[Result | JobError]
 
@@ -37,6 +42,17 @@ class Pending:
     def left(self) -> float:
         """Seconds until nobody waits any more."""
         return self.started + self.timeout_s - asyncio.get_running_loop().time()
+
+    def left_to_run(self) -> float:
+        """Seconds until an answer would be too late, for who waits or by the job's deadline."""
+        left_s = self.left()
+        if self.deadline_s is None:
+            return left_s
+        return min(left_s, left_s - self.timeout_s + self.deadline_s)
+
+    def refused(self) -> None:
+        """The answer was to come back later: the next one counts."""
+        self.answer = asyncio.get_running_loop().create_future()
 
     def properties(self, topics: Topics, client: str) -> Properties:
         """What goes with the payload, now."""
@@ -67,6 +83,26 @@ class Pending:
         finally:
             again.cancel()
         return self.answer.done()
+
+
+@dataclass(slots=True)
+class Refusals:
+    """How long to wait after a refusal before the same job is sent again.
+
+    As the orchestrator says, which knows when there will be room, and twice as long each time; drawn from the
+    upper half, so that those who were refused together do not come back together.
+    """
+
+    source: random.Random = field(default_factory=random.Random, repr=False)
+    number: int = 0
+
+    def wait_s(self, reply: Reply) -> float | None:
+        """Seconds to wait now; None where the reply is none that asks to come back."""
+        if not isinstance(reply, JobError) or reply.code is not ErrorCode.OVERLOADED:
+            return None
+        ceiling_s = (reply.retry_after_s or _RETRY_S) * 2.0 ** min(self.number, _MOST_DOUBLINGS)
+        self.number += 1
+        return ceiling_s * self.source.uniform(0.5, 1.0)
 
 
 async def first_of(*awaited: asyncio.Future[Any], timeout_s: float | None = None) -> None:

@@ -45,6 +45,7 @@ CATALOGUE = {
     "forecast": Entry("forecast", "load 10 to 30 s ahead, from recorded traces", (2, 2)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
     "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (60, 200)),
+    "overload": Entry("overload", "three times the capacity for a minute", (75, 220)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }
 
@@ -63,7 +64,7 @@ def main() -> int:
     command = "python -m tests.benchmarks " + " ".join(sys.argv[1:])
     report = Report(machine=this_machine(), command=command.rstrip(), quick=options.quick)
     with tempfile.TemporaryDirectory(prefix="amp4ec-bench-") as scratch:
-        context = Context(options.quick, Path(scratch), options.draw)
+        context = Context(options.quick, Path(scratch), options.draw, options.seconds)
         for module, entry in modules.items():
             _run(module, entry, context, report)
     print_report(report)
@@ -100,7 +101,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("names", nargs="*", metavar="NAME", help="which; all when none is named")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report as JSON, too")
     parser.add_argument(
-        "--draw", type=Path, metavar="FILE", help="scheduling: draw decision and plan time over n"
+        "--draw", type=Path, metavar="FILE", help="scheduling, overload: draw what was measured"
+    )
+    parser.add_argument(
+        "--seconds", type=float, metavar="S", help="overload: how long; 60 unless given"
     )
     parser.add_argument("--quick", action="store_true", help="small samples: shows that it works")
     options = parser.parse_args()

@@ -14,11 +14,15 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """`directory` is scratch of this run, one for all its benchmarks; `draw` is where a picture goes."""
+    """`directory` is scratch of this run, one for all its benchmarks; `draw` is where a picture goes.
+
+    `seconds`: how long a benchmark with a length of its own runs; None for as long as it likes.
+    """
 
     quick: bool
     directory: Path
     draw: Path | None = None
+    seconds: float | None = None
 
     def choose(self, quick: T, full: T) -> T:
         """`quick` with `--quick`, which shows that a benchmark works; `full` for figures to publish."""

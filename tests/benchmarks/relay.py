@@ -63,7 +63,12 @@ def _run_stage(url: BrokerUrl) -> None:
             attached.set()
 
     connect = partial(
-        MqttDataBus, url, "relay-stage", manual_ack=True, receive_maximum=MAX_ITEMS
+        MqttDataBus,
+        url,
+        "relay-stage",
+        manual_ack=True,
+        receive_maximum=MAX_ITEMS,
+        inbox_limit=MAX_ITEMS,
     )  # as an agent's
     thread = StageThread(connect, notify, name="stage")
     thread.start()

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -53,9 +54,9 @@ def answer(message: Message, **changes: object) -> Answer:
     return Answer(**{**fields, **changes})  # type: ignore[arg-type]
 
 
-def error(message: Message, code: ErrorCode) -> bytes:
+def error(message: Message, code: ErrorCode, retry_after_s: float = 1.5) -> bytes:
     job = message.properties.user_value("job") or ""
-    body = ErrorBody(code=code, message="no", expected="yes", got="no", retry_after_s=1.5)
+    body = ErrorBody(code=code, message="no", expected="yes", got="no", retry_after_s=retry_after_s)
     return encode_json(ErrorAnswer(job=job, model="m", error=body))
 
 
@@ -160,11 +161,38 @@ async def test_tensors_come_as_arrays(client: Client, stand: Stand) -> None:
 async def test_error_answer_is_raised(client: Client, stand: Stand) -> None:
     stand.script = lambda message: [error(message, ErrorCode.OVERLOADED)]
     with pytest.raises(JobError) as raised:
-        await client.infer("m", JPEG)
+        await client.infer("m", JPEG, retry=False)
     assert raised.value.code == ErrorCode.OVERLOADED
     assert raised.value.expected == "yes"
     assert raised.value.got == "no"
     assert raised.value.retry_after_s == 1.5
+
+
+async def test_a_refused_job_is_sent_again_when_it_was_told_to(
+    client: Client, stand: Stand
+) -> None:
+    def script(message: Message) -> list[bytes]:
+        if len(stand.requests) < 3:
+            return [error(message, ErrorCode.OVERLOADED, 0.05)]
+        return [encode_json(answer(message))]
+
+    stand.script = script
+    assert isinstance(await client.infer("m", JPEG), Result)
+    assert len(stand.requests) == 3
+    assert len({request.properties.user_value("job") for request in stand.requests}) == 1
+
+
+@pytest.mark.parametrize(
+    "how", [{"retry": False}, {"latest": True}, {"timeout_s": 0.5}, {"deadline_s": 0.5}], ids=str
+)
+async def test_or_not_where_that_is_of_no_use(
+    client: Client, stand: Stand, how: dict[str, Any]
+) -> None:
+    stand.script = lambda message: [error(message, ErrorCode.OVERLOADED, 2.0)]
+    with pytest.raises(JobError) as raised:
+        await client.infer("m", JPEG, **how)
+    assert raised.value.code == ErrorCode.OVERLOADED
+    assert len(stand.requests) == 1
 
 
 async def test_answer_that_is_none(client: Client, stand: Stand) -> None:
