@@ -17,6 +17,7 @@ Every part has a log and a directory of its own below `directory`. Leaving ends 
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -96,6 +97,8 @@ class LocalCluster:
         self._network: Network | None = None
         self.agents: dict[str, Child] = {}
         self.orchestrator: Child | None = None
+        """The one that was started to lead; after a take-over a standby does."""
+        self.standbys: dict[str, Child] = {}
         self.cpu_refused = ""
         """Why no CPU limit is enforced, where none was asked for and none may be set."""
         self._shares: Sequence[float | None] = cpus if cpus is not None else [None] * agents
@@ -156,6 +159,8 @@ class LocalCluster:
     async def stop(self) -> None:
         """End every child: agents and orchestrator leave while there is a broker to say it to."""
         await asyncio.gather(*(agent.stop() for agent in self.agents.values()))
+        # The standbys first: none of them takes over what ends as well.
+        await asyncio.gather(*(standby.stop() for standby in self.standbys.values()))
         if self.orchestrator is not None:
             await self.orchestrator.stop()
         await self.broker.stop()
@@ -165,15 +170,39 @@ class LocalCluster:
 
     async def start_orchestrator(self) -> Child:
         """Start the orchestrator; it finds the state of the one before."""
-        arguments = ["orchestrator", "--state-dir", str(self.directory / "orchestrator")]
-        self.orchestrator = await Child.start(
-            "orchestrator",
-            [*arguments, *self._common("orchestrator"), *self._orchestrator_arguments],
-            self.directory / "orchestrator.log",
-            environment=self._environment,
-            wrap=await self._within("orchestrator"),
-        )
+        self.orchestrator = await self._start_orchestrator("orchestrator", "orchestrator")
         return self.orchestrator
+
+    async def start_standby(
+        self, name: str | None = None, *, state_dir: str | None = None
+    ) -> Child:
+        """Start one more orchestrator, which takes over when the leader is gone.
+
+        Args:
+            name: of its log, its state directory and in `standbys`; `standby-N` when None.
+            state_dir: another name below the cluster's directory, such as the leader's `orchestrator`.
+
+        Raises:
+            ConfigurationError: a standby of that name runs.
+        """
+        name = name or next(
+            free for n in itertools.count(1) if (free := f"standby-{n}") not in self.standbys
+        )
+        earlier = self.standbys.get(name)
+        if earlier is not None and earlier.alive:
+            raise ConfigurationError(f"standby {name} runs already", got=f"process {earlier.pid}")
+        self.standbys[name] = await self._start_orchestrator(name, state_dir or name)
+        return self.standbys[name]
+
+    async def _start_orchestrator(self, name: str, state_dir: str) -> Child:
+        arguments = ["orchestrator", "--state-dir", str(self.directory / state_dir)]
+        return await Child.start(
+            name,
+            [*arguments, *self._common(name), *self._orchestrator_arguments],
+            self.directory / f"{name}.log",
+            environment=self._environment,
+            wrap=await self._within(name),
+        )
 
     async def kill_orchestrator(self) -> None:
         """SIGKILL to the orchestrator."""
@@ -296,7 +325,7 @@ class LocalCluster:
                 status = await client.status(wait_s=0.0)
                 if holds(status):
                     return status
-                if self.orchestrator is not None and not self.orchestrator.alive:
+                if self.orchestrator is not None and not self._any_orchestrator():
                     raise ChildEndedError(
                         f"the orchestrator ended with status "
                         f"{self.orchestrator.process.returncode}; the end of its log:\n"
@@ -360,6 +389,9 @@ class LocalCluster:
     ) -> None:
         """End everything."""
         await self.stop()
+
+    def _any_orchestrator(self) -> bool:
+        return any(c.alive for c in (self.orchestrator, *self.standbys.values()) if c is not None)
 
     async def _within(self, node: str) -> Sequence[str]:
         """What a command line begins with that shall run on `node`."""

@@ -38,12 +38,14 @@ class Deployer:
         outbox: Outbox,
         dispatcher: DispatchThread,
         *,
+        term: int,
         prefetch: bool,
         keys: PipelineKeys | None = None,
     ) -> None:
         self._library = library
         self._outbox = outbox
         self._dispatcher = dispatcher
+        self._term = term
         self._prefetch = prefetch
         self._keys = keys
         self._assigned: dict[str, set[str]] = {}
@@ -72,6 +74,7 @@ class Deployer:
         assignment = Assignment(
             node=action.node,
             revision=action.revision,
+            term=self._term,
             stages=stages,
             prefetch=list(prefetch.values()),
         )

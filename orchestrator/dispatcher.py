@@ -11,6 +11,7 @@ Rules of this file:
   what a killed orchestrator had not answered is delivered again to its successor.
 - A job that was accepted is in the store until its answer went out: where the broker lost its queue, our
   successor finds it there.
+- A leader whose lease has run out takes nothing and says nothing, until it knows that no other leads.
 - What goes wrong with one message or action stays with it: it is logged and counted, its sender told
   where one is known, and the thread goes on.
 """
@@ -46,6 +47,7 @@ from shared.topics import Topics
 log = logging.getLogger(__name__)
 
 REPORT_S = 1.0
+_ASK_AGAIN_S = 0.02
 _PAUSE_S = 0.2
 """After an error of our own, so that one that comes again at once cannot eat a core."""
 _TOPICS = ("infer", "infer_311", "stage_result")
@@ -63,6 +65,7 @@ class DispatchThread(threading.Thread):
         settings: the bounds of the queue.
         store: keeps accepted jobs over our death; None where nothing outlives us.
         keys: of the pipelines, on a closed cluster: what is sent to them is sealed, what comes is checked.
+        leads: whether we lead, as far as anybody can know.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class DispatchThread(threading.Thread):
         store: JobStore | None = None,
         *,
         keys: PipelineKeys | None = None,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         super().__init__(name="dispatcher", daemon=True)
         self.error: BaseException | None = None
@@ -83,6 +87,8 @@ class DispatchThread(threading.Thread):
         self._settings = settings or DispatchSettings()
         self._core = Dispatcher(self._settings)
         self._store = store
+        self._leads = leads
+        self._resigned = False
         self._recovered = Recovered()
         self._broker_lost = False
         self._forget_answers_at = 0.0
@@ -118,8 +124,12 @@ class DispatchThread(threading.Thread):
         """Before the start: what an earlier orchestrator left, and whether the broker lost what it held."""
         self._recovered, self._broker_lost = recovered, broker_lost
 
-    def stop(self, timeout_s: float = 5.0) -> None:
-        """End the thread, if it was started. The broker keeps what comes meanwhile in our session."""
+    def stop(self, timeout_s: float = 5.0, *, resigned: bool = False) -> None:
+        """End the thread, if it was started. The broker keeps what comes meanwhile in our session.
+
+        One that has resigned leaves at once: what it has to say is another's to say.
+        """
+        self._resigned = self._resigned or resigned
         self._stopping.set()
         if self.ident is None:
             self._bus.close()
@@ -143,16 +153,20 @@ class DispatchThread(threading.Thread):
                     self._tally.dropped["internal_error"] += 1
                     log.exception("a turn of the dispatcher failed")
                     self._stopping.wait(_PAUSE_S)
-            self._bus.flush(1.0)
+            if not self._resigned:
+                self._bus.flush(1.0)
             self._bus.close()
             if self._store is not None:
-                self._store.close()
+                self._store.close(resigned=self._resigned)
         except BaseException as error:
             self.error = error
             log.exception("the dispatcher died")
             raise
 
     def _turn(self) -> None:
+        if not self._leads():
+            self._stopping.wait(_ASK_AGAIN_S)
+            return
         now = time.monotonic()
         due = min(self._core.next_wakeup() or now + REPORT_S, self._reported + REPORT_S)
         if self._replies.waiting:

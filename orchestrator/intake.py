@@ -27,7 +27,7 @@ from shared.errors import ProtocolError
 from shared.messages import Count, Name
 from shared.messages.model import ModelState
 from shared.messages.node import NodeState, Telemetry
-from shared.messages.operation import Beat, OrchestratorState
+from shared.messages.operation import OrchestratorState
 from shared.messages.stage import Assignment
 from shared.messages.stage import Report as StageReports
 from shared.topics import SPECS, Topics, check_payload
@@ -55,7 +55,7 @@ class Intake:
     """Takes messages.
 
     `step` gives the cluster's core an event, `tell` puts a line on `event`, `doubted` is called when a last
-    will is held back, `succeeded` when another orchestrator took over.
+    will is held back, `obeys` when a node obeys nobody below a term greater than ours, which is `term`.
     """
 
     def __init__(
@@ -63,6 +63,7 @@ class Intake:
         topics: Topics,
         *,
         incarnation: int,
+        term: int,
         outbox: Outbox,
         restore: Restore,
         requests: RequestGate,
@@ -73,10 +74,11 @@ class Intake:
         step: Callable[[events.Event], None],
         tell: Callable[[events.Tell], None],
         doubted: Callable[[], None],
-        succeeded: Callable[[OrchestratorState], None],
+        obeys: Callable[[int], None],
     ) -> None:
         self._topics = topics
         self._incarnation = incarnation
+        self._term = term
         self._outbox = outbox
         self._restore = restore
         self._requests = requests
@@ -88,7 +90,9 @@ class Intake:
         self._tell = tell
         self._rates = RateLimits()
         self._doubted = doubted
-        self._succeeded = succeeded
+        self._obeys = obeys
+        self._refusals: dict[str, tuple[int, int]] = {}
+        """How many assignments of earlier leaders each node has refused, by incarnation."""
 
     def take(self, message: Message) -> None:
         """Deal with one message; raises nothing."""
@@ -144,6 +148,8 @@ class Intake:
             case "report":
                 report = decode_json(payload, StageReports)
                 _same_node(levels, report.node)
+                self._node_obeys(report.term)
+                self._tell_refusals(report)
                 self._step(events.NodeReported(now, report))
             case "assignment" if message.retain and self._holds(name, message):
                 self._outbox.kept(message.topic, payload)
@@ -153,8 +159,6 @@ class Intake:
             case "model_state" if message.retain and self._holds(name, message):
                 self._outbox.kept(message.topic, payload)
                 self._restore.found(levels["model"], decode_json(payload, ModelState))
-            case "orchestrator_beat" if payload and message.retain:
-                self._restore.beat = decode_json(payload, Beat).count
             case "orchestrator_state" if self._holds(name, message):
                 self._orchestrator_seen(decode_json(payload, OrchestratorState), message)
             case "request":
@@ -182,6 +186,7 @@ class Intake:
     def _node(self, now: float, state: NodeState, message: Message) -> None:
         match state.state:
             case "online":
+                self._node_obeys(state.term)
                 self._doubts.born(state)
                 self._step(events.NodeBorn(now, state))
             case "offline":
@@ -191,14 +196,27 @@ class Intake:
                 self._doubted()
 
     def _orchestrator_seen(self, seen: OrchestratorState, message: Message) -> None:
-        if seen.incarnation == self._incarnation:
-            if seen.state == "online":
-                self._outbox.kept(message.topic, message.payload)
-                if self._restore.marked:
-                    self._outbox.repeat_lost()
-                self._restore.mark()
-        elif seen.incarnation > self._incarnation and self._restore.marked:
-            self._succeeded(seen)
+        """Others' words are the leader watch's; ours are the mark when they are new, and not a memory."""
+        if seen.incarnation != self._incarnation or seen.state != "online":
+            return
+        self._outbox.kept(message.topic, message.payload)
+        if message.retain:
+            return
+        self._outbox.repeat_lost()
+        self._restore.mark()
+
+    def _node_obeys(self, term: int) -> None:
+        if term > self._term:
+            self._obeys(term)
+
+    def _tell_refusals(self, report: StageReports) -> None:
+        """A node that refused somebody has a leader before us to complain of, while we are heard."""
+        before = self._refusals.get(report.node)
+        self._refusals[report.node] = (report.incarnation, report.refused)
+        if before is None or before[0] != report.incarnation or report.refused <= before[1]:
+            return
+        text = f"node {report.node} refused an assignment of a leader before term {report.term}"
+        self._tell(events.Tell("assignment_refused", text, node=report.node))
 
 
 def _same_node(levels: dict[str, str], node: str) -> None:

@@ -39,6 +39,8 @@ _LARGEST_ANSWER_BYTES = 16 * 1024
 _MOST_SET_ASIDE = 100
 _MOST_SET_ASIDE_BYTES = 64 * 1024 * 1024
 _RETRY_S = 1.0
+_BEAT, _TERM = 1, 2
+"""The rows of the table `beats`."""
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS jobs (
     request_id TEXT PRIMARY KEY, received_at REAL, topic TEXT, payload BLOB, properties BLOB
@@ -72,6 +74,8 @@ class Recovered:
 
     jobs: tuple[Message, ...] = ()
     answers: dict[Key, StoredAnswer] = field(default_factory=dict)
+    term: int = 0
+    """Under which it led."""
     beat: int = 0
     """The last count that the broker had acknowledged; see the topic `orchestrator/beat`."""
 
@@ -106,15 +110,18 @@ class _Changes:
     answers: list[tuple[float, StoredAnswer]] = field(default_factory=list)
     set_aside: list[tuple[float, SetAside]] = field(default_factory=list)
     beat: int = 0
+    term: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.jobs or self.gone or self.answers or self.set_aside or self.beat)
+        return bool(
+            self.jobs or self.gone or self.answers or self.set_aside or self.beat or self.term
+        )
 
     def split(self, since: float) -> tuple[_Changes, dict[str, _Job]]:
         """What is to be written now, and the jobs that came after `since`, which may yet be answered."""
         young = {key: job for key, job in self.jobs.items() if job.since > since}
         old = {key: job for key, job in self.jobs.items() if key not in young}
-        return _Changes(old, self.gone, self.answers, self.set_aside, self.beat), young
+        return _Changes(old, self.gone, self.answers, self.set_aside, self.beat, self.term), young
 
     def before(self, later: _Changes) -> _Changes:
         """These, which could not be written, and what came after them."""
@@ -122,7 +129,8 @@ class _Changes:
         answers = (self.answers + later.answers)[-_MOST_ANSWERS:]
         set_aside = (self.set_aside + later.set_aside)[-_MOST_SET_ASIDE:]
         beat = max(self.beat, later.beat)
-        return _Changes(jobs, self.gone | later.gone, answers, set_aside, beat)
+        term = max(self.term, later.term)
+        return _Changes(jobs, self.gone | later.gone, answers, set_aside, beat, term)
 
 
 class JobStore:
@@ -190,11 +198,16 @@ class JobStore:
                     (now - self._keep_s,),
                 )
             }
-            beat = database.execute("SELECT max(count) FROM beats").fetchone()[0] or 0
+            numbers = dict(database.execute("SELECT number, count FROM beats").fetchall())
             self._num_set_aside = _count_set_aside(database)
         self._changes.gone.update(row[0] for row in rows)
         messages = (_message(row, now) for row in rows)
-        return Recovered(tuple(m for m in messages if m is not None), answers, beat)
+        return Recovered(
+            tuple(m for m in messages if m is not None),
+            answers,
+            term=numbers.get(_TERM, 0),
+            beat=numbers.get(_BEAT, 0),
+        )
 
     @property
     def path(self) -> Path:
@@ -239,11 +252,23 @@ class JobStore:
             self._changes.beat = count
         self._changed.set()
 
-    def close(self) -> None:
-        """Write what is left, and end. Does nothing where `open` was never called."""
+    def leads(self, term: int) -> None:
+        """From now on this is the store of the leader of that term."""
+        with self._lock:
+            self._changes.term = term
+        self._changed.set()
+
+    def close(self, *, resigned: bool = False) -> None:
+        """Write what is left, and end. Where `open` was never called, it will do nothing but read.
+
+        One that has resigned writes no more: these jobs are another's now, and maybe this file as well.
+        """
+        if resigned:
+            with self._lock:
+                self._changes = _Changes()
+        self._closing.set()
+        self._changed.set()
         if self._thread.is_alive():
-            self._closing.set()
-            self._changed.set()
             self._thread.join()
 
     def _run(self) -> None:
@@ -336,7 +361,9 @@ def _store(database: sqlite3.Connection, changes: _Changes, oldest: float) -> No
     if changes.set_aside:
         _set_aside(database, changes.set_aside)
     if changes.beat:
-        database.execute("INSERT OR REPLACE INTO beats VALUES (1, ?)", (changes.beat,))
+        database.execute("INSERT OR REPLACE INTO beats VALUES (?, ?)", (_BEAT, changes.beat))
+    if changes.term:
+        database.execute("INSERT OR REPLACE INTO beats VALUES (?, ?)", (_TERM, changes.term))
     if changes.answers:
         database.execute(
             "DELETE FROM answers WHERE answered_at < ? OR number <= "

@@ -28,6 +28,7 @@ class _Open:
     """A package in use: what is kept for it, and what was cut out of it so far, by blocks."""
 
     package: ModelPackage
+    manifest_bytes: int
     pinned: list[str]
     stages: dict[tuple[int, int], tuple[Blob, list[Blob]]] = field(default_factory=dict)
     transform: Blob | None = None
@@ -37,7 +38,7 @@ class Library:
     """Packages by the digest of their JSON, over one store. Safe for several threads."""
 
     def __init__(self, store: ArtifactStore) -> None:
-        self._store = store
+        self.store = store
         self._lock = threading.Lock()
         self._open: dict[str, _Open] = {}
 
@@ -59,13 +60,14 @@ class Library:
         pinned: list[str] = []
         try:
             path = self._pin(digest, pinned)
-            package = read_package(path.read_bytes())
+            manifest = path.read_bytes()
+            package = read_package(manifest)
             for blob in package.weights:
                 self._pin(blob.digest, pinned)
         except BaseException:
             self._unpin(pinned)
             raise
-        mine = _Open(package, pinned)
+        mine = _Open(package, len(manifest), pinned)
         with self._lock:
             first = self._open.setdefault(digest, mine)
         if first is not mine:  # another thread was faster
@@ -85,6 +87,11 @@ class Library:
         finally:
             self._unpin(pinned)
 
+    def manifest_bytes(self, digest: str) -> int:
+        """The size of an open package's JSON; 0 where it is not open."""
+        known = self._open.get(digest)
+        return 0 if known is None else known.manifest_bytes
+
     def keep_only(self, digests: Collection[str]) -> None:
         """Packages that are not named are not needed any more: their blobs may be evicted."""
         with self._lock:
@@ -94,7 +101,7 @@ class Library:
 
     def missing(self, blobs: list[Blob]) -> list[Blob]:
         """Those of `blobs` that the store does not have."""
-        return [blob for blob in blobs if not self._store.has(blob.digest)]
+        return [blob for blob in blobs if not self.store.has(blob.digest)]
 
     def assignment(self, ref: StageRef) -> StageAssignment:
         """What a node needs to know to run a stage; makes the stage's artifacts if need be."""
@@ -128,12 +135,12 @@ class Library:
         return list(self.open(entry.manifest).weights)
 
     def _put(self, data: bytes, opened: _Open) -> Blob:
-        digest = self._store.put(data)
+        digest = self.store.put(data)
         self._pin(digest, opened.pinned)
         return Blob(digest=digest, size=len(data))
 
     def _pin(self, digest: str, pinned: list[str]) -> Path:
-        path = self._store.pin(digest)
+        path = self.store.pin(digest)
         if path is None:
             raise ArtifactError(
                 "an artifact is not in the orchestrator's store; serve the model again",
@@ -145,7 +152,7 @@ class Library:
 
     def _unpin(self, pinned: list[str]) -> None:
         for digest in pinned:
-            self._store.unpin(digest)
+            self.store.unpin(digest)
 
 
 def choose_runtime(package: ModelPackage, wanted: str, offered: Callable[[], set[str]]) -> str:

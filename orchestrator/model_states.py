@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from orchestrator.core.cluster import Cluster
 from orchestrator.dispatch_notes import Report
 from orchestrator.figures import Measured
+from orchestrator.library import Library
 from orchestrator.outbox import Outbox
 from shared.messages.model import ModelState
 
@@ -13,17 +16,21 @@ REFRESH_S = 5.0
 
 
 class ModelStates:
-    """Publishes what `Cluster.model_state` says, with what was measured."""
+    """Publishes what `Cluster.model_state` says, with what was measured, and what a standby has to fetch."""
 
-    def __init__(self, cluster: Cluster, outbox: Outbox) -> None:
+    def __init__(self, cluster: Cluster, library: Library, outbox: Outbox) -> None:
         self._cluster = cluster
+        self._library = library
         self._outbox = outbox
         self._measured = Measured()
         self._published: dict[str, tuple[float, ModelState]] = {}
 
     def state(self, model: str, now: float) -> ModelState | None:
         """A model's state now; None when it is not served."""
-        return self._cluster.model_state(model, self._measured.figures(model, now))
+        state = self._cluster.model_state(model, self._measured.figures(model, now))
+        if state is None or state.manifest is None:
+            return state
+        return replace(state, manifest_bytes=self._library.manifest_bytes(state.manifest))
 
     def publish(self, model: str, now: float) -> ModelState | None:
         """Something was decided: publish the state, or clear it when the model is not served any more.

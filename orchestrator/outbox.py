@@ -3,6 +3,7 @@
 - Of a retained topic only the newest waits: whoever comes later wants nothing else.
 - Of the rest (events, responses) the oldest are dropped beyond a bound, and counted: after an hour without a
   broker nobody waits for them.
+- A leader whose lease has run out is silent, until it knows that no other leads.
 - A broker that was killed may have forgotten what it had retained. After each connection it shows what
   it has; what is not the newest is published again (`kept`, `repeat_lost`).
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
+from collections.abc import Callable
 
 from shared.bus import NO_PROPERTIES, ControlBus, Publication, Qos
 from shared.codec import encode_json
@@ -22,12 +24,13 @@ from shared.topics import Topics
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 2000
+_ASK_AGAIN_S = 0.05
 
 
 class Outbox:
     """One per process, in its event loop; `run` is to be a task of its own.
 
-    `signer` vouches for what agents obey, on a closed cluster.
+    `signer` vouches for what agents obey, on a closed cluster; `leads` says whether to speak.
     """
 
     def __init__(
@@ -37,8 +40,10 @@ class Outbox:
         most_waiting: int = MOST_WAITING,
         *,
         signer: Signer | None = None,
+        leads: Callable[[], bool] = lambda: True,
     ) -> None:
         self._bus = bus
+        self._leads = leads
         self._topics = topics
         self._signer = signer
         self._most_waiting = most_waiting
@@ -47,6 +52,7 @@ class Outbox:
         self._serial = 0
         self._newest: dict[str, Publication] = {}
         self._seen: dict[str, bytes | bytearray] = {}
+        self._shows = False
         self._more = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -104,13 +110,17 @@ class Outbox:
     def connected(self) -> None:
         """A connection was made: what is retained at the broker comes again."""
         self._seen.clear()
+        self._shows = True
 
     def kept(self, topic: str, payload: bytes | bytearray) -> None:
         """The broker has this retained."""
         self._seen[topic] = payload
 
     def repeat_lost(self) -> None:
-        """All that is retained was seen: publish what the broker has lost."""
+        """All that is retained was seen: publish what the broker has lost, once per connection."""
+        if not self._shows:
+            return
+        self._shows = False
         for topic, item in self._newest.items():
             if self._seen.get(topic, b"") != item.payload and topic not in self._waiting:
                 log.info("published again, since the broker had lost it: %s", topic)
@@ -140,6 +150,9 @@ class Outbox:
 
     async def _send(self, item: Publication) -> None:
         while True:
+            # Asked, not told: what a lease goes by changes in another thread, and with time.
+            while not self._leads():  # noqa: ASYNC110
+                await asyncio.sleep(_ASK_AGAIN_S)
             try:
                 await self._bus.publish(
                     item.topic,

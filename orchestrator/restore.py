@@ -1,6 +1,7 @@
 """Starting again: what an earlier orchestrator left retained on the broker is taken over.
 
-Where the broker has lost a model's state, or has an older one, that of our own file counts.
+Where the broker has lost a model's state, or has an older one, that counts which we saw as a standby, or that
+of our own file.
 
 Our own birth is the mark: a broker delivers in order, so when it comes back to us all that was retained
 before has come. Until then nothing is decided, and no job is let in.
@@ -11,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from orchestrator.announcer import Announcer
 from orchestrator.core import cluster_events as events
@@ -33,17 +34,21 @@ class Restore:
     """Used once, at the start."""
 
     def __init__(
-        self, library: Library, outbox: Outbox, announcer: Announcer, served: ServedFile
+        self,
+        library: Library,
+        outbox: Outbox,
+        announcer: Announcer,
+        served: ServedFile,
+        known: Mapping[str, ModelState],
     ) -> None:
         self._library = library
         self._served = served
+        self._known = known
         self._outbox = outbox
         self._announcer = announcer
         self._marked = asyncio.Event()
         self._found: dict[str, ModelState] = {}
         self._waited = False
-        self.beat = 0
-        """The count that the broker had retained."""
         self.over = False
         """Whether all was taken over."""
 
@@ -65,7 +70,8 @@ class Restore:
         """Wait for the mark, then take over each model. Without a broker: wait for one."""
         await self._wait(bus)
         self._waited = True
-        for name, state in (await asyncio.to_thread(self._served.read)).items():
+        remembered = {**await asyncio.to_thread(self._served.read), **self._known}
+        for name, state in remembered.items():
             retained = self._found.get(name)
             if retained is None or retained.generation < state.generation:
                 log.warning("%s: the broker had lost that it is served", name)
@@ -91,6 +97,7 @@ class Restore:
                 self._outbox.publish("model_state", None, retain=True, model=name)
                 self._served.write(name, None)
         self._found.clear()
+        self._served.settle()
         step(events.RestoreEnded(time.monotonic()))
         self.over = True
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from shared.codec import decode_json, encode_json
 from shared.errors import ProtocolError
 from shared.files import write_whole
+from shared.messages import Term
 from shared.messages.model import ModelState
 
 log = logging.getLogger(__name__)
@@ -21,15 +22,26 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Document:
     root: str
+    term: Term = 0
     models: dict[str, ModelState] = field(default_factory=dict)
 
 
 class ServedFile:
-    """The states of served models below one root topic, by name; written whole with each change."""
+    """The states of served models below one root topic, by name; written whole with each change.
 
-    def __init__(self, path: Path, root: str) -> None:
+    Args:
+        path: in a folder that exists.
+        root: the root topic.
+        term: the one under which we lead; it is written with the states.
+        before: the term of the leader before us. A file of an earlier one is outdated: others led since, and
+            may have stopped what it names.
+    """
+
+    def __init__(self, path: Path, root: str, *, term: int = 0, before: int = 0) -> None:
         self._path = path
         self._root = root
+        self._term = term
+        self._before = before
         self._models: dict[str, ModelState] = {}
 
     def read(self) -> dict[str, ModelState]:
@@ -41,9 +53,17 @@ class ServedFile:
         except (OSError, ProtocolError) as error:
             log.error("%s cannot be read, the broker's word is taken alone: %s", self._path, error)
             return {}
-        if document.root == self._root:
-            self._models = dict(document.models)
+        if document.root != self._root:
+            return {}
+        if document.term < self._before:
+            log.info("%s is of term %d, others led since", self._path, document.term)
+            return {}
+        self._models = dict(document.models)
         return dict(self._models)
+
+    def settle(self) -> None:
+        """What was served is taken over: from now on the file is of our term, whatever changes."""
+        self._write()
 
     def write(self, model: str, state: ModelState | None) -> None:
         """Remember a model's state; None forgets it. A disk that fails is logged: the broker has it, too.
@@ -57,9 +77,13 @@ class ServedFile:
             del self._models[model]
         else:
             self._models[model] = state
+        self._write()
+
+    def _write(self) -> None:
         try:
             # Against processes that are killed; a machine without power has lost its nodes as well.
-            data = encode_json(_Document(root=self._root, models=self._models))
+            document = _Document(root=self._root, term=self._term, models=self._models)
+            data = encode_json(document)
             write_whole(self._path, data, durable=False)
         except OSError as error:
             log.error("%s cannot be written: %s", self._path, error)

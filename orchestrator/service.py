@@ -1,4 +1,6 @@
-"""The orchestrator: what the control connection brings becomes events, what the cores decide is published.
+"""An orchestrator that leads: its control connection brings events, what the cores decide is published.
+
+Which of several leads, and until when, is `candidate.py`'s matter; here is one time of leading.
 
 Two loops: this one (asyncio: births, reports, requests, planning) and the dispatcher's thread (jobs). Where
 a model's state is retained on the broker, a restarted orchestrator finds it there and goes on; pipelines
@@ -12,13 +14,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import signal
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Literal, assert_never
 
 from orchestrator.announcer import Announcer, error_body
@@ -31,8 +30,10 @@ from orchestrator.dispatch_notes import Note, Report
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.doubts import LIVE_S, Doubts
 from orchestrator.figures import metrics
+from orchestrator.identity import own_state
 from orchestrator.intake import SUBSCRIPTIONS, Intake
-from orchestrator.job_store import JobStore
+from orchestrator.job_store import JobStore, Recovered
+from orchestrator.lease import Tenure
 from orchestrator.library import Library
 from orchestrator.model_states import ModelStates
 from orchestrator.operators import Operators
@@ -54,13 +55,14 @@ from shared.bus import (
 from shared.codec import encode_json, to_builtins
 from shared.errors import BrokerError, JobError
 from shared.ids import ORCHESTRATOR
+from shared.messages.model import ModelState
 from shared.messages.node import Ping
-from shared.messages.operation import Beat, Limits, OrchestratorState
+from shared.messages.operation import OrchestratorState
 from shared.signing import Admission
 from shared.topics import Topics
 from shared.transfer import Transfers
 
-__all__ = ["Orchestrator", "OrchestratorOptions", "run_orchestrator"]
+__all__ = ["Orchestrator", "OrchestratorOptions"]
 
 log = logging.getLogger(__name__)
 
@@ -70,24 +72,19 @@ RECEIVE_MAXIMUM = 65535
 they wait for. How many may wait is the queue's bound, which says `overloaded`."""
 TICK_S = 0.25
 LAST_WORDS_S = 2.0
-BEAT_S = 1.0
-
-
-async def run_orchestrator(options: OrchestratorOptions) -> int:
-    """Run until SIGTERM or SIGINT; 0 after a clean end, 1 when it could not go on."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    return await Orchestrator(options).run(stop)
 
 
 class Orchestrator:
-    """One life of an orchestrator.
+    """One time of leading.
 
     Args:
         options: how to run it.
-        incarnation: grows over restarts; wall time in ms when None. Revisions of assignments start there.
+        tenure: under which title, and for how long; None where nobody else would lead. Revisions of
+            assignments start at its incarnation.
+        library: the packages that are here; None for those below the state directory.
+        known: what was seen to be served before, for a broker that has forgotten it.
+        obeys: called with a term greater than ours, which a node obeys.
+        counted: called with the count of beats that the broker once had.
         control: makes the control connection with this last will; MQTT when None.
         data: makes the dispatcher's connection, with manual acknowledgement and a session that lasts.
     """
@@ -96,24 +93,35 @@ class Orchestrator:
         self,
         options: OrchestratorOptions,
         *,
-        incarnation: int | None = None,
+        tenure: Tenure | None = None,
+        library: Library | None = None,
+        known: Mapping[str, ModelState] | None = None,
+        obeys: Callable[[int], None] = lambda _: None,
+        counted: Callable[[int], None] = lambda _: None,
         control: Callable[[Publication], ControlBus] | None = None,
         data: Callable[[], DataBus] | None = None,
     ) -> None:
         self._options = options
         self._topics = Topics(options.root)
-        self.incarnation = int(time.time() * 1000) if incarnation is None else incarnation
+        self._tenure = tenure or Tenure.alone(int(time.time() * 1000))
+        self.incarnation = self._tenure.incarnation
+        self._standbys: tuple[str, ...] = ()
+        self._counted = counted
         self._cluster = Cluster(self.incarnation, options.cluster, restoring=True)
         self._num_set_aside = 0
-        self._store = ArtifactStore(options.state_dir / "artifacts", options.store_bytes)
-        self._library = Library(self._store)
+        self._library = library or open_library(options)
+        self._own_library = library is None
         self._keys = keys_of(options.broker, options.root)
         will = self._last_words("lost")
         self._bus = (control or self._mqtt_control)(will)
-        self._transfers = Transfers(self._bus, self._topics, ORCHESTRATOR, store=self._store)
-        self._outbox = Outbox(self._bus, self._topics, signer=self._keys.signer)
+        self._transfers = Transfers(
+            self._bus, self._topics, ORCHESTRATOR, store=self._library.store
+        )
+        self._outbox = Outbox(
+            self._bus, self._topics, signer=self._keys.signer, leads=self._tenure.lease.held
+        )
         self._announcer = Announcer(self._outbox)
-        self._states = ModelStates(self._cluster, self._outbox)
+        self._states = ModelStates(self._cluster, self._library, self._outbox)
         self._notes: asyncio.Queue[Note] = asyncio.Queue()
         self._jobs = JobStore(
             options.state_dir / "jobs.sqlite3",
@@ -121,7 +129,6 @@ class Orchestrator:
             keep_s=options.dispatch.repeat_window_s,
             trouble=self._store_trouble,
         )
-        self._beat = 0
         self._dispatcher = DispatchThread(
             (data or self._mqtt_data)(),
             self._topics,
@@ -129,11 +136,13 @@ class Orchestrator:
             options.dispatch,
             self._jobs,
             keys=self._keys.pipelines,
+            leads=self._tenure.lease.held,
         )
         self._deployer = Deployer(
             self._library,
             self._outbox,
             self._dispatcher,
+            term=self._tenure.title.term,
             prefetch=options.prefetch,
             keys=self._keys.pipelines,
         )
@@ -145,8 +154,15 @@ class Orchestrator:
             step=self._step,
             dispatched=lambda: self._dispatched,
         )
-        self._served = ServedFile(options.state_dir / "served.json", options.root)
-        self._restore = Restore(self._library, self._outbox, self._announcer, self._served)
+        self._served = ServedFile(
+            options.state_dir / "served.json",
+            options.root,
+            term=self._tenure.title.term,
+            before=self._tenure.before,
+        )
+        self._restore = Restore(
+            self._library, self._outbox, self._announcer, self._served, known or {}
+        )
         self._dispatched: Snapshot | None = None
         self._doubts = Doubts()
         self._counters: Counter[str] = Counter()
@@ -154,6 +170,7 @@ class Orchestrator:
         self._intake = Intake(
             self._topics,
             incarnation=self.incarnation,
+            term=self._tenure.title.term,
             outbox=self._outbox,
             restore=self._restore,
             requests=RequestGate(
@@ -166,17 +183,20 @@ class Orchestrator:
             step=self._step,
             tell=self._announcer.happened,
             doubted=self._look_again,
-            succeeded=self._succeeded,
+            obeys=obeys,
         )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop = asyncio.Event()
         self._failed = False
-        self._superseded = False
+        self._resigned = False
 
     def _mqtt_control(self, will: Publication) -> ControlBus:
         name = self._options.root.replace("/", "-")
         return MqttControlBus(
-            self._options.broker, client_id=f"amp4ec-orchestrator-{name}", will=will
+            self._options.broker,
+            client_id=f"amp4ec-orchestrator-{name}",
+            will=will,
+            fence=self._tenure.lease,
         )
 
     def _mqtt_data(self) -> DataBus:
@@ -190,7 +210,33 @@ class Orchestrator:
             receive_maximum=RECEIVE_MAXIMUM,
             # An answer, the next item for the first stage and acknowledgements leave together.
             gather_writes=True,
+            fence=self._tenure.lease,
         )
+
+    # --- from `candidate.py`, in the event loop
+
+    def stop(self) -> None:
+        """End cleanly, with last words."""
+        self._stop.set()
+
+    def resign(self) -> None:
+        """Another leads: end at once, and say nothing more."""
+        self._resigned = True
+        self._stop.set()
+
+    def stood_by(self, names: tuple[str, ...]) -> None:
+        """These would take over."""
+        self._standbys = names
+        self.say_again()
+
+    def say_again(self) -> None:
+        """Our birth once more: it has changed, or an earlier leader's words replaced it."""
+        self._outbox.publish("orchestrator_state", self._state("online"), retain=True)
+
+    def beat_kept(self, count: int) -> None:
+        """The broker has this count, so that our successor can tell what it has lost."""
+        if self._jobs.is_open:
+            self._jobs.beat(count)
 
     async def run(self, stop: asyncio.Event | None = None) -> int:
         """Run until `stop` is set; 0 after a clean end, 1 when it could not go on."""
@@ -199,20 +245,21 @@ class Orchestrator:
         self._loop = asyncio.get_running_loop()
         self._bus.on_connect(self._announce)
         try:
-            with self._store:
-                async with self._bus, self._transfers:
-                    await self._run()
-                    if not self._superseded:
-                        await self._leave()
+            async with self._bus, self._transfers:
+                await self._run()
+                if not self._resigned:
+                    await self._leave()
         finally:
             # Whatever happened: it is a thread, and would go on without us.
-            await asyncio.to_thread(self._dispatcher.stop)
+            await asyncio.to_thread(self._dispatcher.stop, resigned=self._resigned)
+            await asyncio.to_thread(self._jobs.close, resigned=self._resigned)
+            if self._own_library:
+                self._library.store.close()
         return 1 if self._failed else 0
 
     async def _run(self) -> None:
         for name in SUBSCRIPTIONS:
             await self._bus.subscribe(self._topics.pattern(name))
-        await self._bus.subscribe(self._topics.topic("orchestrator_beat"))
         await self._bus.subscribe(self._topics.topic("orchestrator_state"))
         log.info("orchestrator %s runs on %s", self.incarnation, self._options.broker)
         async with asyncio.TaskGroup() as group:
@@ -221,11 +268,11 @@ class Orchestrator:
                 group.create_task(self._receive(), name="receive"),
                 group.create_task(self._begin(), name="restore"),
                 group.create_task(self._tick(), name="tick"),
-                group.create_task(self._beats(), name="beats"),
                 group.create_task(self._read_notes(), name="notes"),
             ]
             await self._stop.wait()
-            await self._outbox.flushed(LAST_WORDS_S)
+            if not self._resigned:
+                await self._outbox.flushed(LAST_WORDS_S)
             for task in tasks:
                 task.cancel()
             await self._operators.close()
@@ -255,18 +302,12 @@ class Orchestrator:
         )
 
     def _state(self, state: Literal["online", "offline", "lost"]) -> OrchestratorState:
-        settings = self._options.dispatch
-        return OrchestratorState(
-            state=state,
+        return own_state(
+            self._options,
+            state,
+            title=self._tenure.title,
             incarnation=self.incarnation,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            version=_version(),
-            limits=Limits(
-                max_item_bytes=settings.max_item_bytes,
-                max_queue_items=settings.max_queued_items,
-                max_queue_bytes=settings.max_queued_bytes,
-            ),
+            standbys=self._standbys,
             set_aside=self._num_set_aside,
         )
 
@@ -274,31 +315,32 @@ class Orchestrator:
         """After each connection: our birth, which also undoes a last will that went out meanwhile."""
         self._outbox.connected()
         self._doubts.connected(time.monotonic())
-        self._outbox.publish("orchestrator_state", self._state("online"), retain=True)
+        self.say_again()
 
     async def _begin(self) -> None:
         """Take over what an earlier orchestrator left, then let operators and jobs in."""
         await self._restore.run(self._bus, self._step)
         recovered = await asyncio.to_thread(self._jobs.open)
-        self._beat = max(recovered.beat, self._restore.beat)
-        lost = self._restore.beat < recovered.beat
+        self._jobs.leads(self._tenure.title.term)
+        self._counted(recovered.beat)
+        lost = self._tenure.beat < recovered.beat
         if lost:
             log.warning("the broker was killed: it has lost what came since it last saved")
-        self._dispatcher.take_over(recovered, broker_lost=lost)
+        self._dispatcher.take_over(self._ours(recovered), broker_lost=lost)
         self._operators.open()
         self._dispatcher.start()
+
+    def _ours(self, recovered: Recovered) -> Recovered:
+        """What our store holds of jobs, unless others have led since: then those were theirs to answer."""
+        if recovered.term >= self._tenure.before:
+            return recovered
+        return replace(recovered, jobs=())
 
     # --- what comes in
 
     async def _receive(self) -> None:
         async for message in self._bus.messages():
             self._intake.take(message)
-
-    def _succeeded(self, by: OrchestratorState) -> None:
-        """Two that plan would take turns at undoing what the other did."""
-        log.critical("stopping: a later orchestrator runs (%s, pid %s)", by.host, by.pid)
-        self._superseded = self._failed = True
-        self._stop.set()
 
     def _look_again(self) -> None:
         """A last will is held for a moment."""
@@ -423,7 +465,7 @@ class Orchestrator:
             self._announcer.happened(events.Tell("message_dropped", line))
         if self._jobs.num_set_aside != self._num_set_aside:
             self._num_set_aside = self._jobs.num_set_aside
-            self._outbox.publish("orchestrator_state", self._state("online"), retain=True)
+            self.say_again()
         self._states.measured(report, now)
         if self._bus.connected:
             own = self._counters | Counter(dropped_outbox=self._outbox.dropped)
@@ -435,6 +477,7 @@ class Orchestrator:
     async def _tick(self) -> None:
         while True:
             await asyncio.sleep(TICK_S)
+            self._tenure.lease.turned()
             if self._dispatcher.error is not None:
                 log.critical("stopping: the dispatcher died: %r", self._dispatcher.error)
                 self._failed = True
@@ -450,22 +493,6 @@ class Orchestrator:
                 self._counters["internal_errors"] += 1
                 log.exception("a tick failed")
 
-    async def _beats(self) -> None:
-        """Count with the broker, so that our successor can tell what it has lost."""
-        topic = self._topics.topic("orchestrator_beat")
-        while True:
-            await asyncio.sleep(BEAT_S)
-            if not self._jobs.is_open:
-                continue
-            count = self._beat + 1
-            try:
-                await self._bus.publish(topic, encode_json(Beat(count=count)), retain=True)
-            except BrokerError as error:
-                log.debug("no beat: %s", error)
-                continue
-            self._beat = count
-            self._jobs.beat(count)
-
     def _forget_packages(self) -> None:
         """Let go of the weights of what is not served any more, so that others have room on disk."""
         if not self._restore.over:
@@ -479,8 +506,6 @@ class Orchestrator:
         self._library.keep_only(used)
 
 
-def _version() -> str:
-    try:
-        return version("amp4ec")
-    except PackageNotFoundError:
-        return "unknown"
+def open_library(options: OrchestratorOptions) -> Library:
+    """The packages below the state directory; its store is the caller's to close."""
+    return Library(ArtifactStore(options.state_dir / "artifacts", options.store_bytes))

@@ -88,9 +88,10 @@ def orchestrator_command(
     Example:
         amp4ec orchestrator --broker mqtt://192.168.1.5
     """  # noqa: D301
+    from orchestrator.candidate import run_orchestrator
     from orchestrator.core.cluster_settings import ClusterSettings, Zones
     from orchestrator.core.dispatch_settings import DispatchSettings
-    from orchestrator.service import OrchestratorOptions, run_orchestrator
+    from orchestrator.options import OrchestratorOptions
 
     options = OrchestratorOptions(
         broker=common.broker,

@@ -82,6 +82,10 @@ def _orchestrator(state: OrchestratorState | None) -> str:
     if state is None:
         return "orchestrator: none has announced itself here; start one with `amp4ec orchestrator`"
     text = f"orchestrator: {state.state}, {state.host or 'unknown host'} (pid {state.pid})"
+    if state.leader is not None:
+        text += f", leads under term {state.term} as {state.leader}"
+    if state.standbys:
+        text += f"\n  standing by: {', '.join(state.standbys)}"
     if state.set_aside:
         what = "job was" if state.set_aside == 1 else "jobs were"
         text += (

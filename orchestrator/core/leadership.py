@@ -57,6 +57,10 @@ LARGEST_TERM = 2**53 - 2
 """Nodes that say they obey more are not believed: it could not be exceeded."""
 
 
+State: TypeAlias = Literal["starting", "online", "offline", "lost"]
+"""What the retained state says of a leader; `starting` is a claim."""
+
+
 class Role(StrEnum):
     """What this process is."""
 
@@ -96,7 +100,7 @@ class LeaderSeen:
 
     now: float
     title: Title
-    state: Literal["online", "offline", "lost"]
+    state: State
     retained: bool
 
 
@@ -175,7 +179,7 @@ class Sign:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """Publish, retained, that we lead under this title; also where another's word has replaced ours."""
+    """Publish, retained, that we claim this title; of a leader that it has it: another said otherwise."""
 
     title: Title
 
@@ -231,6 +235,8 @@ class Leadership:
     """Ours, as long as we claim or lead."""
     leader: Title | None = None
     """The greatest seen, ours included."""
+    _left: Title | None = None
+    """The one that has said goodbye."""
     _term: int = 0
     """The greatest heard of, nodes' included."""
     _connected: bool = False
@@ -302,7 +308,7 @@ class Leadership:
         return self._greater(seen.now, seen.title, seen.state, retained=seen.retained)
 
     def _own_word(self, seen: LeaderSeen) -> list[Action]:
-        if self.role is not Role.CLAIMING or self.title is None or seen.state != "online":
+        if self.role is not Role.CLAIMING or self.title is None or seen.state != "starting":
             return []
         self.role = Role.LEADING
         self._confirmed_at = self._claimed_at
@@ -329,7 +335,7 @@ class Leadership:
         self,
         now: float,
         title: Title,
-        state: Literal["online", "offline", "lost"],
+        state: State,
         *,
         retained: bool,
     ) -> list[Action]:
@@ -339,18 +345,17 @@ class Leadership:
         if self.role is not Role.STANDBY:
             why = f"{title.name or 'another'} leads under term {title.term}"
             actions += self._resign(why, math.inf)
-        if title != self.leader and state == "online":
+        if title != self.leader and state in {"starting", "online"}:
             actions.append(Follow(title))
         self.leader = title
+        self._left = title if state == "offline" else None
         self._term = max(self._term, title.term)
         self._open_at = now + self._leaves_open_s(state, retained=retained)
         return actions
 
-    def _leaves_open_s(
-        self, state: Literal["online", "offline", "lost"], *, retained: bool
-    ) -> float:
+    def _leaves_open_s(self, state: State, *, retained: bool) -> float:
         match state:
-            case "online":
+            case "starting" | "online":
                 return LEASE_S
             case "offline":
                 return 0.0
@@ -369,6 +374,8 @@ class Leadership:
             if sent_at is not None:
                 self._confirmed_at = max(self._confirmed_at, sent_at)
             return []
+        if seen.title == self._left:
+            return []  # it beats until its process has ended
         if seen.retained or (self.title is not None and self.title > seen.title):
             return []
         return self._greater(seen.now, seen.title, "online", retained=False)

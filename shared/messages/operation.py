@@ -150,12 +150,13 @@ class Limits:
 class OrchestratorState:
     """Who orchestrates; agents report again when `incarnation` changes.
 
+    `starting` is a claim: it leads unless a greater claim came before, and takes requests when `online`.
     `set_aside` is how many jobs of which nodes died it keeps for the operator to see.
     `term` only grows, with each orchestrator that begins to lead; `leader` names the process. Of two that
     claim one term the greater name counts. `standbys` are the processes that would take over.
     """
 
-    state: Literal["online", "offline", "lost"]
+    state: Literal["starting", "online", "offline", "lost"]
     incarnation: Count
     term: Term = 0
     leader: Name | None = None

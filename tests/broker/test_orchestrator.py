@@ -81,7 +81,9 @@ class World:
             cwd=ROOT,
         )  # fmt: skip
         heard = self.operator.orchestrators
-        await until(lambda: any(state.pid == process.pid for state in heard[known:]), 20.0)
+        await until(
+            lambda: any(s.pid == process.pid and s.state == "online" for s in heard[known:]), 20.0
+        )
         return process
 
     @contextlib.asynccontextmanager

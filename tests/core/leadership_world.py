@@ -12,7 +12,7 @@ from collections import deque
 from dataclasses import dataclass, field, replace
 
 from orchestrator.core import leadership as core
-from orchestrator.core.leadership import Action, Event, Leadership, Role, Title
+from orchestrator.core.leadership import Action, Event, Leadership, Role, State, Title
 
 STEP_S = 0.05
 CONFIRM_S = 0.15
@@ -48,7 +48,7 @@ class World:
     def __init__(self, *names: str) -> None:
         self.now = 100.0
         self.processes: dict[str, Process] = {}
-        self.retained: tuple[Title, str] | None = None
+        self.retained: tuple[Title, State] | None = None
         self.retained_beat: tuple[Title, int] | None = None
         self.holder: tuple[str, Title] | None = None
         self.broker_up = True
@@ -128,9 +128,9 @@ class World:
 
     # --- the broker
 
-    def _publish_state(self, title: Title, state: str) -> None:
+    def _publish_state(self, title: Title, state: State) -> None:
         self.retained = (title, state)
-        self._bring(core.LeaderSeen(self.now, title, state, retained=False))  # type: ignore[arg-type]
+        self._bring(core.LeaderSeen(self.now, title, state, retained=False))
 
     def _bring(self, event: Event) -> None:
         for process in self.processes.values():
@@ -154,7 +154,7 @@ class World:
             process.inbox.append(core.Connected(self.now))
             if self.retained is not None:
                 title, state = self.retained
-                process.inbox.append(core.LeaderSeen(self.now, title, state, retained=True))  # type: ignore[arg-type]
+                process.inbox.append(core.LeaderSeen(self.now, title, state, retained=True))
             if self.retained_beat is not None:
                 process.inbox.append(core.BeatSeen(self.now, *self.retained_beat, retained=True))
         while process.inbox and (
@@ -182,7 +182,8 @@ class World:
                 case _ if process.cut:
                     continue  # words into the void
                 case core.Claim(title):
-                    self._publish_state(title, "online")
+                    leads = process.core.role is Role.LEADING
+                    self._publish_state(title, "online" if leads else "starting")
                 case core.Beat(title, count):
                     self.retained_beat = (title, count)
                     self._bring(core.BeatSeen(self.now, title, count, retained=False))

@@ -30,6 +30,7 @@ from orchestrator.core.leadership import (
     Sign,
     SignSeen,
     StandbysChanged,
+    State,
     TermSeen,
     ThrownOut,
     Tick,
@@ -64,8 +65,14 @@ class One:
             actions += self.step(Tick(self.now))
         return actions
 
-    def seen(self, title: Title, state: str = "online", *, retained: bool = False) -> list[Action]:
-        return self.step(LeaderSeen(self.now, title, state, retained))  # type: ignore[arg-type]
+    def seen(
+        self, title: Title, state: State = "online", *, retained: bool = False
+    ) -> list[Action]:
+        return self.step(LeaderSeen(self.now, title, state, retained))
+
+    def back(self, title: Title) -> list[Action]:
+        """Our claim comes back."""
+        return self.seen(title, "starting")
 
     def sign_back(self, actions: list[Action]) -> list[Action]:
         """Our latest sign among `actions` comes back."""
@@ -77,7 +84,7 @@ class One:
         self.step(Connected(self.now))
         (claim,) = self.sign_back(self.tick())
         assert isinstance(claim, Claim)
-        (lead,) = self.seen(claim.title)
+        (lead,) = self.back(claim.title)
         assert isinstance(lead, Lead)
         return claim.title
 
@@ -90,7 +97,7 @@ def test_alone_on_a_new_broker_it_leads_after_two_round_trips() -> None:
     assert signed == [Sign(1)]
     assert one.sign_back(signed) == [Claim(Title(1, "m"))]
     assert one.core.confirmed_at < 0, "a claim is no lease yet"
-    assert one.seen(Title(1, "m")) == [Lead(Title(1, "m"), before=0, beat=0)]
+    assert one.back(Title(1, "m")) == [Lead(Title(1, "m"), before=0, beat=0)]
     assert one.is_(Role.LEADING)
 
 
@@ -106,7 +113,7 @@ def test_a_leader_that_is_found_is_waited_for_a_lease() -> None:
 
 
 @pytest.mark.parametrize("state", ["offline", "lost"])
-def test_the_first_connection_finds_a_place_that_is_free(state: str) -> None:
+def test_the_first_connection_finds_a_place_that_is_free(state: State) -> None:
     one = One()
     one.step(Connected(one.now))
     one.seen(OTHER, state, retained=True)
@@ -129,7 +136,7 @@ def test_a_will_found_at_a_reconnection_may_be_the_brokers_end() -> None:
 
 
 @pytest.mark.parametrize(("state", "after_s"), [("offline", 0.0), ("lost", WILL_S)])
-def test_a_word_of_the_end_opens_the_place(state: str, after_s: float) -> None:
+def test_a_word_of_the_end_opens_the_place(state: State, after_s: float) -> None:
     one = One()
     one.step(Connected(one.now))
     one.seen(OTHER, retained=True)
@@ -138,6 +145,26 @@ def test_a_word_of_the_end_opens_the_place(state: str, after_s: float) -> None:
     one.now += after_s + 0.01
     signed = one.step(Tick(one.now))
     assert one.sign_back(signed) == [Claim(Title(5, "m"))]
+
+
+def test_who_has_said_goodbye_is_not_brought_back_by_its_last_beats() -> None:
+    one = One()
+    one.step(Connected(one.now))
+    one.seen(OTHER, retained=True)
+    one.tick()
+    one.seen(OTHER, "offline")
+    one.step(BeatSeen(one.now, OTHER, 8, retained=False))
+    assert one.sign_back(one.tick(0.2)) == [Claim(Title(5, "m"))]
+
+
+def test_a_beat_after_a_will_is_a_leader_whose_connection_broke() -> None:
+    one = One()
+    one.step(Connected(one.now))
+    one.seen(OTHER, retained=True)
+    one.tick()
+    one.seen(OTHER, "lost")
+    one.step(BeatSeen(one.now, OTHER, 8, retained=False))
+    assert one.tick(0.2) == []
 
 
 def test_the_brokers_end_is_no_leaders_end() -> None:
@@ -169,7 +196,7 @@ def test_a_retained_beat_is_no_life() -> None:
     one.step(BeatSeen(one.now, OTHER, 70, retained=True))
     (claim,) = one.sign_back(one.tick())
     assert isinstance(claim, Claim)
-    assert one.seen(claim.title) == [Lead(claim.title, before=0, beat=70)]
+    assert one.back(claim.title) == [Lead(claim.title, before=0, beat=70)]
 
 
 def test_who_stood_still_blames_nobody() -> None:
@@ -229,7 +256,7 @@ def test_of_two_claims_of_one_term_the_lesser_name_stands_by() -> None:
     one.step(Connected(one.now))
     one.sign_back(one.tick())
     assert one.seen(Title(1, "z")) == [Follow(Title(1, "z"))]
-    assert one.seen(Title(1, "m")) == [], "our own claim, come back too late"
+    assert one.back(Title(1, "m")) == [], "our own claim, come back too late"
     assert one.is_(Role.STANDBY)
 
 
@@ -238,8 +265,8 @@ def test_of_two_claims_of_one_term_the_greater_name_claims_the_next() -> None:
     one.step(Connected(one.now))
     one.sign_back(one.tick())
     assert one.seen(Title(1, "a")) == [Claim(Title(2, "m"))]
-    assert one.seen(Title(1, "m")) == []
-    assert one.seen(Title(2, "m")) == [Lead(Title(2, "m"), before=0, beat=0)]
+    assert one.back(Title(1, "m")) == []
+    assert one.back(Title(2, "m")) == [Lead(Title(2, "m"), before=0, beat=0)]
 
 
 def test_a_leader_whose_term_another_claims_leads_under_the_next() -> None:
@@ -267,14 +294,14 @@ def test_a_leader_hears_of_a_greater_one_by_its_beat() -> None:
     assert follow == Follow(OTHER)
 
 
-@pytest.mark.parametrize("state", ["online", "offline", "lost"])
-def test_a_leader_repeats_its_title_over_the_words_of_a_lesser(state: str) -> None:
+@pytest.mark.parametrize("state", ["starting", "online", "offline", "lost"])
+def test_a_leader_repeats_its_title_over_the_words_of_a_lesser(state: State) -> None:
     one = One()
     one.step(Connected(one.now))
     one.seen(OTHER, "lost", retained=True)
     (claim,) = one.sign_back(one.tick())
     assert isinstance(claim, Claim)
-    one.seen(claim.title)
+    one.back(claim.title)
     assert one.seen(OTHER, state) == [claim]
     assert one.step(BeatSeen(one.now, OTHER, 9, retained=False)) == []
     assert one.is_(Role.LEADING)
@@ -337,7 +364,7 @@ def test_a_node_that_lies_keeps_nobody_from_leading() -> None:
     one.tick()
     (claim,) = one.sign_back(one.tick(SETTLE_S + 0.1))
     assert isinstance(claim, Claim)
-    one.seen(claim.title)
+    one.back(claim.title)
     one.step(TermSeen(one.now, 77))
     one.step(TermSeen(one.now, LARGEST_TERM + 1))
     assert not any(isinstance(a, Resign) for a in one.tick(OUTBID_PAUSE_S - 1.0))

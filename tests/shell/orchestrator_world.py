@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.core.cluster_settings import ClusterSettings
+from orchestrator.lease import Tenure
 from orchestrator.service import Orchestrator, OrchestratorOptions
 from shared.bus import BrokerUrl, ControlBus, DataBus, Publication
 from shared.topics import Topics
@@ -47,7 +48,7 @@ class World:
         self.incarnation += 1
         return Orchestrator(
             self.options,
-            incarnation=incarnation or self.incarnation,
+            tenure=Tenure.alone(incarnation or self.incarnation),
             control=lambda will: self.broker.control("orchestrator", will=will),
             data=self._data,
         )

@@ -316,14 +316,6 @@ async def test_what_the_broker_forgot_is_published_again(world: World) -> None:
         assert set(again) == {STATE}, "what it remembers is not"
 
 
-async def test_a_later_orchestrator_ends_an_earlier_one(world: World) -> None:
-    async with world.orchestrator(status=1) as orchestrator:
-        later = OrchestratorState(state="online", incarnation=orchestrator.incarnation + 1)
-        world.broker.publish(STATE, encode_json(later), 1, retain=True)
-        await until(orchestrator._stop.is_set)
-    assert world.retained("orchestrator_state")["incarnation"] == later.incarnation
-
-
 async def test_a_later_orchestrators_leftovers_do_not_end_us(world: World) -> None:
     """As after a clock that was set back."""
     earlier = OrchestratorState(state="online", incarnation=10**9)
@@ -376,7 +368,7 @@ async def test_what_is_not_served_any_more_may_be_evicted(world: World) -> None:
     old, new = Model(salt=b"old"), Model(salt=b"new")
     async with world.orchestrator() as orchestrator, world.agents("a") as (agent,):
         assert (await world.operator.serve(old)).status == "ok"
-        pinned = orchestrator._store._pins
+        pinned = orchestrator._library.store._pins
         await until(lambda: old.manifest.digest in pinned)
         assert (await world.operator.serve(new, "t2")).status == "ok"
         await until(lambda: old.manifest.digest not in pinned)

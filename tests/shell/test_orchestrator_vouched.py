@@ -182,14 +182,6 @@ async def test_a_damaged_memory_of_requests_stops_nothing(world: World, damage: 
         assert (await refusal(world, "stop"))[0] is ErrorCode.UNKNOWN_MODEL
 
 
-async def test_nobody_takes_over_by_saying_so(world: World) -> None:
-    async with world.orchestrator() as orchestrator:
-        later = OrchestratorState(state="online", incarnation=orchestrator.incarnation + 1)
-        world.broker.publish(STATE, encode_json(later), 1, retain=True)
-        await until(lambda: orchestrator._counters["forged_unsigned"] == 1)
-        assert not orchestrator._superseded
-
-
 async def test_a_restarted_orchestrator_believes_its_own_word_only(world: World) -> None:
     """What the broker says is served, and what nodes were told, may be forged while nobody looks."""
     async with world.agents("a"):

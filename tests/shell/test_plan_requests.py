@@ -84,7 +84,7 @@ async def test_a_model_that_is_not_served(world: World) -> None:
         assert asked.profile == model.package.profile("torch")
         assert not orchestrator._cluster.models
         assert not orchestrator._library._open
-        assert not orchestrator._store._pins
+        assert not orchestrator._library.store._pins
 
 
 async def test_what_others_hold_is_not_offered(world: World) -> None:

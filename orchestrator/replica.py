@@ -1,0 +1,114 @@
+"""What a standby holds ready: the packages of all models that are served, as the leader tells them.
+
+So a take-over needs no upload, and the weights are read and checked by then. Jobs are not replicated: they
+are in the broker's queue, which whoever leads inherits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from orchestrator.library import Library
+from shared.bus import ControlBus, Message
+from shared.codec import decode_json
+from shared.errors import Amp4ecError, ForgedError, ProtocolError
+from shared.ids import ORCHESTRATOR
+from shared.messages.model import ModelState
+from shared.messages.stage import Blob
+from shared.signing import Admission
+from shared.topics import Topics, check_payload
+from shared.transfer import Transfers
+
+log = logging.getLogger(__name__)
+
+_TRY_AGAIN_S = 5.0
+
+
+class Replica:
+    """Runs while this process stands by; `states` is what was served when it ended.
+
+    Args:
+        bus: a connection under a name of this process's own.
+        topics: the table.
+        name: this process's, under which pieces come.
+        admission: believes the leader only.
+        library: where packages go. It may be the leader's own, where both share a directory.
+    """
+
+    def __init__(
+        self, bus: ControlBus, topics: Topics, name: str, admission: Admission, library: Library
+    ) -> None:
+        self._bus = bus
+        self._admission = admission
+        self._topics = topics
+        self._library = library
+        # It fetches, and serves nothing: the leader does that.
+        self._transfers = Transfers(bus, topics, name, store=library.store)
+        self.states: dict[str, ModelState] = {}
+        self._bringing: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        try:
+            async with self._bus, self._transfers:
+                await self._bus.subscribe(self._topics.pattern("model_state"))
+                async for message in self._bus.messages():
+                    try:
+                        self._take(message)
+                    except (ProtocolError, ForgedError) as error:
+                        log.warning("dropped a message on %s: %s", message.topic, error)
+        finally:
+            for task in self._bringing.values():
+                task.cancel()
+            await asyncio.gather(*self._bringing.values(), return_exceptions=True)
+
+    def _take(self, message: Message) -> None:
+        name, levels = self._topics.parse(message.topic)
+        if self._transfers.handle(name, levels, message) or name != "model_state":
+            return
+        check_payload(name, len(message.payload))
+        self._admission.check(name, message)
+        model = levels["model"]
+        if not message.payload:
+            self._end(model)
+            self.states.pop(model, None)
+            self._forget()
+            return
+        state = decode_json(message.payload, ModelState)
+        before, self.states[model] = self.states.get(model), state
+        if state.manifest is None or not state.manifest_bytes:
+            return
+        if before is None or before.manifest != state.manifest:
+            self._end(model)
+            manifest = Blob(digest=state.manifest, size=state.manifest_bytes)
+            self._bringing[model] = asyncio.create_task(
+                self._bring(model, manifest), name=f"replicate {model}"
+            )
+
+    def _end(self, model: str) -> None:
+        task = self._bringing.pop(model, None)
+        if task is not None:
+            task.cancel()
+
+    async def _bring(self, model: str, manifest: Blob) -> None:
+        """The package and what it names, however long the leader takes."""
+        while True:
+            try:
+                await self._transfers.fetch(manifest, ORCHESTRATOR)
+                package = await asyncio.to_thread(self._library.read, manifest.digest)
+                await asyncio.gather(
+                    *(self._transfers.fetch(blob, ORCHESTRATOR) for blob in package.weights)
+                )
+                await asyncio.to_thread(self._library.open, manifest.digest)
+            except (Amp4ecError, OSError) as error:
+                log.warning("%s cannot be held ready yet: %s", model, error)
+                await asyncio.sleep(_TRY_AGAIN_S)
+                continue
+            log.info("%s is held ready: %d weights", model, len(package.weights))
+            self._forget()
+            return
+
+    def _forget(self) -> None:
+        """Let go of what is not served any more, so that others have room on disk."""
+        self._library.keep_only({s.manifest for s in self.states.values() if s.manifest})
