@@ -24,7 +24,7 @@ from orchestrator.options import OrchestratorOptions
 from orchestrator.vouching import keys_of
 from shared.bus import DataBus, Message
 from shared.codec import decode_json, encode_json
-from shared.errors import ForgedError, ProtocolError
+from shared.errors import ProtocolError
 from shared.messages.operation import Beat, OrchestratorState, Standby
 from shared.signing import Admission
 from shared.topics import Topics, check_payload
@@ -185,7 +185,7 @@ class LeaderWatch(threading.Thread):
     def _message(self, message: Message) -> None:
         try:
             event = self._event(message)
-        except (ProtocolError, ForgedError) as error:
+        except ProtocolError as error:
             self._bad_messages += 1
             if self._bad_messages.bit_count() == 1:  # a flood must not flood the log
                 log.warning("dropped a message on %s: %s", message.topic, error)

@@ -12,7 +12,7 @@ import logging
 from orchestrator.library import Library
 from shared.bus import ControlBus, Message
 from shared.codec import decode_json
-from shared.errors import Amp4ecError, ForgedError, ProtocolError
+from shared.errors import Amp4ecError, ProtocolError
 from shared.ids import ORCHESTRATOR
 from shared.messages.model import ModelState
 from shared.messages.stage import Blob
@@ -56,7 +56,7 @@ class Replica:
                 async for message in self._bus.messages():
                     try:
                         self._take(message)
-                    except (ProtocolError, ForgedError) as error:
+                    except ProtocolError as error:
                         log.warning("dropped a message on %s: %s", message.topic, error)
         finally:
             for task in self._bringing.values():
