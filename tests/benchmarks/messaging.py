@@ -3,7 +3,7 @@
 A process of its own takes 50 KB activations and sends 31 KB ones on, as MobileNetV2's second stage does at
 QoS 1; its whole CPU time over a batch is divided by the batch's items. Beside it a process that receives and
 sends the same sizes on the same bus and looks at nothing: what is left above that is the codec and the stage.
-Batches of the two alternate.
+A third is a stage of a closed cluster, which checks and makes MACs. Batches of the three alternate.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests.benchmarks.context import Context
 from tests.benchmarks.payloads import activation_array, encode_activation
 from tests.benchmarks.peers import Peer
 from tests.benchmarks.processes import cpu_s
-from tests.benchmarks.relay import FROM, INPUT, OUTPUT, TO
+from tests.benchmarks.relay import FROM, INPUT, MAC, OUTPUT, TO
 from tests.benchmarks.report import Bar, Row
 
 _METHOD = f"process CPU over a batch / its items; {INPUT} in, {OUTPUT} out, QoS 1"
@@ -39,7 +39,7 @@ async def run(context: Context) -> list[Row]:
         broker = await stack.enter_async_context(Broker(directory=context.directory / "messaging"))
         peers = {
             kind: await stack.enter_async_context(await Peer.start("relay", kind, broker.url))
-            for kind in ("stage", "bare")
+            for kind in ("stage", "sealed", "bare")
         }
         feeder = _Feeder(BrokerUrl.parse(broker.url))
         stack.callback(feeder.close)
@@ -60,6 +60,10 @@ async def run(context: Context) -> list[Row]:
                     "messaging", f"a stage and item, {words}", "ms", used_ms["stage"],
                     method=_METHOD, against=f"bare bus: {bare.values.median:.3f} ms",
                     bar=Bar(_BAR_MS),
+                ),
+                Row.of(
+                    "messaging", f"with MACs, {words}", "ms", used_ms["sealed"],
+                    method=_METHOD, against=f"bare bus: {bare.values.median:.3f} ms",
                 ),
                 bare,
             ]  # fmt: skip
@@ -83,7 +87,8 @@ class _Feeder:
         deadline = time.monotonic() + _BATCH_S
         while received < items:
             while sent < items and sent - received < window:
-                self._bus.publish(FROM[kind], self._payload)
+                sealed = MAC.seal(FROM[kind], self._payload) if kind == "sealed" else None
+                self._bus.publish(FROM[kind], self._payload, properties=sealed)
                 sent += 1
             self._bus.poll(1.0)
             while self._bus.receive() is not None:

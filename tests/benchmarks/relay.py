@@ -1,4 +1,7 @@
-"""The process that the messaging benchmark measures: a `stage` as an agent runs it, or a `bare` bus."""
+"""The process that the messaging benchmark measures: a `stage` as an agent runs it, or a `bare` bus.
+
+`sealed` is a stage of a closed cluster: it checks a MAC of what it takes, and makes one of what it sends.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from edge_agent.stage_input import StageInputs
 from edge_agent.stage_thread import MAX_ITEMS, Attached, Notice, StageThread
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.graph import TensorSpec, Value
+from shared.pipeline_mac import PipelineMac
 from shared.tensor import Array
 from shared.topics import Topics
 from tests.benchmarks.payloads import CUTS, NAME, activation_array, encode_activation
@@ -18,9 +22,18 @@ from tests.benchmarks.peers import be_ready, wait_for_end
 
 INPUT, OUTPUT = "50 KB", "31 KB"
 _topics = Topics("bench")
-_TOPIC = partial(_topics.topic, "activation", pipeline="relay", generation=1)
-FROM = {"stage": _TOPIC(stage=1), "bare": "bench/bare/in"}
-TO = {"stage": _TOPIC(stage=2), "bare": "bench/bare/out"}
+_TOPIC = partial(_topics.topic, "activation", generation=1)
+MAC = PipelineMac(b"k" * 32)
+FROM = {
+    "stage": _TOPIC(pipeline="relay", stage=1),
+    "sealed": _TOPIC(pipeline="sealed", stage=1),
+    "bare": "bench/bare/in",
+}
+TO = {
+    "stage": _TOPIC(pipeline="relay", stage=2),
+    "sealed": _TOPIC(pipeline="sealed", stage=2),
+    "bare": "bench/bare/out",
+}
 
 
 class NothingToRun:
@@ -38,7 +51,7 @@ class NothingToRun:
         """Nothing is held."""
 
 
-def _stage() -> Stage:
+def _stage(kind: str) -> Stage:
     return Stage(
         life=1,
         node="relay",
@@ -47,15 +60,16 @@ def _stage() -> Stage:
         generation=1,
         index=1,
         num_stages=3,
-        topic=FROM["stage"],
-        next_topic=TO["stage"],
+        topic=FROM[kind],
+        next_topic=TO[kind],
         result_topic=_topics.topic("stage_result", pipeline="relay", generation=1),
         runner=NothingToRun({NAME: activation_array(OUTPUT)}),
         inputs=StageInputs((Value(NAME, TensorSpec("float32", CUTS[INPUT])),), None, first=False),
+        mac=MAC if kind == "sealed" else None,
     )
 
 
-def _run_stage(url: BrokerUrl) -> None:
+def _run_stage(kind: str, url: BrokerUrl) -> None:
     attached = threading.Event()
 
     def notify(notice: Notice) -> None:
@@ -65,14 +79,14 @@ def _run_stage(url: BrokerUrl) -> None:
     connect = partial(
         MqttDataBus,
         url,
-        "relay-stage",
+        f"relay-{kind}",
         manual_ack=True,
         receive_maximum=MAX_ITEMS,
         inbox_limit=MAX_ITEMS,
     )  # as an agent's
     thread = StageThread(connect, notify, name="stage")
     thread.start()
-    thread.attach(_stage())
+    thread.attach(_stage(kind))
     assert attached.wait(10.0), "not attached"
     be_ready()
     wait_for_end()
@@ -105,12 +119,12 @@ def _run_bare(url: BrokerUrl) -> None:
 
 
 def main() -> None:
-    """`python -m tests.benchmarks.relay stage|bare BROKER-URL`."""
+    """`python -m tests.benchmarks.relay stage|sealed|bare BROKER-URL`."""
     kind, url = sys.argv[1], BrokerUrl.parse(sys.argv[2])
-    if kind == "stage":
-        _run_stage(url)
-    else:
+    if kind == "bare":
         _run_bare(url)
+    else:
+        _run_stage(kind, url)
 
 
 if __name__ == "__main__":
