@@ -47,7 +47,7 @@ from shared.errors import (
 )
 from shared.messages.node import NodeState
 from shared.messages.operation import OrchestratorState
-from shared.messages.stage import Assignment, ObeyedTopic
+from shared.messages.stage import Assignment, VouchedTopic
 from shared.signing import Admission
 from shared.topics import Topics
 from shared.transfer import Transfers
@@ -338,7 +338,7 @@ class Agent:
             case _:
                 self.drops.drop("unexpected", message.topic)
 
-    def _is_obeyed(self, topic: ObeyedTopic, message: Message) -> bool:
+    def _is_obeyed(self, topic: VouchedTopic, message: Message) -> bool:
         """Whether somebody vouches for an order who may; where not, it is counted and reported."""
         try:
             self._admission.check(topic, message)

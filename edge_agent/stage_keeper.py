@@ -18,7 +18,7 @@ from typing import Any, Protocol, assert_never
 from edge_agent.blobs import Blobs
 from edge_agent.core import desired
 from edge_agent.loader import Loader, LoaderThread
-from edge_agent.stage_thread import Attached, Detached, Notice, StageThread, ThreadEnded
+from edge_agent.stage_thread import Attached, Detached, Forged, Notice, StageThread, ThreadEnded
 from edge_agent.terms import TermFile
 from shared.bus import ControlBus, DataBus
 from shared.codec import encode_json
@@ -208,6 +208,8 @@ class StageKeeper:
             case Detached(life):
                 self._forget(life)
                 self.step(desired.StageUnloaded(life))
+            case Forged(count):
+                self.step(desired.MessageForged("activation", "bad_mac", count))
             case ThreadEnded(error):
                 if not self._leaving:
                     self._ended(error)

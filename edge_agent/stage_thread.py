@@ -73,7 +73,14 @@ class ThreadEnded:
     error: BaseException | None
 
 
-Notice: TypeAlias = Attached | Detached | ThreadEnded
+@dataclass(frozen=True, slots=True)
+class Forged:
+    """So many activations more were dropped, since they do not come from their pipeline."""
+
+    count: int
+
+
+Notice: TypeAlias = Attached | Detached | Forged | ThreadEnded
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,7 +295,7 @@ class StageThread:
                 continue
             mac = held.stage.mac
             if mac is not None and not mac.holds(message):
-                self.drops.drop("forged", f"{message.topic}: it is not of this pipeline")
+                self._forged(message.topic)
                 bus.acknowledge(message)
                 continue
             if message.duplicate and self._done_before(message):
@@ -304,6 +311,12 @@ class StageThread:
             self._queue_bytes += len(message.payload)
             held.queued += 1
         self._count(bus)
+
+    def _forged(self, topic: str) -> None:
+        self.drops.drop("forged", f"{topic}: it does not come from its pipeline")
+        count = self.drops.counts["forged"]
+        if count.bit_count() == 1:  # a flood must not become one of notices
+            self._notify(Forged(count - count // 2))
 
     def _forget_waiting(self) -> None:
         """The broker still has this session, and delivers again what was not acknowledged."""

@@ -23,9 +23,9 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Literal
 
-ForgedReason = Literal["unsigned", "unknown_signer", "wrong_role", "bad_signature"]
-"""Why a message is not obeyed: nobody signed it; somebody whom the authority does not vouch for; somebody
-who may not say this; or it is not what was signed."""
+ForgedReason = Literal["unsigned", "unknown_signer", "wrong_role", "bad_signature", "bad_mac"]
+"""Why a message is not believed: nobody signed it; somebody whom the authority does not vouch for; somebody
+who may not say this; it is not what was signed; or it was not sealed with its pipeline's key."""
 
 
 class ErrorCode(StrEnum):

@@ -39,11 +39,11 @@ from shared.messages.stage import (
     Assignment,
     Blob,
     Forgery,
-    ObeyedTopic,
     Report,
     StageAssignment,
     StageReport,
     StageState,
+    VouchedTopic,
 )
 
 
@@ -118,10 +118,11 @@ class OrchestratorBorn:
 
 @dataclass(frozen=True, slots=True)
 class MessageForged:
-    """A message was not obeyed, since nobody vouches for it who may. `topic` is a row of the table."""
+    """`count` messages more were dropped, since nobody vouches for them who may."""
 
-    topic: ObeyedTopic
+    topic: VouchedTopic
     reason: ForgedReason
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,8 +239,8 @@ class Desired:
     """Assignments dropped because a later one of the same leader had come."""
     refused: int = 0
     """Assignments dropped because there is a leader of a greater term."""
-    forged: Counter[MessageForged] = field(default_factory=Counter)
-    """Messages not obeyed; the first of each kind is reported at once, the others with what comes next."""
+    forged: Counter[tuple[VouchedTopic, ForgedReason]] = field(default_factory=Counter)
+    """What was dropped so far: the first of each kind is reported at once, the rest with the next report."""
     _next_life: int = 1
     _orchestrator: int = -1
     _prefetch: tuple[Blob, ...] = ()
@@ -265,9 +266,10 @@ class Desired:
                 actions = []
             case OrchestratorBorn():
                 actions = self._orchestrator_born(event)
-            case MessageForged():
-                self.forged[event] += 1
-                actions = [self._report()] if self.forged[event] == 1 else []
+            case MessageForged(topic, reason, count):
+                is_first = (topic, reason) not in self.forged
+                self.forged[topic, reason] += count
+                actions = [self._report()] if is_first else []
             case BusConnected():
                 actions = [self._report()] if self.revision >= 0 else []
             case Asked():
@@ -406,8 +408,8 @@ class Desired:
                 refused=self.refused,
                 stages=[_stage_report(held) for held in self.named()],
                 forged=[
-                    Forgery(topic=kind.topic, reason=kind.reason, count=count)
-                    for kind, count in self.forged.items()
+                    Forgery(topic=topic, reason=reason, count=count)
+                    for (topic, reason), count in self.forged.items()
                 ],
             )
         )

@@ -42,6 +42,7 @@ _FORGED: dict[ForgedReason, str] = {
     "unknown_signer": "its signer is not of this cluster; was the node's token made by another one?",
     "wrong_role": "it is signed by somebody who is no orchestrator",
     "bad_signature": "it is not what the orchestrator signed",
+    "bad_mac": "it does not come from its pipeline",
 }
 
 
@@ -156,7 +157,7 @@ class Members:
             what = f"forged_{forgery.topic}"
             if self._complaints.is_new(node.name, report.incarnation, f"{what} {forgery.reason}"):
                 text = (
-                    f"node {node.name} does not obey what came on its {forgery.topic} topic: "
+                    f"node {node.name} dropped what came on its {forgery.topic} topic: "
                     f"{_FORGED[forgery.reason]}"
                 )
                 changes.append(Refused(node.name, what, text, forgery.reason))

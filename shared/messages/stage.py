@@ -72,15 +72,15 @@ class StageReport:
     fetched_bytes: Count = 0
 
 
-ObeyedTopic = Literal["assignment", "orchestrator_state"]
-"""What agents obey, as the topic table calls it."""
+VouchedTopic = Literal["assignment", "orchestrator_state", "activation"]
+"""What agents take from those only who may say it, as the topic table calls it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Forgery:
-    """How many messages of one kind a node did not obey, since nobody vouched for them who may."""
+    """How many messages of one kind a node dropped, since nobody vouched for them who may."""
 
-    topic: ObeyedTopic
+    topic: VouchedTopic
     reason: ForgedReason
     count: Count
 

@@ -177,6 +177,7 @@ async def test_a_pipeline_feeds_on_itself_only(world: Vouched) -> None:
         await until(lambda: world.next_stage)
         assert [activation.job for activation in world.next_stage] == ["right"]
         await until(lambda: drops["forged"] == 6)
+        await until(lambda: ("activation", "bad_mac") in world.refused())
         (sealed,) = world.sent(second)
         assert right.holds(sealed)
         assert not world.results
