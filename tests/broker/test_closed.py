@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import os
 import signal
 import ssl
@@ -17,6 +18,7 @@ from broker.access import Role, User
 from broker.closed import ClosedBroker
 from shared.bus import BrokerUrl, MqttControlBus
 from shared.errors import BrokerUnreachableError, ConfigurationError
+from shared.signing import signer_of
 from tests.broker.access.site import NOW, Site, closed_site, make
 from tests.broker.conftest import until
 
@@ -154,3 +156,72 @@ async def test_a_stale_process_id_signals_nobody(tmp_path: Path) -> None:
         assert not hung_up.is_set()
     finally:
         asyncio.get_running_loop().remove_signal_handler(signal.SIGHUP)
+
+
+# --- the keys in tokens
+
+
+def token(closed: ClosedBroker, name: str, role: Role) -> BrokerUrl:
+    return BrokerUrl.parse(closed.add(User(name=name, role=role)).token())
+
+
+def test_every_token_brings_the_authority_and_a_signers_its_keys(tmp_path: Path) -> None:
+    closed = make(tmp_path / "closed")
+    assert closed.signs
+    first = BrokerUrl.parse(f"@{closed.token_file('orchestrator')}").credentials
+    assert first is not None
+    for role in Role:
+        credentials = token(closed, f"a-{role}", role).credentials
+        assert credentials is not None
+        assert credentials.authority == first.authority
+        signs = role in {Role.ORCHESTRATOR, Role.OPERATOR}
+        assert (credentials.key is not None) == (credentials.certificate is not None) == signs
+        assert credentials.secret == (first.secret if role is Role.ORCHESTRATOR else None)
+        signer = signer_of(credentials)
+        if signer is not None:
+            assert (signer.certificate.name, signer.certificate.role) == (f"a-{role}", role)
+    names = (path.name for path in closed.directory.rglob("*") if path.is_file())
+    private = {"authority.key", "operator", "orchestrator"}
+    assert first.secret is not None
+    for name in set(names) - private:
+        for path in closed.directory.rglob(name):
+            assert first.secret not in path.read_text(errors="replace"), path
+
+
+def test_the_authority_may_be_kept_elsewhere(tmp_path: Path) -> None:
+    closed = make(tmp_path / "closed")
+    key = closed.directory / "authority.key"
+    (closed.directory / "ca.key").unlink()
+    safe = key.rename(tmp_path / "in a safe")
+    again = ClosedBroker.open(closed.directory)
+    assert token(again, "pi-1", Role.AGENT).credentials is not None
+    assert token(again, "camera", Role.CLIENT).credentials is not None
+    before = (closed.directory / "passwords").read_text()
+    with pytest.raises(ConfigurationError, match="put it back") as caught:
+        token(again, "ann", Role.OPERATOR)
+    assert caught.value.expected == str(key)
+    other = make(tmp_path / "other")
+    for wrong in ((other.directory / "authority.key").read_bytes(), b"", b"-----BEGIN"):
+        key.write_bytes(wrong)
+        with pytest.raises(ConfigurationError, match=r"of another cluster|damaged"):
+            token(again, "ann", Role.OPERATOR)
+    assert (closed.directory / "passwords").read_text() == before, "nobody was let in half way"
+    safe.rename(key)
+    credentials = token(again, "ann", Role.OPERATOR).credentials
+    assert credentials is not None
+    assert signer_of(credentials) is not None
+
+
+def test_a_directory_of_before_gives_tokens_of_before(tmp_path: Path) -> None:
+    closed = make(tmp_path / "closed")
+    file = closed.directory / "closed.json"
+    document = json.loads(file.read_text())
+    del document["authority"]
+    file.write_text(json.dumps(document))
+    (closed.directory / "authority.key").unlink()
+    old = ClosedBroker.open(closed.directory)
+    assert not old.signs
+    for role in Role:
+        assert token(old, f"a-{role}", role).credentials is None
+    old.revoke("a-agent")
+    assert not ClosedBroker.open(closed.directory).signs

@@ -161,6 +161,7 @@ class World:
         transfers = Transfers(
             bus, TOPICS, "orchestrator", source=MemoryBlobs(self.blobs), timeout_s=0.1
         )
+        self.transfers = transfers
         async with bus, transfers:
             for name in ("node_state", "telemetry", "report", "stage_result"):
                 await bus.subscribe(TOPICS.pattern(name))
