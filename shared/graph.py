@@ -7,6 +7,12 @@ of them written out, so that nothing depends on a default of some library's vers
 `dim` of `x` by the axes of `indices`, which are whole numbers in [0, size of the axis): an embedding is a
 `take` along axis 0 of a weight.
 
+An int8 graph (`q_` operators, `quantize`, `dequantize`) carries its scales: a quantised activation is uint8
+and stands for `scale * (q - zero)`; every operator names those of its operands and of its result, so that a
+tensor at a cut needs nothing beside it. Weights are int8 with a float32 scale per output channel and no zero
+point, biases int32 in units of `x_scale * weight_scale`. Sums are exact whole numbers, so the same graph
+gives the same bits wherever it is cut. What leaves [0, 255] saturates, which is all that is left of a ReLU.
+
 `validate` is what stands between bytes from the wire and a runtime: it refuses operators off the list,
 references to nothing, wrong arities and absurd sizes.
 """
@@ -41,6 +47,8 @@ MAX_DIM = 2**31 - 1
 MAX_TENSOR_BYTES = 4 * 2**30
 MAX_WEIGHT_BYTES = 64 * 2**30
 MAX_NAME_LENGTH = 400
+MIN_SCALE, MAX_SCALE = 1e-30, 1e30
+"""Of a quantised value: float32 holds it, and its reciprocal."""
 
 
 class CostClass(StrEnum):
@@ -68,7 +76,8 @@ class OpSpec:
     """The signature of one operator.
 
     `operands` are names, `?` marks one that may be null and `*` one that is a list. `attributes` map a name
-    to its kind: int, float, bool, str, dtype, ints or int2 (exactly two), with `?` where null is allowed.
+    to its kind: int, float, bool, str, dtype, ints or int2 (exactly two), scale (a float above 0) or zero
+    (0..255), the last two with `*` for one of each operand in a list; with `?` where null is allowed.
     """
 
     operands: tuple[str, ...]
@@ -79,6 +88,14 @@ class OpSpec:
 
 def _op(operands: str, *, computes: bool = False, **attributes: str) -> OpSpec:
     return OpSpec(tuple(operands.split()), attributes, computes)
+
+
+def _int8(operands: str, of: str, *, computes: bool = False, **attributes: str) -> OpSpec:
+    """An operator of int8 graphs: with scale and zero point of the operands `of`, and of the result."""
+    kinds = {"scale": "scale", "zero": "zero"}
+    for name in of:
+        kinds |= {f"{name}_scale": "scale", f"{name}_zero": "zero"}
+    return OpSpec(tuple(operands.split()), kinds | attributes, computes)
 
 
 OPS: dict[str, OpSpec] = {
@@ -165,7 +182,29 @@ OPS: dict[str, OpSpec] = {
     "concat": _op("xs*", dim="int"),
     "pad": _op("x", pads="ints", mode="str", value="float"),
     "roll": _op("x", shifts="ints", dims="ints"),
+    "quantize": _int8("x", ""),
+    "dequantize": _op("x", x_scale="scale", x_zero="zero"),
+    "q_conv2d": _int8(
+        "x weight weight_scale bias?",
+        "x",
+        computes=True,
+        stride="int2",
+        padding="int2",
+        dilation="int2",
+        groups="int",
+    ),
+    # Without a scale and a zero point of the result it is float32, not rounded again.
+    "q_linear": _int8(
+        "x weight weight_scale bias?", "x", computes=True, scale="scale?", zero="zero?"
+    ),
+    "q_add": _int8("x y", "xy"),
+    "q_mul": _int8("x y", "xy"),
+    "q_sigmoid": _int8("x", "x"),
+    "q_global_avg_pool2d": _int8("x", "x"),
+    "q_concat": _int8("xs*", "", dim="int", xs_scale="scale*", xs_zero="zero*"),
 }
+QUANTISED = frozenset(op for op in OPS if op in ("quantize", "dequantize") or op.startswith("q_"))
+"""The operators of int8 graphs; not every runtime has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +298,7 @@ def cost_class(node: Node, specs: dict[str, TensorSpec]) -> CostClass:
     """The class `node` is calibrated with; `specs` as from `Graph.specs`."""
     if not OPS[node.op].computes:
         return CostClass.MEMORY
-    if node.op != "conv2d":
+    if node.op not in ("conv2d", "q_conv2d"):
         return CostClass.MATMUL
     weight = node.args[1]
     assert isinstance(weight, str)
@@ -416,8 +455,11 @@ def _signature(graph: Graph, node: Node) -> None:
     if node.kwargs.keys() != op.attributes.keys():
         raise _bad(graph, f"{where}: attributes", str(sorted(op.attributes)), sorted(node.kwargs))
     for name, kind in op.attributes.items():
-        if not _attribute_fits(node.kwargs[name], kind):
-            raise _bad(graph, f"{where}: attribute {name!r}", kind, repr(node.kwargs[name]))
+        value = node.kwargs[name]
+        if not _attribute_fits(value, kind) or (
+            kind.endswith("*") and len(value) != len(node.args[0])  # type: ignore[arg-type]
+        ):
+            raise _bad(graph, f"{where}: attribute {name!r}", kind, repr(value))
 
 
 _OPERAND_FORMS = {"*": "a list of names", "?": "a name or null"}
@@ -426,9 +468,15 @@ _OPERAND_FORMS = {"*": "a list of names", "?": "a name or null"}
 def _attribute_fits(value: Attribute, kind: str) -> bool:
     if kind.endswith("?"):
         return value is None or _attribute_fits(value, kind[:-1])
+    if kind.endswith("*"):
+        return isinstance(value, tuple) and all(_attribute_fits(one, kind[:-1]) for one in value)
     match kind:
         case "int":
             return _is_int(value)
+        case "scale":
+            return _attribute_fits(value, "float") and MIN_SCALE <= value <= MAX_SCALE  # type: ignore[operator]
+        case "zero":
+            return _is_int(value) and 0 <= value <= 255  # type: ignore[operator]
         case "float":
             number = isinstance(value, int | float) and not isinstance(value, bool)
             return number and math.isfinite(value)  # type: ignore[arg-type]

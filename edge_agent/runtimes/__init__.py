@@ -78,16 +78,20 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Installable:
-    """A runtime's module here, what it imports (first what it is built on), and the extra that brings it."""
+    """A runtime's module here, what it imports (first what it is built on), and the extra that brings it.
+
+    `int8`: whether it has the operators of int8 graphs (`shared.graph.QUANTISED`).
+    """
 
     module: str
     needs: tuple[str, ...]
     extra: str
+    int8: bool = False
 
 
 _RUNTIMES = {
     "torch": _Installable("torch_runtime", ("torch", "safetensors"), "amp4ec[torch]"),
-    "onnxruntime": _Installable("onnx_runtime", ("onnxruntime", "onnx"), "amp4ec[onnx]"),
+    "onnxruntime": _Installable("onnx_runtime", ("onnxruntime", "onnx"), "amp4ec[onnx]", int8=True),
 }
 
 
@@ -101,6 +105,11 @@ def available_runtimes() -> dict[str, str]:
             except PackageNotFoundError:
                 found[name] = "unknown"
     return found
+
+
+def int8_runtimes() -> tuple[str, ...]:
+    """The runtimes, installed or not, that run int8 graphs (level O2)."""
+    return tuple(name for name, runtime in _RUNTIMES.items() if runtime.int8)
 
 
 def open_runtime(name: str) -> Runtime:

@@ -11,6 +11,7 @@ import onnx
 from onnx import TensorProto, helper
 
 from edge_agent.runtimes.onnx_ops import convert_node
+from edge_agent.runtimes.onnx_quantised import DOMAIN, DOMAIN_VERSION
 from edge_agent.runtimes.onnx_writer import ONNX_TYPES, Writer
 from shared.graph import StageGraph, TensorSpec
 
@@ -65,7 +66,9 @@ def convert(graph: StageGraph) -> Converted:
         ],
     )
     model = helper.make_model(
-        proto, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION
+        proto,
+        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
+        ir_version=IR_VERSION,
     )
     return Converted(model, inputs, weights, outputs)
 

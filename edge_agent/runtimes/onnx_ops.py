@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from edge_agent.runtimes import Array
+from edge_agent.runtimes import Array, onnx_quantised
 from edge_agent.runtimes.onnx_writer import ONNX_TYPES, Writer
 
 _Convert: TypeAlias = Callable[[Writer], str]
@@ -453,4 +453,5 @@ _TABLE: dict[str, _Convert] = {
     "concat": _concat,
     "pad": _pad,
     "roll": _roll,
+    **onnx_quantised.TABLE,
 }

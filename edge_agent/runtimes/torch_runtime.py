@@ -23,7 +23,7 @@ from edge_agent.runtimes.torch_convolution import bind_fusion, find_fusions, is_
 from edge_agent.runtimes.torch_ops import FRESH, Binding, Slots, Step, bind
 from edge_agent.runtimes.torch_weights import StageWeights
 from shared.errors import StageError
-from shared.graph import Kernels, Node, StageGraph, Value, validate
+from shared.graph import QUANTISED, Kernels, Node, StageGraph, Value, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class TorchRuntime:
     def load(self, graph: StageGraph, blobs: Blobs, *, threads: int = 1) -> TorchStage:
         """See `edge_agent.runtimes.Runtime.load`."""
         validate(graph)
+        _check_operators(graph)
         torch.set_num_threads(threads)
         try:
             with torch.inference_mode():
@@ -161,6 +162,18 @@ class TorchStage:
 def open_runtime() -> TorchRuntime:
     """For `edge_agent.runtimes.open_runtime`."""
     return TorchRuntime()
+
+
+def _check_operators(graph: StageGraph) -> None:
+    """Refuse int8 graphs: torch's integer kernels round otherwise, and are being taken out of torch."""
+    for node in graph.nodes:
+        if node.op in QUANTISED:
+            raise StageError(
+                f"stage {graph.name}, operator {node.name}: {TorchRuntime.name} runs no int8 graphs"
+                " (level O2); serve the model with --runtime onnxruntime, or at level O1",
+                expected="operators of float32 graphs",
+                got=node.op,
+            )
 
 
 def _compile(graph: StageGraph, weights: StageWeights) -> _Program:

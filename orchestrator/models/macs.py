@@ -17,10 +17,10 @@ def macs(node: Node, specs: Mapping[str, TensorSpec]) -> int:
     shapes = [specs[ref].shape for ref in node.refs()]
     out = math.prod(node.spec.shape)
     match node.op:
-        case "conv2d":
+        case "conv2d" | "q_conv2d":
             # Each output element reads C_in / groups * k_h * k_w inputs: the weight's last three axes.
             return out * math.prod(shapes[1][1:])
-        case "linear":
+        case "linear" | "q_linear":
             return out * shapes[1][-1]
         case "matmul":
             return out * shapes[0][-1]

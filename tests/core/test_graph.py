@@ -140,3 +140,56 @@ def test_values_are_hashable() -> None:
     assert (
         len({Value("x", TensorSpec("float32", (1,))), Value("x", TensorSpec("float32", (1,)))}) == 1
     )
+
+
+def int8(**changes: Any) -> Graph:
+    b = GraphBuilder("int8")
+    x, y = b.input("x", (1, 4), "uint8"), b.input("y", (1, 4), "uint8")
+    kwargs: dict[str, Any] = {"dim": 1, "xs_scale": (0.5, 2.0), "xs_zero": (0, 255)}
+    kwargs |= {"scale": 0.25, "zero": 128} | changes
+    return b.build(b.node("q_concat", (x, y), shape=(1, 8), dtype="uint8", **kwargs))
+
+
+def test_scales_survive_the_wire() -> None:
+    graph = int8(scale=1.0)
+    assert decode_json(encode_json(graph), Graph) == graph
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"scale": 0.0},
+        {"scale": -0.1},
+        {"scale": float("nan")},
+        {"scale": 1e39},
+        {"scale": None},
+        {"scale": True},
+        {"zero": 256},
+        {"zero": -1},
+        {"zero": 0.5},
+        {"xs_scale": (0.5,)},
+        {"xs_scale": 0.5},
+        {"xs_scale": (0.5, 0.0)},
+        {"xs_zero": (0, 256)},
+        {"xs_zero": (0, 1, 2)},
+    ],
+)
+def test_scales_and_zero_points_that_mean_nothing(changes: dict[str, Any]) -> None:
+    with pytest.raises(GraphError, match=f"attribute '{next(iter(changes))}'"):
+        int8(**changes)
+
+
+def test_int8_operators_are_of_their_operator_s_class() -> None:
+    b = GraphBuilder("classes")
+    x = b.input("x", (1, 8, 4, 4), "uint8")
+    form = {"x_scale": 0.1, "x_zero": 0, "scale": 0.1, "zero": 0}
+    names = [b.weight(name, (8, per, 3, 3), "int8") for name, per in (("deep", 1), ("dense", 8))]
+    scales = b.weight("s", (8,))
+    for name, groups in zip(names, (8, 1), strict=True):
+        kwargs = {**CONV, "padding": (1, 1), "groups": groups, **form}
+        x = b.node("q_conv2d", x, name, scales, None, shape=(1, 8, 4, 4), dtype="uint8", **kwargs)
+    graph = b.build(x)
+    assert [cost_class(node, graph.specs()) for node in graph.nodes] == [
+        CostClass.CONV_DEPTHWISE,
+        CostClass.CONV_DENSE,
+    ]
