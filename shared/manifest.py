@@ -20,12 +20,30 @@ TOLERANCE = 1e-5
 
 
 class Level(StrEnum):
-    """How far the graph was optimised; both promise the original's answers within `TOLERANCE`."""
+    """How far the graph was optimised; O0 and O1 promise the original's answers within `TOLERANCE`."""
 
     O0 = "O0"
     """As traced, less what does nothing at inference."""
     O1 = "O1"
     """BatchNorm folded into the convolution or linear layer before it, global pools as plain averages."""
+    O2 = "O2"
+    """As O1, on eight bits: static scales from the user's own samples, per channel for weights. Not exact."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantisation:
+    """How well a model at level O2 answers, against itself at O1 on samples that no range was taken from.
+
+    `method` says how ranges were chosen; of `samples` so many were `held_out`. `agreement_ratio` is the share
+    of the held-out ones with the same class first, `max_relative_error` the largest difference of an output,
+    relative to the largest output.
+    """
+
+    method: str
+    samples: int
+    held_out: int
+    agreement_ratio: float
+    max_relative_error: float
 
 
 class WeightsMark(StrEnum):
@@ -64,7 +82,7 @@ class Manifest:
     modules of the model before folding, for the paper's rules. `max_relative_error` is what was measured
     when it was imported: the largest difference to the original's outputs, relative to the largest output
     (null: not measured). `level` is how the graph was optimised, which is less than was asked for where
-    only the plain kernels keep the promise (`graph.kernels`).
+    only the plain kernels keep the promise (`graph.kernels`). `quantisation` is there at level O2.
     """
 
     model: str
@@ -79,6 +97,7 @@ class Manifest:
     preprocess: Transform | None = None
     labels: tuple[str, ...] | None = None
     max_relative_error: float | None = None
+    quantisation: Quantisation | None = None
     schema: int = 1
 
     def with_seconds(self, seconds: Sequence[float]) -> Manifest:

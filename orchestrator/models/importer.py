@@ -7,7 +7,6 @@ what is served is held against them.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
+from orchestrator.models.blobs import pack_weights
 from orchestrator.models.call import Call
 from orchestrator.models.cuts import find_blocks
 from orchestrator.models.optimise import (
@@ -146,7 +146,7 @@ def assemble(
         framework: the runtime that computed the references.
 
     Raises:
-        ModelError: no such level.
+        ModelError: no such level, or O2, which takes samples.
         GraphError: the graph is malformed, or beyond the bounds of `shared.graph`.
     """
     try:
@@ -161,6 +161,12 @@ def assemble(
     match level:
         case Level.O0:
             pass
+        case Level.O2:
+            raise ModelError(
+                "level O2 is made of an imported model and samples (orchestrator.models.quantise)",
+                expected="O0 | O1",
+                got="O2",
+            )
         case Level.O1:
             fold_batch_norm(traced)
             fold_bias(traced)
@@ -168,7 +174,10 @@ def assemble(
             remove_dead_code(traced)
     graph = replace(_graph(traced, name), kernels=kernels)
     blocks, cuts = find_blocks(graph)
-    blocks, graph, blobs = _blobs(graph, blocks, traced.weights)
+    packed = pack_weights(
+        graph, blocks, lambda names: safetensors.torch.save({n: traced.weights[n] for n in names})
+    )
+    graph, blocks = packed.graph, packed.blocks
     validate(graph)
     manifest = Manifest(
         model=name,
@@ -183,7 +192,7 @@ def assemble(
         preprocess=preprocess,
         labels=labels,
     )
-    return ImportedModel(manifest, blobs, references(graph), framework)
+    return ImportedModel(manifest, packed.blobs, references(graph), framework)
 
 
 def _graph(traced: Traced, name: str) -> Graph:
@@ -196,29 +205,6 @@ def _graph(traced: Traced, name: str) -> Graph:
     graph = Graph(name, traced.inputs, tuple(traced.nodes), traced.outputs, weights)
     validate(graph)
     return graph
-
-
-def _blobs(
-    graph: Graph, blocks: tuple[Block, ...], tensors: dict[str, torch.Tensor]
-) -> tuple[tuple[Block, ...], Graph, dict[str, bytes]]:
-    """One blob per block; a weight that several blocks read goes in each, so that each stands alone."""
-    blobs: dict[str, bytes] = {}
-    weights = dict(graph.weights)
-    named: list[Block] = []
-    for block in blocks:
-        nodes = graph.nodes[slice(*block.nodes)]
-        names = sorted({ref for node in nodes for ref in node.refs() if ref in weights})
-        if not names:
-            named.append(block)
-            continue
-        data = safetensors.torch.save({key: tensors[key] for key in names})
-        digest = hashlib.sha256(data).hexdigest()
-        blobs[digest] = data
-        named.append(replace(block, blob=digest))
-        for key in names:
-            if not weights[key].blob:
-                weights[key] = replace(weights[key], blob=digest)
-    return tuple(named), replace(graph, weights=weights), blobs
 
 
 def _leaves(
