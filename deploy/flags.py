@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.levels import MIN_AGREEMENT
 from orchestrator.core.limits import NO_LIMITS, Limits
 from orchestrator.models.source import DEFAULT, InputShape, ModelSource, parse_source
 from shared.messages.model import ServeOptions
@@ -19,6 +20,8 @@ class ServeFlags:
     weights: str = DEFAULT
     input_shapes: tuple[InputShape, ...] = ()
     level: str = "O1"
+    calibrate: tuple[Path, ...] = ()
+    min_agreement: float = MIN_AGREEMENT
     min_stages: int | None = None
     max_stages: int | None = None
     strategy: str = "optimal"
@@ -59,6 +62,7 @@ class ServeFlags:
             "--name": self.name,
             "--weights": self.weights,
             "--level": self.level,
+            "--min-agreement": _exactly(self.min_agreement) if self.calibrate else None,
             "--min-stages": self.min_stages,
             "--max-stages": self.max_stages,
             "--strategy": self.strategy,
@@ -76,7 +80,12 @@ class ServeFlags:
             "--timeout": f"{self.timeout_s:g}s",
         }
         shapes = [f"--input-shape={shape}" for shape in self.input_shapes]
-        return shapes + [f"{flag}={value}" for flag, value in values.items() if value is not None]
+        samples = [f"--calibrate={path}" for path in self.calibrate]
+        return (
+            shapes
+            + samples
+            + [f"{flag}={value}" for flag, value in values.items() if value is not None]
+        )
 
 
 def _exactly(value: float | None) -> str | None:

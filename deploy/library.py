@@ -1,15 +1,15 @@
 """Models imported and timed on this machine, kept on disk: serving one again takes a moment and no torch.
 
 An entry is found by all that it depends on: the model (the zoo's by name, files by their content, what a
-factory makes by what it became), the weights (a file by its content), the level, the code that imports and
-times, the versions of what that stands on, and this machine.
+factory makes by what it became), the weights (a file by its content), the level with its samples, the code
+that imports and times, the versions of what that stands on, and this machine.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,14 +19,16 @@ import deploy.profile
 import edge_agent.runtimes
 import orchestrator.models
 from deploy.exactness import exact_model
+from deploy.levels import MIN_AGREEMENT, check_agreement, check_level
 from edge_agent.calibration import CalibrationCache, calibrate, default_calibration_dir
 from edge_agent.probe import Probe
-from edge_agent.runtimes import available_runtimes
+from edge_agent.runtimes import available_runtimes, int8_runtimes
 from orchestrator.models.source import DEFAULT, NONE, ModelSource, SourceKind
 from shared.artifact_store import ArtifactStore
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, ArtifactError, ConfigurationError, ModelError, ProtocolError
 from shared.graph import Kernels
+from shared.manifest import Level
 from shared.messages import Digest
 from shared.messages.node import Calibration, Hardware
 from shared.messages.stage import Blob
@@ -50,6 +52,27 @@ class _Entry:
     """What an index file says: the package of an imported model, before a name or labels are given."""
 
     package: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class _How:
+    """How far a model is optimised; the transform is that of samples, which O2 depends on."""
+
+    level: str
+    samples: tuple[Path, ...] = ()
+    transform: Transform | None = None
+
+    @property
+    def quantises(self) -> bool:
+        return self.level == Level.O2
+
+    def key(self) -> tuple[str, ...]:
+        """All of it that a package depends on."""
+        if not self.quantises:
+            return (self.level,)
+        from deploy.samples import samples_digest
+
+        return (self.level, samples_digest(self.samples), repr(self.transform))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +103,8 @@ class ModelLibrary:
         step: Step,
         *,
         level: str = "O1",
+        samples: Sequence[Path] = (),
+        min_agreement: float = MIN_AGREEMENT,
         runtime: str = "auto",
         preprocess: str | None = None,
         labels: Path | None = None,
@@ -92,19 +117,26 @@ class ModelLibrary:
             source: where the model comes from, and what it is called.
             step: gets a line per step.
             level: how far the graph is optimised, as in `shared.manifest.Level`.
+            samples: for level O2, files and folders of what the model will see.
+            min_agreement: refuse O2 below this; see `shared.manifest.Quantisation`.
             runtime: the runtime to time it with, or `auto`: all that are installed here.
             preprocess: how images become tensors, as in `read_transform`; None: the model's own transform.
             labels: a file as in `read_labels`; None: the model's own.
 
         Raises:
-            ModelError: it cannot be had, traced, or given its weights.
-            ConfigurationError: a file of labels or of a transform that makes no sense.
+            ModelError: it cannot be had, traced, or given its weights, or agrees too little with O1.
+            ConfigurationError: a file of labels, of a transform or of samples that makes no sense, or flags
+                that contradict each other.
             StageError: no runtime is installed here to time it with.
             ArtifactError: the cache cannot be written.
         """
         transform = None if preprocess is None else read_transform(preprocess)
         names = None if labels is None else read_labels(labels)
-        package = self._imported(source, level, runtime, step)
+        check_level(level, samples, runtime)
+        how = _How(level, _files(samples), transform)
+        package = self._imported(source, how, runtime, step)
+        # After it was timed and kept: asked again with a lower limit, it is there
+        check_agreement(package.manifest, min_agreement)
         manifest = replace(package.manifest, model=source.name)
         if transform is not None:
             manifest = replace(manifest, preprocess=transform)
@@ -122,8 +154,9 @@ class ModelLibrary:
                 )
         return Prepared(package, blob, self.store)
 
-    def _imported(self, source: ModelSource, level: str, runtime: str, step: Step) -> ModelPackage:
-        runtimes = self._runtimes(runtime)
+    def _imported(self, source: ModelSource, how: _How, runtime: str, step: Step) -> ModelPackage:
+        runtimes = self._runtimes(runtime, how.level)
+        level = how.key()
         content = _content(source)
         if content is not None:
             found = self._find(self._index(content, level, runtimes))
@@ -137,7 +170,7 @@ class ModelLibrary:
         step(f"importing {source.reference}, weights {source.weights}")
         from orchestrator.models.resolve import open_source
 
-        import_model = open_source(source, level)
+        import_model = open_source(source, Level.O1 if how.quantises else how.level)
         if content is None:
             # What a factory makes is known when it is made; the weights are in there by their digests.
             made = encode_json(import_model(Kernels.FAST).manifest)
@@ -147,22 +180,38 @@ class ModelLibrary:
                 step(f"what {source.reference} made was timed here before")
                 return found
         exact = exact_model(import_model, runtimes, step)
-        imported = exact.imported
+        manifest, blobs = exact.imported.manifest, exact.imported.blobs
+        if how.quantises:
+            from deploy.quantising import quantise_model
+            from deploy.samples import read_samples
+
+            transform = how.transform or manifest.preprocess
+            given = read_samples(how.samples, manifest.graph.inputs, transform)
+            quantised = quantise_model(manifest, blobs, given, step)
+            manifest, blobs = quantised.manifest, quantised.blobs
         measured: dict[str, Measured] = {}
         for name in exact.runtimes:
-            step(f"timing {len(imported.manifest.blocks)} blocks with {name}")
-            measured[name] = deploy.profile.measure(
-                imported.manifest, imported.blobs, name, calibrations[name]
-            )
+            step(f"timing {len(manifest.blocks)} blocks with {name}")
+            measured[name] = deploy.profile.measure(manifest, blobs, name, calibrations[name])
         weights = tuple(
-            Blob(digest=self.store.put(data), size=len(data)) for data in imported.blobs.values()
+            Blob(digest=self.store.put(data), size=len(data)) for data in blobs.values()
         )
-        package = ModelPackage(manifest=imported.manifest, measured=measured, weights=weights)
+        package = ModelPackage(manifest=manifest, measured=measured, weights=weights)
         self._keep(self._index(content, level, runtimes), package)
         return package
 
-    def _runtimes(self, wanted: str) -> dict[str, str]:
+    def _runtimes(self, wanted: str, level: str) -> dict[str, str]:
         available = available_runtimes()
+        if level == Level.O2:
+            able = int8_runtimes()
+            available = {name: version for name, version in available.items() if name in able}
+            if not available:
+                raise ConfigurationError(
+                    "level O2 needs a runtime for int8 graphs here, to take ranges and to time the model;"
+                    " pip install 'amp4ec[onnx]'",
+                    expected=" | ".join(able),
+                    got="none",
+                )
         if wanted == "auto":
             if not available:
                 raise ConfigurationError(
@@ -187,7 +236,9 @@ class ModelLibrary:
             cache.put(runtime, runtime_version, self._hardware, found)
         return found
 
-    def _index(self, content: tuple[str, ...], level: str, runtimes: dict[str, str]) -> Path:
+    def _index(
+        self, content: tuple[str, ...], level: tuple[str, ...], runtimes: dict[str, str]
+    ) -> Path:
         """Where the entry of a model with this content is, if there is one."""
         parts = (content, level, sorted(runtimes.items()), _code(), _versions())
         key = hashlib.sha256(repr((*parts, _machine(self._hardware))).encode()).hexdigest()
@@ -211,6 +262,14 @@ class ModelLibrary:
         temporary = index.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(encode_json(entry))
         temporary.replace(index)
+
+
+def _files(samples: Sequence[Path]) -> tuple[Path, ...]:
+    if not samples:
+        return ()
+    from deploy.samples import sample_files
+
+    return sample_files(samples)
 
 
 def read_transform(text: str) -> Transform:
@@ -293,8 +352,9 @@ def _code() -> str:
     for package in (orchestrator.models, edge_agent.runtimes):
         for path in sorted(Path(str(package.__file__)).parent.glob("*.py")):
             digest.update(path.read_bytes())
-    for module in (deploy.exactness, deploy.profile):
-        digest.update(Path(str(module.__file__)).read_bytes())
+    here = Path(str(deploy.exactness.__file__)).parent
+    for module in ("exactness", "profile", "quantising", "samples"):
+        digest.update((here / f"{module}.py").read_bytes())
     return digest.hexdigest()
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from deploy.levels import MIN_AGREEMENT
 from orchestrator.models.source import DEFAULT, InputShape, ModelSource, parse_source
 
 
@@ -14,6 +16,8 @@ class Modelling:
     weights: str = DEFAULT
     input_shapes: tuple[InputShape, ...] = ()
     level: str = "O1"
+    calibrate: tuple[Path, ...] = ()
+    min_agreement: float = MIN_AGREEMENT
     preprocess: str | None = None
     runtime: str = "auto"
 

@@ -35,7 +35,13 @@ def profile_model(model: str, how: Modelling, *, layers: bool, step: Step) -> Pr
 def prepare(library: ModelLibrary, model: str, how: Modelling, step: Step) -> Prepared:
     """See `ModelLibrary.prepare`."""
     return library.prepare(
-        how.source(model), step, level=how.level, runtime=how.runtime, preprocess=how.preprocess
+        how.source(model),
+        step,
+        level=how.level,
+        samples=how.calibrate,
+        min_agreement=how.min_agreement,
+        runtime=how.runtime,
+        preprocess=how.preprocess,
     )
 
 

@@ -49,6 +49,8 @@ async def serve(
                 source,
                 in_thread,
                 level=flags.level,
+                samples=flags.calibrate,
+                min_agreement=flags.min_agreement,
                 runtime=flags.runtime,
                 preprocess=flags.preprocess,
                 labels=flags.labels,

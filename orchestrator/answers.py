@@ -38,7 +38,7 @@ class ItemResult:
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What answers say besides the output: labels, whether weights are random, where the time went.
+    """What answers say besides the output: labels, what weights and level make of it, where time went.
 
     `hops_s` are the predicted seconds of a pipeline's num_stages + 1 hops; empty where it is not known.
     """
@@ -46,6 +46,7 @@ class Shown:
     labels: tuple[str, ...] | None
     weights: str
     hops_s: tuple[float, ...] = ()
+    exact: bool = True
 
 
 ShownOf = Callable[[EndedItem], Shown]
@@ -136,6 +137,7 @@ def _item(
             for stage in trace
         ],
         weights=shown.weights,
+        exact=shown.exact,
         tensors=result.tensors if context.msgpack else NO_TENSORS,
     )
 

@@ -14,6 +14,7 @@ from orchestrator.dispatch_notes import Command, ModelSpec, PipelineSpec
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.library import Library
 from orchestrator.outbox import Outbox
+from shared.manifest import Level
 from shared.messages.stage import Assignment, StageAssignment
 from shared.pipeline_mac import PipelineKeys
 
@@ -122,7 +123,9 @@ class Deployer:
                 return dispatch.PipelineLost(now, model, pipeline, generation, crashed)
 
     def _shown(self, entry: events.ModelEntry, hops_s: tuple[float, ...] = ()) -> Shown:
-        return Shown(self._library.open(entry.manifest).manifest.labels, entry.weights, hops_s)
+        manifest = self._library.open(entry.manifest).manifest
+        exact = manifest.level is not Level.O2
+        return Shown(manifest.labels, entry.weights, hops_s, exact=exact)
 
     def _pipeline(self, action: events.ActivatePipeline) -> PipelineSpec:
         stages = action.plan.stages

@@ -198,4 +198,6 @@ def entry_of(package: ModelPackage, digest: str, options: ServeOptions, runtime:
         reference={name: dict(m.reference) for name, m in measured.items()},
         block_shares=measured[runtime].block_shares,
         blobs=tuple(block.blob or "" for block in package.manifest.blocks),
+        level=package.manifest.level.value,
+        quantisation=package.manifest.quantisation,
     )

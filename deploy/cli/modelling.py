@@ -7,15 +7,16 @@ from typing import Any
 
 import click
 
-from deploy.cli.options import LEVEL, F, source_options
+from deploy.cli.options import F, level_options, source_options
+from deploy.levels import check_level
 from deploy.modelling import Modelling
 
 
 def modelling_options(function: F) -> F:
-    """`--weights`, `--input-shape`, `--level`, `--preprocess` and `--runtime`; in one `how`."""
+    """`--weights`, `--input-shape`, `--level` with its samples, `--preprocess`, `--runtime`; one `how`."""
 
     @source_options
-    @LEVEL
+    @level_options
     @click.option(
         "--preprocess",
         metavar="imagenet|FILE",
@@ -29,8 +30,12 @@ def modelling_options(function: F) -> F:
     )
     @functools.wraps(function)
     def wrapper(**values: Any) -> Any:
-        names = ("weights", "input_shapes", "level", "preprocess", "runtime")
+        names = (
+            *("weights", "input_shapes", "level", "calibrate", "min_agreement"),
+            *("preprocess", "runtime"),
+        )
         how = Modelling(**{name: values.pop(name) for name in names})
+        check_level(how.level, how.calibrate, how.runtime)
         return function(how=how, **values)
 
     return wrapper  # type: ignore[return-value]

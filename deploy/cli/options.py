@@ -23,11 +23,13 @@ from deploy.cli.limits import (
     take_limits,
 )
 from deploy.flags import ServeFlags
+from deploy.levels import MIN_AGREEMENT, check_level
 from orchestrator.core.scheduler_settings import weights_of
 from orchestrator.models.source import SHAPE_FORM, InputShape
 from shared.bus import BrokerUrl
 from shared.errors import ConfigurationError
 from shared.ids import check_name
+from shared.manifest import Level
 from shared.topics import DEFAULT_ROOT, Topics
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -191,13 +193,33 @@ def source_options(function: F) -> F:
     return function
 
 
-LEVEL = click.option(
-    "--level",
-    type=click.Choice(("O0", "O1")),
-    default="O1",
-    show_default=True,
-    help="O0: the graph as it is. O1: exact simplifications.",
-)
+def level_options(function: F) -> F:
+    """How far the graph is optimised; the function gets `level`, `calibrate` and `min_agreement`."""
+    for decorator in (
+        click.option(
+            "--min-agreement",
+            type=click.FloatRange(0.0, 1.0),
+            default=MIN_AGREEMENT,
+            show_default=True,
+            help="Refuse O2 where fewer samples have the same class first as at O1.",
+        ),
+        click.option(
+            "--calibrate",
+            type=click.Path(exists=True, path_type=Path),
+            multiple=True,
+            metavar="DIR|FILE",
+            help="For O2: images such as the model will see, or .npz files of its inputs; repeatable.",
+        ),
+        click.option(
+            "--level",
+            type=click.Choice([level.value for level in Level]),
+            default="O1",
+            show_default=True,
+            help="O0: the graph as it is. O1: exact simplifications. O2: int8, not exact.",
+        ),
+    ):
+        function = decorator(function)
+    return function
 
 
 def serve_options(function: F) -> F:
@@ -205,7 +227,7 @@ def serve_options(function: F) -> F:
 
     @click.option("--name", type=NAME, help="Serve under this name.  [default: the model's own]")
     @source_options
-    @LEVEL
+    @level_options
     @click.option(
         "--min-stages", type=click.IntRange(min=1), help="Cut in at least so many stages."
     )
@@ -245,6 +267,7 @@ def serve_options(function: F) -> F:
     def wrapper(**values: Any) -> Any:
         names = (
             *("name", "weights", "input_shapes", "level", "min_stages", "max_stages", "strategy"),
+            *("calibrate", "min_agreement"),
             *("objective", "keep_input_in", "rate_per_s", "runtime", "preprocess", "labels"),
         )
         taken = {name: values.pop(name) for name in names}
@@ -252,6 +275,7 @@ def serve_options(function: F) -> F:
         check_objective(taken["objective"])
         check_keep_input(taken["keep_input_in"])
         check_rate(taken["rate_per_s"])
+        check_level(taken["level"], taken["calibrate"], taken["runtime"])
         low, high = taken["min_stages"], taken["max_stages"]
         if low is not None and high is not None and low > high:
             raise click.UsageError(f"--min-stages {low} is above --max-stages {high}.")

@@ -9,6 +9,7 @@ import click
 
 from deploy.cli.options import CONNECT_S, Common, common_options, json_option
 from deploy.cli.output import note, print_json, print_line
+from deploy.levels import describe_quantisation
 from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
 from shared.codec import convert
@@ -160,6 +161,8 @@ def describe_model(model: ModelState) -> str:
     lines = [f"{model.model}: {model.state}, generation {model.generation}"]
     if model.weights == "none":
         lines[0] += ", random weights"
+    if model.quantisation is not None:
+        lines.append(f"  level {model.level}: {describe_quantisation(model.quantisation)}")
     if model.reason:
         lines.append(f"  {model.reason}")
     for name, figures in (("predicted", model.predicted), ("measured", model.measured)):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.core.plan import PipelinePlan
 from shared.errors import ErrorCode
+from shared.manifest import Quantisation
 from shared.messages.model import ModelState, ServeOptions
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
@@ -23,7 +24,7 @@ class ModelEntry:
     a node's own calibration against it gives the node's speed. `block_shares` says how each block's
     time divides over the classes of operators, in the order of `CostClass` (empty: evenly). `blobs` are the
     digests of each block's weights ("" for a block without any); where they are not given no two models
-    share weights.
+    share weights. `level` is how far the graph was optimised.
     """
 
     name: str
@@ -35,6 +36,8 @@ class ModelEntry:
     reference: dict[str, dict[str, float]] = field(default_factory=dict)
     block_shares: tuple[tuple[float, ...], ...] = ()
     blobs: tuple[str, ...] = ()
+    level: str = ""
+    quantisation: Quantisation | None = None
 
     def weights_key(self, block: int) -> str:
         """What the weights of a block are known by on a node: equal keys are the same bytes, there once."""

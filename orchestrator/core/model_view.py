@@ -49,6 +49,8 @@ def model_state(served: Served, measured: Figures) -> ModelState:
         manifest=told.manifest,
         options=told.options,
         runtime=told.runtime,
+        level=told.level,
+        quantisation=told.quantisation,
         alternatives=[] if served.chosen is None else _alternatives(served.chosen.alternatives),
         free_choice=_free(served.free_choice),
         cpu_reserved={}

@@ -162,7 +162,8 @@ class ErrorAnswer:
 class Answer:
     """A job's answer.
 
-    `weights` is `none` where the model's weights are random (then the labels mean nothing).
+    `weights` is `none` where the model's weights are random (then the labels mean nothing). `exact` is false
+    where the model is served at a lossy level (O2): its answers may differ from the original's.
     `tensors` are the raw outputs; the field is there only where msgpack was asked for.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from shared.manifest import Quantisation
 from shared.messages import Count, Digest, Name, Ratio, Seconds, Version
 
 
@@ -105,7 +106,8 @@ class ModelState:
     `alternatives` are the plans that lost; `free_choice` says what the planner would have chosen
     without the number of stages that was asked for. `cpu_reserved` is the share of each node's CPU that is
     kept for the rate that was asked for. `manifest` is the package that is served, of `manifest_bytes`: a
-    standby fetches it, and what it names, before it has to take over.
+    standby fetches it, and what it names, before it has to take over. `level` is how far the graph was
+    optimised; at O2 `quantisation` says how well it answers, and answers say `"exact": false`.
     """
 
     state: Literal["serving", "loading", "unserved", "failed"]
@@ -121,6 +123,8 @@ class ModelState:
     manifest_bytes: Count = 0
     options: ServeOptions = field(default_factory=ServeOptions)
     runtime: str = ""
+    level: str = ""
+    quantisation: Quantisation | None = None
     alternatives: list[AlternativeRow] = field(default_factory=list)
     free_choice: AlternativeRow | None = None
     cpu_reserved: dict[str, float] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from shared.client import Client
 from shared.errors import ErrorCode, JobError
 from shared.tensor import Array
 from tests.cluster.conftest import JPEG
-from tests.fakes import nets
+from tests.fakes import nets, shapes
 from tests.shell.test_models_onnx import export
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
@@ -26,16 +27,28 @@ FACTORY = "tests.fakes.nets:encoder"
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def small(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[LocalCluster]:
-    """Two agents; an encoder from a factory in two stages, and an ONNX file."""
+    """Two agents; an encoder in two stages, an ONNX file, and a classifier on int8 in two."""
     folder = tmp_path_factory.mktemp("elsewhere")
     export(folder / "my net.onnx", nets.convolutional(), (torch.zeros(1, 3, 16, 16),))
-    shapes = tuple(InputShape.parse(f"{name}:1x12:int64") for name in ("ids", "mask"))
+    tokens = tuple(InputShape.parse(f"{name}:1x12:int64") for name in ("ids", "mask"))
     async with LocalCluster(folder / "cluster", agents=2) as cluster:
         await cluster.wait_for_nodes()
         await cluster.serve(
-            FACTORY, ServeFlags(input_shapes=shapes, min_stages=2, max_stages=2, timeout_s=110)
+            FACTORY, ServeFlags(input_shapes=tokens, min_stages=2, max_stages=2, timeout_s=110)
         )
         await cluster.serve(str(folder / "my net.onnx"), ServeFlags(timeout_s=110))
+        (folder / "shapes.json").write_text(json.dumps(shapes.TRANSFORM))
+        eight = ServeFlags(
+            name="shapes",
+            input_shapes=(InputShape.parse(f"1x3x{shapes.EDGE}x{shapes.EDGE}"),),
+            level="O2",
+            calibrate=(shapes.write_samples(folder / "samples", 36),),
+            preprocess=str(folder / "shapes.json"),
+            min_stages=2,
+            max_stages=2,
+            timeout_s=110,
+        )
+        await cluster.serve("tests.fakes.shapes:trained", eight)
         yield cluster
 
 
@@ -82,3 +95,23 @@ async def test_an_image_for_a_model_without_a_transform(
         assert caught.value.code == ErrorCode.BAD_INPUT
         result = await client.infer("my-net", np.zeros((1, 3, 16, 16), np.float32))
         assert len(result.top) == 5
+
+
+async def test_int8_is_right_about_images_and_says_that_it_is_not_exact(
+    small: LocalCluster,
+) -> None:
+    random = np.random.default_rng(11)
+    async with Client(small.broker.url) as client:
+        (state,) = [m for m in (await client.status()).models if m.model == "shapes"]
+        assert (state.level, state.runtime) == ("O2", "onnxruntime")
+        assert state.quantisation is not None
+        assert state.quantisation.agreement_ratio > 0.9
+        assert state.options.min_stages == len(state.pipelines[0].stages) == 2
+        right = 0
+        for label in range(12):
+            picture = shapes.draw(label % 6, random)
+            result = await client.infer("shapes", shapes.png(picture))
+            assert not result.exact
+            assert len(set(result.nodes)) == 2
+            right += result.top[0].index == label % 6
+        assert right >= 10

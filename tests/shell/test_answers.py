@@ -88,6 +88,12 @@ def test_an_answer_says_all_that_was_promised() -> None:
     assert said["trace"][0]["queue_s"] == pytest.approx(0.02 + 0.01)
 
 
+def test_an_answer_of_a_lossy_level_says_so() -> None:
+    shown = Shown(LABELS, "file", exact=False)
+    said = json.loads(write_answer(ended(output()), JSON_CONTEXT, lambda _: shown))
+    assert said["exact"] is False
+
+
 def test_msgpack_has_the_raw_output() -> None:
     context = Context(job="j", correlation=None, msgpack=True, batch=False, version_5=True)
     said = msgpack.unpackb(write_answer(ended(output()), context, lambda _: Shown(None, "default")))
