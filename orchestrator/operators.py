@@ -17,7 +17,8 @@ from orchestrator.core import cluster_events as events
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.decisions import decisions
-from orchestrator.library import Library, choose_runtime, entry_of
+from orchestrator.entries import choose_entry
+from orchestrator.library import Library
 from orchestrator.plan_requests import PlanRequests
 from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
@@ -75,7 +76,6 @@ class Operators:
             transfers=transfers,
             cluster=cluster,
             announcer=announcer,
-            runtimes=self._runtimes,
         )
         self._early: list[tuple[str, bytes | bytearray]] | None = []
         self._preparing: dict[str, _Preparation] = {}
@@ -184,8 +184,9 @@ class Operators:
                     expected=request.model,
                     got=package.manifest.model,
                 )
-            runtime = choose_runtime(package, request.options.runtime, self._runtimes)
-            entry = entry_of(package, request.manifest.digest, request.options, runtime)
+            entry = await choose_entry(
+                self._cluster, package, request.manifest.digest, request.options
+            )
             self._step(
                 events.ServeAsked(
                     time.monotonic(), request.transaction, entry, began + request.timeout_s
@@ -232,13 +233,6 @@ class Operators:
 
     def _missing(self, request: ServeRequest) -> list[Blob]:
         return self._library.missing([request.manifest, *request.blobs])
-
-    def _runtimes(self) -> set[str]:
-        """What every node has, so that none is left out; where there is no such runtime, what any has."""
-        offers = [set(node.state.runtimes) for node in self._cluster.alive() if node.state.runtimes]
-        if not offers:
-            return set()
-        return set.intersection(*offers) or set.union(*offers)
 
 
 def transaction_of(payload: bytes | bytearray) -> str | None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Callable
 
 from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import replan
@@ -19,7 +18,8 @@ from orchestrator.core.cluster import Cluster
 from orchestrator.core.cluster_events import ModelEntry
 from orchestrator.core.cluster_settings import Zones
 from orchestrator.core.plan_document import plan_document
-from orchestrator.library import Library, choose_runtime, entry_of
+from orchestrator.entries import choose_entry
+from orchestrator.library import Library
 from shared.codec import to_builtins
 from shared.errors import Amp4ecError, ErrorCode, JobError, PlanError
 from shared.messages.model import ServeOptions
@@ -33,7 +33,7 @@ _MOST_REQUESTS = 64
 
 
 class PlanRequests:
-    """Answers them; `runtimes` says which runtimes the nodes of now have in common."""
+    """Answers them."""
 
     def __init__(
         self,
@@ -42,13 +42,11 @@ class PlanRequests:
         transfers: Transfers,
         cluster: Cluster,
         announcer: Announcer,
-        runtimes: Callable[[], set[str]],
     ) -> None:
         self._library = library
         self._transfers = transfers
         self._cluster = cluster
         self._announcer = announcer
-        self._runtimes = runtimes
         self._one_at_a_time = asyncio.Lock()
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
@@ -138,8 +136,7 @@ class PlanRequests:
         await self._transfers.fetch(request.manifest, request.provider or "")
         package = await asyncio.to_thread(self._library.read, digest)
         options = request.options or ServeOptions()
-        runtime = choose_runtime(package, options.runtime, self._runtimes)
-        return entry_of(package, digest, options, runtime)
+        return await choose_entry(self._cluster, package, digest, options)
 
 
 def _plan_document(
