@@ -19,7 +19,8 @@ class Joined:
 class Left:
     """A node cannot be planned for any more, and what it held is gone or out of reach.
 
-    `crashed`: it did not say so itself, so what it computed may be why.
+    `crashed`: its process ended without a word (its last will, or it started anew), so what it computed
+    may be why. One that is only silent may be alive behind a cut, and what it had in hand is not to blame.
     """
 
     node: str

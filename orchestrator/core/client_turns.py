@@ -39,21 +39,24 @@ T = TypeVar("T", bound=Waiting)
 class ClientTurns(Generic[T]):
     """Waiting items by client. O(1), but for `oldest`, `items`, and discarding from the midst of a line."""
 
-    __slots__ = ("_lines", "turns")
+    __slots__ = ("_bytes", "_lines", "turns")
 
     def __init__(self) -> None:
         self.turns: deque[str] = deque()
         """The clients that have something waiting, the next one first."""
         self._lines: dict[str, deque[T]] = {}
+        self._bytes: dict[str, int] = {}
 
     def push(self, item: T) -> None:
         """Add an item; a client without any has its turn after all others."""
         line = self._lines.get(item.client)
         if line is None:
             self._lines[item.client] = deque((item,))
+            self._bytes[item.client] = item.size_bytes
             self.turns.append(item.client)
         else:
             line.append(item)
+            self._bytes[item.client] += item.size_bytes
 
     def head(self) -> T:
         """Whose turn it is. Raises `IndexError` when nothing waits."""
@@ -67,9 +70,10 @@ class ClientTurns(Generic[T]):
         item = line.popleft()
         if line:
             turns.rotate(-1)
+            self._bytes[client] -= item.size_bytes
         else:
             turns.popleft()
-            del self._lines[client]
+            del self._lines[client], self._bytes[client]
         return item
 
     def discard(self, item: T) -> bool:
@@ -84,9 +88,11 @@ class ClientTurns(Generic[T]):
                 line.remove(item)
             except ValueError:
                 return False
-        if not line:
+        if line:
+            self._bytes[item.client] -= item.size_bytes
+        else:
             self.turns.remove(item.client)
-            del self._lines[item.client]
+            del self._lines[item.client], self._bytes[item.client]
         return True
 
     def oldest(self) -> T:
@@ -101,6 +107,10 @@ class ClientTurns(Generic[T]):
     def count(self, client: str) -> int:
         """How many items of `client` wait."""
         return len(self._lines.get(client, ()))
+
+    def size_bytes(self, client: str) -> int:
+        """How many bytes of `client` wait."""
+        return self._bytes.get(client, 0)
 
     def newest_first(self, client: str) -> Iterator[T]:
         """The items of `client`, the latest first."""

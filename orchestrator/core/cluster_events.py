@@ -298,7 +298,7 @@ class DrainPipeline:
 class LosePipeline:
     """A node of it is gone: what was in it has to run again elsewhere.
 
-    `crashed` is the node's name when it went without a word.
+    `crashed` is the node's name when its process ended without a word.
     """
 
     model: str

@@ -21,7 +21,7 @@ StageKey = tuple[str, str, int, int]
 
 
 def node_left(context: Context, name: str, *, crashed: bool) -> None:
-    """A node is gone, with or (`crashed`) without a word: so is each pipeline that it was part of."""
+    """A node is gone, `crashed` or otherwise: so is each pipeline that it was part of."""
     for generation in context.draining:
         _lose_on(context, generation, name, crashed=crashed)
     for served in context.models.values():

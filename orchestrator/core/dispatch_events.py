@@ -188,7 +188,7 @@ class PipelineDraining:
 class PipelineLost:
     """A node of this pipeline is gone, and with it what was in flight there.
 
-    `crashed` names it when it went without a word: what it was computing may be why.
+    `crashed` names it when its process ended without a word: what it was computing may be why.
     """
 
     now: float

@@ -128,7 +128,7 @@ class ItemQueue(Generic[T]):
         those are short), as long as that one keeps no less than `client` will have; then what `client` itself
         has waiting at a lower priority. None when that does not make room enough; nothing is taken out here.
         What has been dispatched before gives way to nobody. `instead_of` are waiting items of `client` that
-        leave anyhow, and are not part of the answer. O(clients), for bytes O(items).
+        leave anyhow, and are not part of the answer. O(clients).
         """
         if instead_of:
             num_items -= len(instead_of)
@@ -182,12 +182,9 @@ class ItemQueue(Generic[T]):
         amounts: dict[str, int] = {}
         for priority in self._present:
             level = self._levels[priority]
-            if by_bytes:
-                for item in level.items():
-                    amounts[item.client] = amounts.get(item.client, 0) + item.size_bytes
-            else:
-                for client in level.turns:
-                    amounts[client] = amounts.get(client, 0) + level.count(client)
+            waiting = level.size_bytes if by_bytes else level.count
+            for client in level.turns:
+                amounts[client] = amounts.get(client, 0) + waiting(client)
         return amounts
 
     def _next_priority(self) -> int:

@@ -181,7 +181,7 @@ class Members:
                 question.looks += 1
                 if node.may_be_lost(now):
                     why = f"is silent for {now - node.heard:.1f} s and does not answer"
-                    changes += _left(now, node, why)
+                    changes += _left(now, node, why, crashed=False)
         return changes
 
     def told(self, name: str, revision: int) -> None:

@@ -36,21 +36,25 @@ class Fate:
 
 @dataclass(slots=True)
 class Flood:
-    """One client with a thread and a connection of its own: it sends `rate_per_s` for `seconds`.
+    """One client with a thread and a connection of its own: `burst` jobs at once, then so many per second.
 
-    It repeats nothing, and then waits for the answers that are missing, `patience_s` at most.
+    It repeats nothing, and after `seconds` waits for the answers that are missing, `patience_s` at most.
     """
 
     url: BrokerUrl
     topics: Topics
     model: str
     payload: bytes
+    burst: int
     rate_per_s: float
     seconds: float
     patience_s: float
     name: str = field(default_factory=lambda: f"flood-{uuid.uuid4().hex[:8]}")
     fates: dict[str, Fate] = field(default_factory=dict)
     error: Exception | None = None
+    began: threading.Event = field(default_factory=threading.Event)
+    """Set when the burst is with the broker, or will never be."""
+    _missing: int = 0
     _thread: threading.Thread | None = None
 
     def start(self) -> None:
@@ -80,38 +84,42 @@ class Flood:
         except Exception as error:  # noqa: BLE001 - raised again where somebody waits
             self.error = error
         finally:
+            self.began.set()
             bus.close()
 
     def _run(self, bus: MqttDataBus) -> None:
-        topic = self.topics.topic("infer", model=self.model)
+        for _ in range(self.burst):
+            self._send(bus)
+        bus.flush(_GREETING_S)
+        self.began.set()
         began = due = time.monotonic()
-        missing = 0
-        while (now := time.monotonic()) < began + self.seconds or (
-            missing and now < began + self.seconds + self.patience_s
-        ):
-            if due <= now < began + self.seconds:
-                job = f"{len(self.fates)}"
-                properties = Properties(
-                    response_topic=f"{self.topics.root}/result/{self.name}/{job}",
-                    user=(("job", job),),
-                )
-                self.fates[job] = Fate(now)
-                bus.publish(topic, self.payload, 1, properties=properties)
-                missing += 1
+        ends = began + self.seconds
+        while (now := time.monotonic()) < ends or (self._missing and now < ends + self.patience_s):
+            if due <= now < ends:
+                self._send(bus)
                 due += 1.0 / self.rate_per_s
                 continue
-            bus.poll(max(0.0, min(due - now, _POLL_S)) if due > now else _POLL_S)
+            bus.poll(min(due - now, _POLL_S) if due > now else _POLL_S)
             while (message := bus.receive()) is not None:
-                missing -= self._take(message.topic, message.payload)
+                self._take(message.topic, message.payload)
 
-    def _take(self, topic: str, payload: bytes | bytearray) -> bool:
-        """An answer; whether it is a job's first."""
+    def _send(self, bus: MqttDataBus) -> None:
+        job = f"{len(self.fates)}"
+        properties = Properties(
+            response_topic=f"{self.topics.root}/result/{self.name}/{job}", user=(("job", job),)
+        )
+        self.fates[job] = Fate(time.monotonic())
+        self._missing += 1
+        topic = self.topics.topic("infer", model=self.model)
+        bus.publish(topic, self.payload, 1, properties=properties)
+
+    def _take(self, topic: str, payload: bytes | bytearray) -> None:
         fate, said = self.fates[topic.rpartition("/")[2]], json.loads(payload)
         fate.answers += 1
         if fate.answers > 1:
-            return False
+            return
+        self._missing -= 1
         fate.answered_at = time.monotonic()
         if said["status"] != "ok":
             fate.code = said["error"]["code"]
             fate.retry_after_s = said["error"].get("retry_after_s")
-        return True

@@ -1,8 +1,9 @@
 """Three times what a cluster can do, for a minute: what becomes of jobs, memory, and a polite client.
 
 Three agents run MobileNetV2 in three stages. First as many jobs are kept under way as the pipeline takes,
-which is what it can do; then stock clients ask for three times that, open loop, whatever is refused; beside
-them one client of ours asks for one job a second. Every job is followed to its answer.
+which is what it can do; then stock clients fill the queue at once and go on with three times that, open loop,
+whatever is refused; beside them one client of ours asks for one job a second. Every job is followed to its
+answer.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ class Watched:
     mib: dict[str, list[float]] = field(default_factory=dict)
 
     def slope_per_minute(self, name: str) -> float:
-        """MiB per minute over the second half, when queues are full: a line through the samples."""
+        """MiB per minute over the second half: a line through the samples."""
         half = len(self.at) // 2
         return float(np.polyfit(self.at[half:], self.mib[name][half:], 1)[0]) * 60.0
 
@@ -95,14 +96,15 @@ class _Overload:
         self._polite_failed: list[JobError] = []
         self._began = 0.0
         self._cpu_s = 0.0
+        self._offered = 0
         settings = DispatchSettings()
         most = min(settings.max_queued_items, settings.max_queued_bytes // len(payload))
         self._bound_items = most + default_window(len(_SHARES))
         url = cluster.url
         self._floods = [
             Flood(
-                url, Topics(cluster.root), MODEL, payload, rate / _FLOODS, seconds,
-                patience_s=10.0 + 4.0 * self._bound_items / (rate / _TIMES),
+                url, Topics(cluster.root), MODEL, payload, self._bound_items // _FLOODS + 1,
+                rate / _FLOODS, seconds, patience_s=10.0 + 4.0 * self._bound_items / (rate / _TIMES),
             )
             for _ in range(_FLOODS)
         ]  # fmt: skip
@@ -112,14 +114,16 @@ class _Overload:
         context.say(f"overload: {self._rate:.0f} jobs/s for {self._seconds:g} s")
         assert self._cluster.orchestrator is not None
         pid = self._cluster.orchestrator.pid
-        before_s = cpu_s(pid)
-        self._began = time.monotonic()
         for flood in self._floods:
             flood.start()
+        for flood in self._floods:
+            await asyncio.to_thread(flood.began.wait)
+        sent = len(self._fates())
+        before_s, self._began = cpu_s(pid), time.monotonic()
         watching = asyncio.create_task(self._watch(), name="memory")
         polite = asyncio.create_task(self._ask_politely(), name="polite")
         await asyncio.sleep(self._seconds)
-        self._cpu_s = cpu_s(pid) - before_s
+        self._cpu_s, self._offered = cpu_s(pid) - before_s, len(self._fates()) - sent
         watching.cancel()
         await asyncio.gather(watching, return_exceptions=True)
         context.say("overload: waiting for the last answers")
@@ -204,7 +208,7 @@ class _Overload:
             row("latency of the polite client", "s", self._polite_s,
                 against=f"{len(self._polite_failed)} of {len(self._polite_s)} failed; "
                 f"a window's worth is {default_window(len(_SHARES)) / per_s:.2f} s"),
-            row("orchestrator's CPU per job offered", "ms", [self._cpu_s / len(fates) * 1e3],
+            row("orchestrator's CPU per job offered", "ms", [self._cpu_s / self._offered * 1e3],
                 against=f"{self._cpu_s / self._seconds:.0%} of a core", bar=Bar(1.0)),
         ]  # fmt: skip
         if refusal_ms:

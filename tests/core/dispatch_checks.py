@@ -29,9 +29,10 @@ def check(dispatcher: Dispatcher) -> None:
         for priority, level in enumerate(model.queue._levels):
             for client, line in level._lines.items():
                 assert line, "a client with nothing waiting leaves nothing behind"
+                assert level.size_bytes(client) == sum(item.size_bytes for item in line)
                 assert all((i.client, i.priority) == (client, priority) for i in line)
                 assert list(line) == sorted(line, key=lambda i: i.sequence), "first come first"
-            assert sorted(level.turns) == sorted(level._lines)
+            assert sorted(level.turns) == sorted(level._lines) == sorted(level._bytes)
         assert len(waiting) == len(model.queue)
         assert model.queue.size_bytes == sum(item.size_bytes for item in waiting)
         assert len(waiting) - len(again) <= settings.max_queued_items
