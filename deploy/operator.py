@@ -87,6 +87,7 @@ class Operator:
         self._signer = signer
         self._signed_ms = 0
         self._transfers = Transfers(bus, topics, peer, source=source)
+        self._malformed = 0
         self._open: dict[str, _Open] = {}
         self._online = asyncio.Event()
         self._orchestrator: OrchestratorState | None = None
@@ -171,7 +172,9 @@ class Operator:
             try:
                 self._take(message)
             except ProtocolError as error:
-                log.warning("%s: %s", message.topic, error)
+                self._malformed += 1
+                if self._malformed.bit_count() == 1:  # a flood must not flood whoever asked
+                    log.warning("%s: %s", message.topic, error)
 
     async def connected(self) -> None:
         """Ask again: responses sent while we were away are lost."""
@@ -198,14 +201,15 @@ class Operator:
             waiting.ended.set_result(response)
 
     def _see(self, payload: bytes | bytearray) -> None:
+        if not payload:
+            return  # it never clears its own state: somebody else's word, which says nothing
         before = self._orchestrator
-        self._orchestrator = decode_json(payload, OrchestratorState) if payload else None
-        after = self._orchestrator
-        if after is not None and after.state == "online":
+        after = self._orchestrator = decode_json(payload, OrchestratorState)
+        if after.state == "online":
             self._online.set()
         else:
             self._online.clear()
-        if before and after and after.state == "online" and after.incarnation != before.incarnation:
+        if before and after.state == "online" and after.incarnation != before.incarnation:
             for waiting in self._open.values():
                 waiting.again.set()
 

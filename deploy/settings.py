@@ -61,7 +61,8 @@ def load(path: Path) -> dict[str, Any]:
         raise ConfigurationError(
             f"configuration file {path} cannot be read: {error.strerror or error}"
         ) from error
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not UTF-8, not TOML, a number of thousands of digits, or tables nested without end.
         raise ConfigurationError(
             f"configuration file {path}", expected="TOML in UTF-8", got=str(error)
         ) from error

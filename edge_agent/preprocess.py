@@ -23,7 +23,7 @@ from PIL import Image, UnidentifiedImageError
 
 from shared.errors import ErrorCode, JobError
 from shared.graph import TensorSpec
-from shared.tensor import DTYPES, MAX_RANK
+from shared.tensor import DTYPES, is_possible
 from shared.transform import Interpolation, Transform
 
 Array: TypeAlias = npt.NDArray[np.generic]
@@ -73,7 +73,7 @@ def decode_npy(data: bytes | memoryview) -> Array:
         JobError: `BAD_INPUT`: not `.npy`, truncated, or an array of anything but numbers.
     """
     dtype, shape, column_major, begin = _npy_header(data)
-    if dtype.newbyteorder("=") not in _NPY_TYPES or len(shape) > MAX_RANK:
+    if dtype.newbyteorder("=") not in _NPY_TYPES or not is_possible(shape):
         got = f"{dtype}{list(shape)}"[:200]
         _refuse("the input cannot be used", f"an array of {', '.join(DTYPES)}", got)
     expected, body = math.prod(shape) * dtype.itemsize, data[begin:]

@@ -44,7 +44,8 @@ def load_cluster(toml: bytes) -> list[NodeProfile]:
     """
     try:
         document = tomllib.loads(toml.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
+        # Not UTF-8, not TOML, a number of thousands of digits, or tables nested without end.
         raise ConfigurationError(
             "cluster file", expected="TOML in UTF-8", got=str(error)
         ) from error

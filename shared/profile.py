@@ -17,6 +17,8 @@ from shared.errors import ConfigurationError
 
 DEFAULT_ZONE = "default"
 """The zone of what does not name one."""
+_LARGEST_WHOLE = 2**63 - 1
+"""Beyond that a whole number cannot always become a float."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +211,11 @@ class NodeProfile:
 
 def _number(where: str, field: str, value: object, expected: str) -> float:
     # bool is an int to Python and a mistake to us
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int | float)
+        or (abs(value) > _LARGEST_WHOLE if isinstance(value, int) else not math.isfinite(value))
+    ):
         raise ConfigurationError(f"{where}: {field}", expected=expected, got=repr(value))
     return value
 
@@ -227,9 +233,15 @@ def _not_negative(where: str, field: str, value: object) -> None:
 
 
 def _count(where: str, field: str, value: object, *, least: int = 0) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, int)
+        or not least <= value <= _LARGEST_WHOLE
+    ):
         raise ConfigurationError(
-            f"{where}: {field}", expected=f"a whole number, {least} or more", got=repr(value)
+            f"{where}: {field}",
+            expected=f"a whole number, {least} or more, of 64 bits",
+            got=repr(value)[:100],
         )
 
 

@@ -26,6 +26,7 @@ DTYPES: Mapping[str, np.dtype[Any]] = {
 }  # fmt: skip
 """The element types that may travel."""
 MAX_RANK = 8
+_MOST_ELEMENTS = 2**56
 Shape = Annotated[tuple[int, ...], Meta(max_length=MAX_RANK)]
 
 Array = NDArray[Any]
@@ -73,10 +74,10 @@ def from_wire(tensor: WireTensor) -> Array:
     if dtype is None:
         raise ProtocolError("unknown tensor dtype", expected=_DTYPE_LIST, got=repr(tensor.dtype))
     shape = tensor.shape
-    if len(shape) > MAX_RANK or any(size < 0 for size in shape):
+    if not is_possible(shape):
         raise ProtocolError(
             "impossible tensor shape",
-            expected=f"at most {MAX_RANK} dimensions, none negative",
+            expected=f"at most {MAX_RANK} dimensions, none negative or absurd",
             got=str(list(shape)),
         )
     # Python integers do not overflow, so an absurd shape is caught here and not by an allocation.
@@ -97,6 +98,15 @@ def from_wire(tensor: WireTensor) -> Array:
         n, c, h, w = shape
         return array.reshape(n, h, w, c).transpose(0, 3, 1, 2)
     return array.reshape(shape)
+
+
+def is_possible(shape: tuple[int, ...]) -> bool:
+    """Whether an array may have this shape. NumPy counts an empty one's bytes without its zeros."""
+    return (
+        len(shape) <= MAX_RANK
+        and all(size >= 0 for size in shape)
+        and math.prod(size or 1 for size in shape) < _MOST_ELEMENTS
+    )
 
 
 def describe(array: Array) -> str:

@@ -9,7 +9,9 @@ refused. Sample inputs, which are always pickled, are not looked at.
 from __future__ import annotations
 
 import io
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +36,14 @@ DTYPES: dict[int, torch.dtype] = {
     12: torch.bool,
 }
 """ScalarType of torch/_export/serde/schema.py; those that our graphs have."""
+
+
+_BROKEN = (
+    zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, KeyError, TypeError,
+    zlib.error, struct.error,
+)  # fmt: skip
+"""What the library raises for archives that are damaged (RuntimeError: a member that is encrypted), and we
+for members that are not what they should be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +71,7 @@ def read_archive(path: Path) -> Archive:
             expected="a .pt2 file",
             got=str(path),
         ) from error
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-        # RuntimeError: a member that is encrypted.
+    except _BROKEN as error:
         raise ModelError(
             f"{path} is no archive of torch.export: {error}",
             expected="what torch.export.save writes",

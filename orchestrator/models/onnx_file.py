@@ -95,6 +95,15 @@ def _load(path: Path) -> Any:
         ) from error
 
 
+def _text(path: Path, value: str | bytes) -> str:
+    """A string field: protobuf gives bytes where they are not UTF-8."""
+    if isinstance(value, str):
+        return value
+    raise ModelError(
+        f"{path} is damaged: a text is not UTF-8", expected="UTF-8", got=repr(value)[:80]
+    )
+
+
 def _external(tensors: Iterable[Any]) -> Iterator[Any]:
     return (tensor for tensor in tensors if tensor.data_location == _EXTERNAL)
 
@@ -103,6 +112,7 @@ def _beside(path: Path, tensor: Any) -> Path:
     """The file that holds the weight, which must be in the folder of `path` or below, links followed."""
     location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
     folder = path.resolve().parent
+    location = _text(path, location)
     found = Path(os.path.normpath(folder / location))
     if not location or not found.resolve().is_relative_to(folder):
         raise ModelError(
@@ -192,7 +202,7 @@ def _with_shape(path: Path, value: Any, wanted: InputShape | None) -> Value:
         raise ModelError(f"{where} is no tensor", expected="tensors as inputs")
     dtype = dtype_of(where, tensor.elem_type)
     # 0: left open, as a name is.
-    dims = [dim.dim_value or (dim.dim_param or "?") for dim in tensor.shape.dim]
+    dims = [dim.dim_value or (_text(path, dim.dim_param) or "?") for dim in tensor.shape.dim]
     if wanted is None:
         if not tensor.HasField("shape") or any(isinstance(dim, str) for dim in dims[1:]):
             raise ModelError(

@@ -8,7 +8,6 @@ file need not be.
 from __future__ import annotations
 
 import base64
-import binascii
 from dataclasses import dataclass, field
 
 from shared.codec import decode_json, encode_json
@@ -68,7 +67,7 @@ def decode_token(text: str) -> Bundle:
     try:
         data = base64.b64decode(body + "=" * (-len(body) % 4), altchars=b"-_", validate=True)
         return decode_json(data, Bundle)
-    except (binascii.Error, ProtocolError):
+    except (ValueError, ProtocolError):  # ValueError: not base64, or letters beyond ASCII
         raise ConfigurationError(
             "a damaged join token", expected="all of it, as it was issued", got="something else"
         ) from None

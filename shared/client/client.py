@@ -86,6 +86,7 @@ class Client:
         )
         self._stack = AsyncExitStack()
         self._overview = Overview()
+        self._malformed = 0
         self._changed = asyncio.Event()
         self._pending: dict[str, Pending] = {}
         self._echoes: dict[str, asyncio.Event] = {}
@@ -379,7 +380,9 @@ class Client:
             try:
                 self._take(message)
             except ProtocolError as error:
-                log.warning("%s: %s", message.topic, error)
+                self._malformed += 1
+                if self._malformed.bit_count() == 1:  # a flood must not flood the caller's log
+                    log.warning("%s: %s", message.topic, error)
 
     def _take(self, message: Message) -> None:
         name, levels = self.topics.accept(message.topic, len(message.payload))

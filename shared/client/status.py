@@ -68,7 +68,9 @@ class Overview:
         payload = message.payload
         match name:
             case "orchestrator_state":
-                self.orchestrator = decode_json(payload, OrchestratorState) if payload else None
+                # It never clears its own state: an empty message is somebody else's, and says nothing.
+                if payload:
+                    self.orchestrator = decode_json(payload, OrchestratorState)
             case "node_state":
                 if payload:
                     state = decode_json(payload, NodeState)

@@ -34,7 +34,7 @@ async def run(context: Context) -> list[Row]:
     ):
         assert cluster.orchestrator is not None
         pid = cluster.orchestrator.pid
-        await serve_tiny(context, cluster, _STAGES)
+        await serve_tiny(context.say, cluster, _STAGES)
         idle_percent = await _idle(pid, context.choose(3, 10))
         for kind, payload in payloads.items():
             context.say(f"orchestrator: {batches} batches of {jobs} jobs, {kind}")

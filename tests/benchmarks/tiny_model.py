@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -20,9 +21,9 @@ from shared.messages.model import ServeOptions
 from shared.messages.operation import ServeRequest
 from shared.messages.stage import Blob
 from shared.package import Measured, ModelPackage
+from shared.tensor import Array
 from shared.transfer import MemoryBlobs
 from shared.transform import IMAGENET
-from tests.benchmarks.context import Context
 
 NAME = "tiny"
 _BLOCK_S = 1e-4
@@ -48,15 +49,33 @@ class Tiny(nn.Module):
         return scores
 
 
-def _imported() -> ImportedModel:
+def _model() -> Tiny:
     torch.manual_seed(0)
+    return Tiny()
+
+
+def _imported() -> ImportedModel:
     return import_module(
-        Tiny(), torch.zeros(1, 3, 224, 224), NAME, weights=WeightsMark.NONE, preprocess=IMAGENET
+        _model(), torch.zeros(1, 3, 224, 224), NAME, weights=WeightsMark.NONE, preprocess=IMAGENET
     )
 
 
-async def serve_tiny(context: Context, cluster: LocalCluster, stages: int) -> None:
-    """Have the model served in `stages` stages.
+def tiny_outputs(array: Array) -> Array:
+    """What the whole model makes of an input [1, 3, 224, 224]."""
+    with torch.no_grad():
+        scores: Array = _model().eval()(torch.from_numpy(array)).numpy()
+    return scores
+
+
+async def serve_tiny(
+    say: Callable[[str], None],
+    cluster: LocalCluster,
+    stages: int,
+    *,
+    name: str = NAME,
+    runtime: str = "torch",
+) -> None:
+    """Have the model served under `name` in `stages` stages; `say` gets lines of progress.
 
     Raises:
         JobError: the orchestrator could not do it; says why.
@@ -64,9 +83,9 @@ async def serve_tiny(context: Context, cluster: LocalCluster, stages: int) -> No
     model = await asyncio.to_thread(_imported)
     blobs = dict(model.blobs)
     package = ModelPackage(
-        manifest=replace(model.manifest, model=NAME),
+        manifest=replace(model.manifest, model=name),
         # Invented, and alike: where this model is cut does not matter.
-        measured={"torch": Measured(block_seconds=(_BLOCK_S,) * len(model.manifest.blocks))},
+        measured={runtime: Measured(block_seconds=(_BLOCK_S,) * len(model.manifest.blocks))},
         weights=tuple(Blob(digest=digest, size=len(data)) for digest, data in blobs.items()),
     )
     data = package.to_bytes()
@@ -75,11 +94,11 @@ async def serve_tiny(context: Context, cluster: LocalCluster, stages: int) -> No
     async with connect(cluster.url, cluster.root, MemoryBlobs(blobs)) as operator:
         request = ServeRequest(
             transaction=new_transaction(),
-            model=NAME,
+            model=name,
             manifest=Blob(digest=digest, size=len(data)),
             blobs=list(package.weights),
             provider=operator.peer,
             options=ServeOptions(min_stages=stages, max_stages=stages),
             timeout_s=_TIMEOUT_S,
         )
-        await operator.ask(request, _TIMEOUT_S, lambda line: context.say(f"  {line}"))
+        await operator.ask(request, _TIMEOUT_S, lambda line: say(f"  {line}"))

@@ -56,6 +56,7 @@ class HostileClient:
     def __init__(
         self, port: int, client_id: bytes | None = b"hostile", timeout_s: float = 5.0
     ) -> None:
+        self._timeout_s = timeout_s
         self.socket = socket.create_connection(("127.0.0.1", port), timeout_s)
         if client_id is not None:
             self.send(connect_packet(client_id))
@@ -75,6 +76,22 @@ class HostileClient:
     def send(self, data: bytes) -> None:
         """All of `data`, as it is."""
         self.socket.sendall(data)
+
+    def drain(self) -> None:
+        """Read what the broker has said so far, and forget it.
+
+        Raises:
+            OSError: it has hung up.
+        """
+        self.socket.setblocking(False)
+        try:
+            while self.socket.recv(65_536):
+                pass
+            raise ConnectionResetError("the broker hung up")
+        except BlockingIOError:
+            return
+        finally:
+            self.socket.settimeout(self._timeout_s)
 
     def accepted(self) -> bool:
         """Whether the broker has taken all that was sent, and still talks to us."""

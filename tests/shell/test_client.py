@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from shared.bus import Message
 from shared.client.inputs import MSGPACK, NPY, encode_input, write_png
 from shared.client.results import read_answer
+from shared.client.status import Overview
 from shared.codec import decode_msgpack, encode_json
 from shared.errors import ConfigurationError, JobError, ProtocolError
 from shared.messages.job import TensorInput, TensorsInput
+from shared.messages.operation import OrchestratorState
 from shared.tensor import Array
 
 SOURCE = np.random.default_rng(1)
@@ -134,3 +137,12 @@ def test_path_that_cannot_be_read(tmp_path: Path) -> None:
 def test_bytes_that_are_no_answer(payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         read_answer(payload)
+
+
+def test_an_empty_message_does_not_make_the_orchestrator_disappear() -> None:
+    """Anybody may publish one on an open broker; the orchestrator itself never does."""
+    overview = Overview()
+    state = OrchestratorState(state="online", incarnation=1)
+    overview.take("orchestrator_state", {}, Message("t", encode_json(state)))
+    overview.take("orchestrator_state", {}, Message("t", b""))
+    assert overview.orchestrator == state

@@ -86,3 +86,10 @@ def test_an_element_type_that_cannot_travel_is_refused() -> None:
 def test_what_came_from_the_wire_cannot_be_written_to() -> None:
     with pytest.raises(ValueError, match="read-only"):
         round_trip(np.zeros(3, np.float32))[0] = 1.0
+
+
+@pytest.mark.parametrize("shape", [(0, 2**62, 2**62), (2**62, 0), (0, 2**80), (1,) * 9, (-1, -4)])
+def test_a_shape_that_no_array_can_have_is_refused(shape: tuple[int, ...]) -> None:
+    """NumPy counts the bytes of an empty array without its zeros, and gives up at 2**63."""
+    with pytest.raises(ProtocolError, match="impossible"):
+        from_wire(WireTensor(dtype="float32", shape=shape, data=memoryview(b"")))
