@@ -240,7 +240,7 @@ def _count(where: str, field: str, value: object, *, least: int = 0) -> None:
     ):
         raise ConfigurationError(
             f"{where}: {field}",
-            expected=f"a whole number, {least} or more, of 64 bits",
+            expected=f"a whole number, {least} or more",
             got=repr(value)[:100],
         )
 

@@ -8,6 +8,7 @@ invented nodes, models and jobs, or is of an earlier life; all that is not valid
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ _CONTROL = frozenset(
     spec.name for spec in TABLE if spec.payload.startswith("JSON") and spec.name != "infer"
 )
 """Rows that somebody obeys, or at least shows."""
-_LEVELS = ("node", "model", "peer", "client", "job", "pipeline", "verb", "generation", "stage")
+_LEVELS = sorted({level for spec in TABLE for level in re.findall(r"\{(\w+)\}", spec.pattern)})
 _ODD = (
     "x" * 200,
     "x" * 2000,
