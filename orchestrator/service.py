@@ -70,7 +70,7 @@ SESSION_EXPIRY_S = 24 * 3600
 RECEIVE_MAXIMUM = 65535
 """Of the dispatcher: requests are acknowledged with their answers, and must not keep the results out that
 they wait for. How many may wait is the queue's bound, which says `overloaded`."""
-TICK_S = 0.25
+TICK_S = 0.1
 LAST_WORDS_S = 2.0
 
 

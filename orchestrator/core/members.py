@@ -279,7 +279,7 @@ def _heard(now: float, node: Node) -> None:
 def _left(now: float, node: Node, why: str, *, crashed: bool = True) -> list[Change]:
     node.alive, node.question, node.gone_since = False, None, now
     left = Left(node.name, f"node {node.name} {why}", why, crashed)
-    left_out_s = node.visits.left(now)
+    left_out_s = node.visits.left(now, loading=node.is_loading())
     if left_out_s is None:
         return [left]
     cause = f"node {node.name} comes and goes: left out of plans for {left_out_s:.0f} s"

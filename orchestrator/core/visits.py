@@ -1,9 +1,10 @@
 """A node that comes and goes is left out of plans for a growing time: each short visit costs two re-plans.
 
-After `MANY` visits shorter than `SHORT_S` within `WINDOW_S` a node is left out for `FIRST_S`; each further
-short visit doubles that, up to `LONGEST_S`. A visit counts from when the node may be used, so one that
-crashes under what it is given is left out longer and longer as well. One that stays for `LONGEST_S` is as
-any other again. So a node that flaps for ever is used a few times at first, and once in `LONGEST_S` then.
+After `MANY` short visits within `WINDOW_S` a node is left out for `FIRST_S`; each further one doubles that,
+up to `LONGEST_S`. A visit is short below `SHORT_S`, or when it ended while the node loaded what it was given
+(the kernel kills who takes too much memory). It counts from when the node may be used, so one that crashes
+each time is left out longer and longer. One that stays for `LONGEST_S` is as any other again. So a node that
+flaps for ever is used a few times at first, and once in `LONGEST_S` then.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections import deque
 from dataclasses import dataclass, field
 
 MANY = 3
-SHORT_S = 10.0
+SHORT_S = 5.0
 WINDOW_S = 60.0
 FIRST_S = 10.0
 LONGEST_S = 300.0
@@ -34,12 +35,15 @@ class Visits:
         """It can be planned for."""
         self._since = now
 
-    def left(self, now: float) -> float | None:
-        """It is gone: for how many seconds it is left out from now on, None when it is not."""
+    def left(self, now: float, *, loading: bool = False) -> float | None:
+        """It is gone: for how many seconds it is left out from now on, None when it is not.
+
+        `loading`: whether it was loading a stage.
+        """
         stayed_s = now - max(self._since, self.left_out_until)
         if stayed_s >= LONGEST_S:
             self._times = 0
-        if not 0.0 <= stayed_s < SHORT_S:
+        if stayed_s < 0.0 or (stayed_s >= SHORT_S and not loading):
             return None
         self._short.append(now)
         if not self._times and (len(self._short) < MANY or now - self._short[0] > WINDOW_S):

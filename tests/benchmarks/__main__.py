@@ -40,6 +40,8 @@ CATALOGUE = {
     "idle": Entry("idle", "an agent's CPU and memory with no runtime loaded", (20, 40)),
     "join": Entry("churn", "birth to first answer; runs together with kill", (45, 160)),
     "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
+    "cut": Entry("cuts", "network cut without a reset to first answer; the way back", (45, 260)),
+    "outage": Entry("outages", "what a broker's restart costs beyond the outage", (50, 200)),
     "prediction": Entry("prediction", "predicted stage times against measured ones", (60, 360)),
     "scheduling": Entry("scheduling", "which pipeline takes a job: cost, rules; plans", (70, 480)),
     "forecast": Entry("forecast", "load 10 to 30 s ahead, from recorded traces", (2, 2)),

@@ -32,6 +32,7 @@ async def calibrated(
     agent_arguments: Sequence[str] = (),
     orchestrator_arguments: Sequence[str] = (),
     kind: type[LocalCluster] = LocalCluster,
+    isolated: bool = False,
 ) -> AsyncIterator[LocalCluster]:
     """A cluster whose agents have measured themselves, so that nothing does so during a measurement.
 
@@ -43,6 +44,7 @@ async def calibrated(
         agent_arguments: further flags of `amp4ec agent`.
         orchestrator_arguments: further flags of `amp4ec orchestrator`.
         kind: of cluster.
+        isolated: each node in a network of its own.
     """
     cluster = kind(
         context.directory / name,
@@ -50,6 +52,7 @@ async def calibrated(
         cpus=cpus,
         agent_arguments=agent_arguments,
         orchestrator_arguments=orchestrator_arguments,
+        isolated=isolated,
     )
     context.say(f"{name}: starting broker, orchestrator and {agents} agents")
     async with cluster:

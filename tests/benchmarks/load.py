@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
@@ -23,6 +24,11 @@ class Answered:
     at: float
     latency_s: float
     result: Result
+
+    @property
+    def sent_at(self) -> float:
+        """When the job was handed over."""
+        return self.at - self.latency_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,12 +136,27 @@ class Trickle:
     sent: int = 0
     answered: list[Answered] = field(default_factory=list)
     failed: list[Amp4ecError] = field(default_factory=list)
-    _jobs: set[asyncio.Task[None]] = field(default_factory=set)
+    _jobs: dict[asyncio.Task[None], float] = field(default_factory=dict)
+    """Those under way, with when they were sent."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event)
     _pump: asyncio.Task[None] | None = None
 
     async def newer_than(self, generation: int, timeout_s: float) -> Answered:
         """The first answer by a generation above `generation`, come or to come.
+
+        Raises:
+            NotSeenError: there was none in time.
+        """
+        return await self.first(
+            f"of a generation above {generation}",
+            lambda answer: answer.result.generation > generation,
+            timeout_s,
+        )
+
+    async def first(
+        self, what: str, holds: Callable[[Answered], bool], timeout_s: float
+    ) -> Answered:
+        """The first answer of which `holds` says so, come or to come.
 
         Raises:
             NotSeenError: there was none in time.
@@ -146,7 +167,7 @@ class Trickle:
                 while True:
                     while looked < len(self.answered):
                         answer = self.answered[looked]
-                        if answer.result.generation > generation:
+                        if holds(answer):
                             return answer
                         looked += 1
                     self._changed.clear()
@@ -154,9 +175,19 @@ class Trickle:
         except TimeoutError:
             last = f"; the last error: {self.failed[-1]}" if self.failed else ""
             raise NotSeenError(
-                f"no answer of a generation above {generation} within {timeout_s:g} s",
+                f"no answer {what} within {timeout_s:g} s",
                 got=f"{len(self.answered)} answers to {self.sent} jobs{last}",
             ) from None
+
+    async def answers_until(self, moment: float, timeout_s: float) -> None:
+        """Wait until every job that was sent by then has ended.
+
+        Raises:
+            NotSeenError: one has not in time.
+        """
+        waiting = [job for job, sent_at in self._jobs.items() if sent_at <= moment]
+        if waiting and (await asyncio.wait(waiting, timeout=timeout_s))[1]:
+            raise NotSeenError(f"no answer to a job for {timeout_s:g} s", got="silence")
 
     def latencies_ms(self) -> list[float]:
         """Of all that were answered."""
@@ -183,8 +214,8 @@ class Trickle:
         while True:
             job = asyncio.create_task(self._ask(), name=f"trickle {self.sent}")
             self.sent += 1
-            self._jobs.add(job)
-            job.add_done_callback(self._jobs.discard)
+            self._jobs[job] = time.monotonic()
+            job.add_done_callback(self._jobs.pop)
             due += self.period_s
             await asyncio.sleep(max(0.0, due - time.monotonic()))
 

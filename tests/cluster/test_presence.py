@@ -11,6 +11,7 @@ import pytest
 from deploy.local import LocalCluster
 from deploy.supervisor import Child
 from deploy.watch import Events, watch
+from shared.bus import MqttControlBus
 from shared.codec import encode_json
 from shared.messages.node import NodeState
 from shared.messages.operation import Happening
@@ -150,6 +151,67 @@ async def test_an_agent_that_is_back_at_once_and_a_will_that_comes_late(
         assert (await asyncio.to_thread(raw.ask, JPEG))["status"] == "ok"
         assert not [event for event in events.seen if event.event == "node_left"]
     assert (await states(cluster))[name].incarnation > before.incarnation
+
+
+async def test_an_agent_that_comes_and_goes(cluster: LocalCluster, raw: RawClient) -> None:
+    """Killed as soon as it is there, again and again: jobs are answered, and it is left out for a while."""
+    await cluster.wait_for_nodes(3)
+    sent: list[str] = []
+    async with watch(cluster.url, ROOT) as events:
+        for _ in range(3):
+            await cluster.add_agent("moth")
+            await becomes(cluster, "moth", "online")
+            sent += [raw.send(JPEG) for _ in range(5)]
+            await cluster.kill_agent("moth")
+            await becomes(cluster, "moth", "lost")
+        left_out = await happened(events, "node_left_out", "moth")
+        assert "left out of plans for 10 s" in left_out.text
+        await cluster.add_agent("moth")
+        await cluster.wait_for(
+            "moth to be shown as left out",
+            lambda status: any(
+                node.standing is not None and node.standing.state == "left_out"
+                for node in status.nodes
+            ),
+        )
+        assert "moth" not in await used(cluster)
+        await asyncio.to_thread(raw.wait, lambda: all(raw.answers[job] for job in sent))
+        assert {raw.answers[job][0]["status"] for job in sent} == {"ok"}
+        plans = [event for event in events.seen if event.event == "replanned"]
+        assert len(plans) <= 2 * 3
+    assert await cluster.stop_agent("moth") == 0
+
+
+async def test_nothing_is_left_of_an_agent_that_is_gone_for_good(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
+    """On a cluster that forgets after seconds: what was retained, also for nobody, is cleared."""
+    await cluster.wait_for_nodes(3)
+    await cluster.restart_orchestrator(["--forget-after", "3s"])
+    gone = await second_of(cluster, "ghost", tmp_path / "ghost")
+    await becomes(cluster, "ghost", "online")
+    await gone.kill()
+    mqtt.single(
+        f"{ROOT}/node/nobody/assignment", b'{"v": 1, "node": "nobody", "revision": 1}', qos=1,
+        retain=True, hostname="127.0.0.1", port=cluster.broker.port,
+    )  # fmt: skip
+    await becomes(cluster, "ghost", "lost")
+    await cluster.restart_orchestrator(["--forget-after", "3s"])
+    await cluster.wait_for(
+        "the ghost to be forgotten",
+        lambda status: "ghost" not in {node.state.node for node in status.nodes},
+    )
+    async with MqttControlBus(cluster.url, client_id="looks", first_connect_timeout_s=5) as bus:
+        await bus.subscribe(f"{ROOT}/node/+/+")
+        names = set()
+        async for message in bus.messages():
+            if not message.retain:
+                break  # telemetry: what was retained came before
+            names.add(message.topic.split("/")[3])
+    assert "ghost" not in names
+    assert "nobody" not in names
+    assert set(cluster.agents) >= names
+    await cluster.restart_orchestrator([])
 
 
 async def test_a_restart_of_the_orchestrator_leaves_the_stages_loaded(

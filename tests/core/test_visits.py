@@ -24,6 +24,15 @@ def test_the_third_short_visit_within_a_minute_is_one_too_many() -> None:
     assert visits.left_out_until == 10.0 + FIRST_S
 
 
+def test_who_dies_while_it_loads_counts_however_long_that_took() -> None:
+    visits = Visits()
+    ends = []
+    for at in (0.0, 20.0, 40.0):
+        visits.joined(at)
+        ends.append(visits.left(at + 15.0, loading=True))
+    assert ends == [None, None, FIRST_S]
+
+
 def test_it_doubles_up_to_the_longest_and_what_happens_meanwhile_does_not_count() -> None:
     visits, now, times = Visits(), 0.0, []
     while now < 3600.0:
