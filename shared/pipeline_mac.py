@@ -45,7 +45,7 @@ class PipelineMac:
     def __init__(self, key: bytes) -> None:
         with needs_cryptography():
             from cryptography.hazmat.primitives.poly1305 import Poly1305
-        self._poly1305 = Poly1305
+        self._generate = Poly1305.generate_tag
         self._key = key
 
     def seal(
@@ -80,9 +80,7 @@ class PipelineMac:
     def _tag(self, nonce: bytes, topic: str, payload: bytes | bytearray | memoryview) -> bytes:
         # Poly1305 gives its key away when that is used twice: one for each nonce.
         once = hashlib.blake2b(nonce + topic.encode(), key=self._key, digest_size=32).digest()
-        mac = self._poly1305(once)
-        mac.update(payload)
-        return mac.finalize()
+        return self._generate(once, payload)
 
 
 class PipelineKeys:

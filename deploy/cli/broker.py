@@ -205,6 +205,7 @@ def join_token_command(
         else:
             print_line(f"{user.role} {user.name} may not log in any more")
         return 0
+    _warn_unsigned(closed)
     token = closed.add(User(name=name, role=Role(role)), host).token()
     if output is not None:
         with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
@@ -223,7 +224,17 @@ def _closed(directory: Path | None) -> ClosedBroker | None:
         return None
     from broker.closed import ClosedBroker
 
-    return ClosedBroker.open(directory)
+    closed = ClosedBroker.open(directory)
+    _warn_unsigned(closed)
+    return closed
+
+
+def _warn_unsigned(closed: ClosedBroker) -> None:
+    if not closed.signs:
+        note(
+            f"{closed.directory} is older than signatures: who breaks into the broker commands the cluster; "
+            "`amp4ec broker init` in a new directory, and new tokens, end that"
+        )
 
 
 def _is_loopback(bind: str) -> bool:

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
 
 from deploy.operator import NotAnsweredError, connect, new_transaction
 from shared.artifact_store import ArtifactStore
-from shared.bus import BrokerUrl, MqttControlBus
+from shared.bus import BrokerUrl, Message, MqttControlBus
 from shared.codec import decode_json, encode_json
 from shared.errors import BrokerUnreachableError, ErrorCode, JobError
 from shared.ids import ORCHESTRATOR
 from shared.messages.job import ErrorBody
 from shared.messages.operation import OrchestratorState, Response, ServeRequest, StopRequest
 from shared.messages.stage import Blob
+from shared.signing import Verifier
 from shared.topics import DEFAULT_ROOT, Topics
 from shared.transfer import MemoryBlobs, Transfers
 from tests.broker.conftest import until
+from tests.fakes.keys import Cluster
 
 TOPICS = Topics()
 
@@ -35,6 +38,7 @@ class Stand:
     transfers: Transfers
     script: Callable[[bytes], Awaitable[list[Response]]]
     requests: list[bytes] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
 
     async def announce(self, incarnation: int = 1, state: str = "online") -> None:
         birth = OrchestratorState(state=state, incarnation=incarnation)  # type: ignore[arg-type]
@@ -47,6 +51,7 @@ class Stand:
                 name, levels = TOPICS.parse(message.topic)
                 if name == "request":
                     self.requests.append(bytes(message.payload))
+                    self.messages.append(message)
                     group.create_task(self.answer(levels["verb"], bytes(message.payload)))
                 else:
                     self.transfers.handle(name, levels, message)
@@ -138,6 +143,32 @@ async def test_new_orchestrator_is_asked_again(url: BrokerUrl, stand: Stand) -> 
         await stand.announce(incarnation=2)
         assert (await asked).status == "ok"
     assert stand.requests[0] == stand.requests[1]
+
+
+async def test_each_time_it_asks_it_signs_anew(url: BrokerUrl, stand: Stand) -> None:
+    """Else the second would be taken for somebody's who has listened to the first."""
+    cluster = Cluster()
+    verifier = Verifier(cluster.authority.public)
+    keys = replace(url, credentials=cluster.authority.credentials("ann", "operator"))
+
+    async def silent(_: bytes) -> list[Response]:
+        return []
+
+    stand.script = silent
+    await stand.announce()
+    async with connect(keys, DEFAULT_ROOT) as operator:
+        asked = asyncio.create_task(operator.ask(stop(), 20, lambda _: None))
+        await until(lambda: len(stand.requests) == 1)
+        stand.script = done
+        await stand.announce(incarnation=2)
+        assert (await asked).status == "ok"
+        assert (await operator.ask(stop(), 20, lambda _: None)).status == "ok"
+    signed = [verifier.check(message, "operator") for message in stand.messages]
+    assert [each.by.name for each in signed] == ["ann"] * 3
+    times = [each.at_ms for each in signed if each.at_ms is not None]
+    assert times == sorted(set(times))
+    assert len(times) == 3
+    assert abs(times[0] - time.time() * 1000) < 60_000
 
 
 @pytest.mark.parametrize(

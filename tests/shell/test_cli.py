@@ -372,3 +372,27 @@ def test_status_shows_each_nodes_link_where_it_is_known() -> None:
     assert "5.0/48 MB/s 12.3 ms" in rows["a"]
     assert "-/1.0 MB/s - " in rows["b"]
     assert rows["c"].endswith("MB - - idle")
+
+
+def test_keys_of_a_closed_broker_as_its_owner_meets_them(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    made = run("broker", "init", str(closed), "--host", "localhost")
+    assert made.returncode == 0, made.stderr
+    assert "authority.key" in made.stdout
+    token = tmp_path / "token"
+    arguments = ("join-token", "pi-1", "--directory", str(closed), "--output", str(token))
+    issued = run(*arguments)
+    assert (issued.returncode, issued.stderr) == (0, "")
+    refused = run("orchestrator", "--broker", f"@{token}", "--state-dir", str(tmp_path / "state"))
+    assert refused.returncode == 2
+    assert "tokens/orchestrator" in refused.stderr
+    (closed / "authority.key").unlink()
+    elsewhere = run("join-token", "ann", "--role", "operator", "--directory", str(closed))
+    assert elsewhere.returncode == 2
+    assert "put it back" in elsewhere.stderr
+    document = json.loads((closed / "closed.json").read_text())
+    del document["authority"]
+    (closed / "closed.json").write_text(json.dumps(document))
+    old = run("join-token", "pi-2", "--directory", str(closed))
+    assert old.returncode == 0
+    assert "older than signatures" in old.stderr

@@ -223,3 +223,23 @@ async def test_another_ones_token_is_refused_at_once(
         Orchestrator(world.options)
     assert caught.value.got == "the token of ann"
     await asyncio.sleep(0)
+
+
+async def test_a_successor_with_a_token_of_its_own_goes_on(world: World) -> None:
+    """Its signature is another, the pipelines' keys are the same: nothing is loaded anew."""
+    async with world.agents("a") as (agent,):
+        async with world.orchestrator():
+            assert (await world.operator.serve(Model())).status == "ok"
+        before = agent.assignments[-1].stages
+        other = CLUSTER.authority.credentials("standby", "orchestrator")
+        world.options = replace(world.options, broker=url(other, "standby"))
+        async with world.orchestrator():
+            assert (await world.answer())["status"] == "ok"
+            topic = TOPICS.topic("assignment", node="a")
+            await until(
+                lambda: (
+                    VERIFIER.check(world.broker.retained[topic], "orchestrator").by.name
+                    == "standby"
+                )
+            )
+            assert agent.assignments[-1].stages == before
