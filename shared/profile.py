@@ -11,7 +11,8 @@ names the field, what was expected and what came.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from shared.errors import ConfigurationError
 
@@ -19,6 +20,8 @@ DEFAULT_ZONE = "default"
 """The zone of what does not name one."""
 _LARGEST_WHOLE = 2**63 - 1
 """Beyond that a whole number cannot always become a float."""
+UNCOMPRESSED = "none"
+"""The compression of tensors that travel as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,18 +49,61 @@ class BlockProfile:
 
 
 @dataclass(frozen=True, slots=True)
+class PackedCut:
+    """What one of `shared.compression` makes of a cut's tensors, as measured.
+
+    `bytes` is what travels, `pack_s` and `unpack_s` are CPU seconds of the profiled machine, `error` is the
+    largest difference that it makes to the model's output, relative to the largest output: 0 where
+    nothing is rounded.
+    """
+
+    compression: str
+    bytes: int
+    pack_s: float
+    unpack_s: float
+    error: float = 0.0
+
+    def __post_init__(self) -> None:
+        where = f"compression {self.compression!r}"
+        _count(where, "bytes", self.bytes)
+        for field in ("pack_s", "unpack_s", "error"):
+            _not_negative(where, field, getattr(self, field))
+
+
+@dataclass(frozen=True, slots=True)
 class CutProfile:
-    """The cut before block `index`: `bytes` is the sum over the `tensors` live tensors that cross it."""
+    """The cut before block `index`: `bytes` is the sum over the `tensors` live tensors that cross it.
+
+    `packed` has the ways to send them in fewer bytes that were measured. `pack_s` and `unpack_s` are CPU
+    seconds of the profiled machine that sending and receiving them costs beyond copying `bytes`.
+    """
 
     index: int
     bytes: int
     tensors: int
+    packed: tuple[PackedCut, ...] = ()
+    pack_s: float = 0.0
+    unpack_s: float = 0.0
 
     def __post_init__(self) -> None:
         where = f"cut {self.index}"
         _count(where, "index", self.index, least=1)
         _count(where, "bytes", self.bytes)
         _count(where, "tensors", self.tensors, least=1)
+        _not_negative(where, "pack_s", self.pack_s)
+        _not_negative(where, "unpack_s", self.unpack_s)
+        object.__setattr__(self, "packed", tuple(self.packed))
+
+    def way(self, compression: str) -> PackedCut:
+        """How the tensors travel with a compression; as they are where it was not measured."""
+        for packed in self.packed:
+            if packed.compression == compression:
+                return packed
+        return PackedCut(UNCOMPRESSED, self.bytes, self.pack_s, self.unpack_s)
+
+
+def _packed(cut: CutProfile, way: PackedCut) -> CutProfile:
+    return replace(cut, bytes=way.bytes, pack_s=way.pack_s, unpack_s=way.unpack_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +175,29 @@ class ModelProfile:
     def boundary_bytes(self) -> tuple[int, ...]:
         """Bytes at boundary 0..L: the input, the L - 1 cuts, the output (`a_j` of ALGORITHMS.md)."""
         return (self.input_bytes, *(cut.bytes for cut in self.cuts), self.output_bytes)
+
+    def sent(self, compressions: Mapping[int, str]) -> ModelProfile:
+        """The same model with the tensors of some cuts (by index) compressed."""
+        if not compressions:
+            return self
+        cuts = list(self.cuts)
+        for index, compression in compressions.items():
+            cuts[index - 1] = _packed(cuts[index - 1], cuts[index - 1].way(compression))
+        return replace(self, cuts=tuple(cuts))
+
+    def travelling(self, compression: str, max_error: float = 0.0) -> ModelProfile:
+        """The same model with tensors between stages in fewer bytes.
+
+        Where a compression was not measured, or changes the output by more than `max_error`, they travel as
+        they are.
+        """
+        cuts = []
+        for cut in self.cuts:
+            way = cut.way(compression)
+            if way.error > max_error:
+                way = cut.way(UNCOMPRESSED)
+            cuts.append(_packed(cut, way))
+        return replace(self, cuts=tuple(cuts))
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from shared.manifest import Quantisation
 from shared.messages.model import ModelState, ServeOptions
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
-from shared.profile import ModelProfile
+from shared.profile import UNCOMPRESSED, ModelProfile
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,6 +221,7 @@ class StageRef:
     stage: int
     num_stages: int
     blocks: tuple[int, int]
+    compression: str = UNCOMPRESSED
 
     @property
     def key(self) -> tuple[str, str, int, int]:

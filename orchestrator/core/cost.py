@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from orchestrator.core.plan import StagePlan
-from shared.profile import ModelProfile, NodeProfile
+from shared.profile import UNCOMPRESSED, ModelProfile, NodeProfile
 
 MESSAGES_PER_STAGE = 2
 """One message in and one out: the job's input and the result are messages like each cut's activation."""
@@ -28,12 +28,15 @@ def stage_work(profile: ModelProfile, node: NodeProfile, blocks: tuple[int, int]
     """`sum(seconds_i * factor_i)` over the blocks `[start, stop)`, preprocessing included where it is first.
 
     Seconds at 1.0 CPU of the profiled machine. Beyond ALGORITHMS.md, a block has a factor on each node: what
-    it does may suit the node better or worse than the model's mix.
+    it does may suit the node better or worse than the model's mix; and where tensors travel compressed, it is
+    the stage that unpacks what it receives and packs what it sends.
     """
     start, stop = blocks
     factors = node.factors(len(profile.blocks))[start:stop]
     inside = zip(profile.blocks[start:stop], factors, strict=True)
     work_s = sum(block.seconds * factor for block, factor in inside)
+    work_s += profile.cuts[start - 1].unpack_s if start > 0 else 0.0
+    work_s += profile.cuts[stop - 1].pack_s if stop < len(profile.blocks) else 0.0
     return work_s + profile.input_seconds * node.input_factor if start == 0 else work_s
 
 
@@ -156,9 +159,16 @@ def plan_exposure(exposures: Sequence[float]) -> float:
 
 
 def price_stage(
-    profile: ModelProfile, node: NodeProfile, blocks: tuple[int, int], in_flight: int
+    profile: ModelProfile,
+    node: NodeProfile,
+    blocks: tuple[int, int],
+    in_flight: int,
+    compression: str = UNCOMPRESSED,
 ) -> StagePlan:
-    """All figures of the stage `[start, stop)` on a node; whether it fits is not asked here."""
+    """All figures of the stage `[start, stop)` on a node; whether it fits is not asked here.
+
+    The tensors at its ends travel as `profile` says; `compression` is only noted.
+    """
     start, stop = blocks
     boundary = profile.boundary_bytes()
     inside = profile.blocks[start:stop]
@@ -175,4 +185,5 @@ def price_stage(
             profile.runtime_bytes,
             window_buffers(boundary[start], boundary[stop], in_flight),
         ),
+        compression=compression,
     )

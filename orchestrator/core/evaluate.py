@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from orchestrator.core import cost
 from orchestrator.core.plan import DEFAULT_IN_FLIGHT, PipelinePlan, Predicted, Priced
 from shared.errors import PlanError
-from shared.profile import DEFAULT_ZONE, ModelProfile, NodeProfile
+from shared.profile import DEFAULT_ZONE, UNCOMPRESSED, ModelProfile, NodeProfile
 
 Placement = tuple[str, tuple[int, int]]
 """A stage before it has a price: the node's name and its blocks `[start, stop)`."""
@@ -26,12 +26,20 @@ def evaluate(
     in_flight: int = DEFAULT_IN_FLIGHT,
     input_zone: str = DEFAULT_ZONE,
 ) -> Priced:
-    """Price pipelines anew; only their nodes and blocks are read, not the figures that they carry.
+    """Price pipelines anew; only who runs what and how it is sent is read, not the figures that they carry.
 
     Raises PlanError where they cannot run: a node that is not there or used twice, blocks missing or
     repeated, too little memory.
     """
-    return price(profile, nodes, placements(pipelines), in_flight=in_flight, input_zone=input_zone)
+    pipelines = tuple(pipelines)
+    return price(
+        profile,
+        nodes,
+        placements(pipelines),
+        in_flight=in_flight,
+        input_zone=input_zone,
+        compressions=[[stage.compression for stage in pipe.stages] for pipe in pipelines],
+    )
 
 
 def price(
@@ -41,8 +49,12 @@ def price(
     *,
     in_flight: int,
     input_zone: str,
+    compressions: Sequence[Sequence[str]] | None = None,
 ) -> Priced:
-    """Like `evaluate`, for stages that never had a price."""
+    """Like `evaluate`, for stages that never had a price.
+
+    `compressions` are how each stage sends what it made; None where tensors travel as `profile` has them.
+    """
     by_name = {node.name: node for node in nodes}
     _check_names(placed, by_name)
     pipelines: list[PipelinePlan] = []
@@ -51,12 +63,20 @@ def price(
     energies: list[float] = []
     exposures: list[float] = []
     prices: list[float] = []
-    for pipeline in placed:
+    for index, pipeline in enumerate(placed):
         _check_cover(pipeline, len(profile.blocks))
         on = [by_name[name] for name, _ in pipeline]
+        how = [UNCOMPRESSED] * len(pipeline) if compressions is None else compressions[index]
+        sent = profile.sent(
+            {
+                stop: each
+                for (_, (_, stop)), each in zip(pipeline, how, strict=True)
+                if each != UNCOMPRESSED and stop < len(profile.blocks)
+            }
+        )
         stages = tuple(
-            cost.price_stage(profile, node, blocks, in_flight)
-            for node, (_, blocks) in zip(on, pipeline, strict=True)
+            cost.price_stage(sent, node, blocks, in_flight, each)
+            for node, (_, blocks), each in zip(on, pipeline, how, strict=True)
         )
         for stage, node in zip(stages, on, strict=True):
             if stage.memory_bytes > cost.usable_bytes(node):

@@ -96,14 +96,16 @@ class Generation:
         for index, number, stage in self.places_on(node):
             count = len(self.plan.pipelines[index].stages)
             name = self.names[index]
-            yield StageRef(self.entry, name, self.number, number, count, stage.blocks)
+            yield StageRef(
+                self.entry, name, self.number, number, count, stage.blocks, stage.compression
+            )
 
     def num_stages(self) -> list[int]:
         """The number of stages of each pipeline that runs."""
         return [len(pipeline.stages) for _, pipeline in self.running()]
 
     def same_placement(self, plan: Plan) -> bool:
-        """Whether `plan` puts the same blocks on the same nodes as what runs."""
+        """Whether `plan` puts the same blocks on the same nodes as what runs, and sends alike."""
         return _placement(self.pipelines()) == _placement(plan.pipelines)
 
     def reprice(self, priced: Priced) -> None:
@@ -132,5 +134,7 @@ def describe(pipelines: Sequence[PipelinePlan]) -> str:
     )
 
 
-def _placement(pipelines: Sequence[PipelinePlan]) -> list[list[tuple[str, tuple[int, int]]]]:
-    return sorted([(stage.node, stage.blocks) for stage in p.stages] for p in pipelines)
+def _placement(pipelines: Sequence[PipelinePlan]) -> list[list[tuple[str, tuple[int, int], str]]]:
+    return sorted(
+        [(stage.node, stage.blocks, stage.compression) for stage in p.stages] for p in pipelines
+    )

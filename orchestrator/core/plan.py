@@ -15,10 +15,12 @@ from enum import StrEnum
 from orchestrator.core.figures import Objective, Predicted, burden
 from orchestrator.core.goal import Goal, Weights, Yardstick, score
 from orchestrator.core.limits import NO_LIMITS, KeepInput, Limits
+from shared.compression import Compression
 from shared.errors import ConfigurationError
-from shared.profile import DEFAULT_ZONE, ModelProfile, NodeProfile
+from shared.profile import DEFAULT_ZONE, UNCOMPRESSED, ModelProfile, NodeProfile
 
 __all__ = [
+    "AUTO",
     "DEFAULT_IN_FLIGHT",
     "Alternative",
     "Front",
@@ -40,6 +42,10 @@ DEFAULT_IN_FLIGHT = 8
 """Jobs inside one pipeline that memory is kept for: what the dispatcher allows a pipeline of three stages."""
 
 
+AUTO = "auto"
+"""Of `PlanRequest.compression`: whatever makes the plan better."""
+
+
 class Strategy(StrEnum):
     """How a plan is found."""
 
@@ -57,7 +63,10 @@ class Strategy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class StagePlan:
-    """Blocks `[start, stop)` on a node: seconds per job, and bytes of memory without the headroom."""
+    """Blocks `[start, stop)` on a node: seconds per job, and bytes of memory without the headroom.
+
+    `compression` is how it sends what it made to the next stage (`shared.compression`).
+    """
 
     node: str
     blocks: tuple[int, int]
@@ -65,6 +74,7 @@ class StagePlan:
     receive_s: float
     send_s: float
     memory_bytes: int
+    compression: str = UNCOMPRESSED
 
     @property
     def period_s(self) -> float:
@@ -167,7 +177,9 @@ class PlanRequest:
     `limits` hold whatever the goal is. `input_zone` is where the input comes from (None: the zone that
     `keep_input` names, else `default`); with `keep_input` it never leaves, which is refused unless broker and
     orchestrator are in that zone, since every tensor crosses them. CPU and memory that something else was
-    promised are left out of `nodes` by whoever asks. Raises ConfigurationError for what contradicts itself.
+    promised are left out of `nodes` by whoever asks. `compression` names how tensors travel between stages,
+    or leaves it to the planner, which rounds them only as far as `max_error` allows the output to change
+    (relative to the largest output). Raises ConfigurationError for what contradicts itself.
     """
 
     profile: ModelProfile
@@ -184,6 +196,8 @@ class PlanRequest:
     keep_input: KeepInput | None = None
     broker_zone: str = DEFAULT_ZONE
     orchestrator_zone: str = DEFAULT_ZONE
+    max_error: float = 0.0
+    compression: str = AUTO
 
     def __post_init__(self) -> None:
         # By name, so that the answer does not depend on the order of asking.
@@ -203,6 +217,12 @@ class PlanRequest:
                 expected=f"min_stages {self.min_stages} or more",
                 got=str(self.max_stages),
             )
+        if not 0.0 <= self.max_error < 1.0:
+            raise ConfigurationError(
+                "max_error", expected="0 or more, less than 1", got=f"{self.max_error:g}"
+            )
+        if self.compression != AUTO:
+            Compression.parse(self.compression)
         if self.in_flight < 1:
             raise ConfigurationError("in_flight", expected="1 or more", got=str(self.in_flight))
         if self.keep_input is not None:

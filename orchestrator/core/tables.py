@@ -44,15 +44,17 @@ def group_nodes(nodes: Iterable[NodeProfile]) -> tuple[Kind, ...]:
 class ModelTables:
     """What a model asks of any node. With L blocks, boundaries 0..L; index `[start, stop]`, shape (L+1, L+1).
 
-    `boundary_bytes` has shape (L+1,), `block_s` (L,). The three `_s` are seconds at 1.0 CPU
-    of the profiled machine; `work_s` is that of a node without factors of its own, with preprocessing
-    (`input_s`) where start is 0. `memory_bytes` is what a stage needs, without headroom. Entries with
-    stop <= start mean nothing; `possible` is False there. `exposed` has, per start, the exposure ratio of a
-    stage outside the `home_zone` of the input; none outside may start before block `first_outside`.
+    `boundary_bytes` has shape (L+1,), `block_s` (L,). All `_s` are seconds at 1.0 CPU of the profiled
+    machine; `link_s` is what unpacking and packing the tensors at a stage's two ends takes; `work_s` is that
+    of a node without factors of its own, with `link_s` and, where start is 0, preprocessing (`input_s`).
+    `memory_bytes` is what a stage needs, without headroom. Entries with stop <= start mean nothing;
+    `possible` is False there. `exposed` has, per start, the exposure ratio of a stage outside the `home_zone`
+    of the input; none outside may start before block `first_outside`.
     """
 
     boundary_bytes: FloatArray
     block_s: FloatArray
+    link_s: FloatArray
     input_s: float
     work_s: FloatArray
     memory_bytes: IntArray
@@ -82,7 +84,7 @@ class ModelTables:
         if not node.block_factors and node.input_factor == 1.0:
             return self.work_s
         block_s = self.block_s * np.array(node.factors(self.num_blocks))
-        return _work(block_s, self.input_s * node.input_factor)
+        return _work(block_s, self.input_s * node.input_factor) + self.link_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +122,15 @@ def model_tables(
     np.maximum.accumulate(np.where(possible, peaks, 0), axis=1, out=peaks)
     boundary = np.array(profile.boundary_bytes(), dtype=np.int64)
     buffers = in_flight * np.maximum(boundary[:, None], boundary[None, :])
+    unpack_s = np.array([0.0, *(cut.unpack_s for cut in profile.cuts), 0.0])
+    pack_s = np.array([0.0, *(cut.pack_s for cut in profile.cuts), 0.0])
+    link_s = unpack_s[:, None] + pack_s[None, :]
     return ModelTables(
         boundary_bytes=boundary.astype(np.float64),
         block_s=block_s,
+        link_s=link_s,
         input_s=profile.input_seconds,
-        work_s=_work(block_s, profile.input_seconds),
+        work_s=_work(block_s, profile.input_seconds) + link_s,
         memory_bytes=weights[None, :] - weights[:, None] + peaks + profile.runtime_bytes + buffers,
         possible=possible,
         exposed=np.array(cost.exposures(profile)),
