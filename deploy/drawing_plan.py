@@ -123,7 +123,7 @@ def _link(axes: Axes, link: LinkView, x: float, y: float) -> None:
         },
     )
     middle = x + _LINK / 2
-    axes.text(middle, y + 0.14, size(link.bytes), fontsize=8, color=INK, ha="center", va="center")
+    axes.text(middle, y + 0.14, link.sent, fontsize=8, color=INK, ha="center", va="center")
     time = f"{milliseconds(link.seconds)}, {percent(link.busy_ratio)}"
     axes.text(
         middle, y - 0.14, time, fontsize=7, color=colour if link.bottleneck else FAINT,

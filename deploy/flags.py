@@ -29,6 +29,8 @@ class ServeFlags:
     limits: Limits = NO_LIMITS
     keep_input_in: str | None = None
     rate_per_s: float | None = None
+    compression: str = "auto"
+    max_error: float = 0.0
     runtime: str = "auto"
     preprocess: str | None = None
     labels: Path | None = None
@@ -53,6 +55,8 @@ class ServeFlags:
             rate_per_s=self.rate_per_s,
             **dataclasses.asdict(self.limits),
             keep_input_in=self.keep_input_in,
+            compression=self.compression,
+            max_error=self.max_error,
         )
 
     def arguments(self) -> list[str]:
@@ -74,6 +78,8 @@ class ServeFlags:
             "--max-exposure": _exactly(self.limits.max_exposure_ratio),
             "--keep-input-in": self.keep_input_in,
             "--rate": _exactly(self.rate_per_s),
+            "--compression": self.compression,
+            "--max-error": _exactly(self.max_error),
             "--runtime": self.runtime,
             "--preprocess": self.preprocess,
             "--labels": self.labels,

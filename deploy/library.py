@@ -16,8 +16,10 @@ from pathlib import Path
 
 import deploy.exactness
 import deploy.profile
+import deploy.profile_cuts
 import edge_agent.runtimes
 import orchestrator.models
+import shared.compression
 from deploy.exactness import exact_model
 from deploy.levels import MIN_AGREEMENT, check_agreement, check_level
 from edge_agent.calibration import CalibrationCache, calibrate, default_calibration_dir
@@ -26,6 +28,7 @@ from edge_agent.runtimes import available_runtimes, int8_runtimes
 from orchestrator.models.source import DEFAULT, NONE, ModelSource, SourceKind
 from shared.artifact_store import ArtifactStore
 from shared.codec import decode_json, encode_json
+from shared.compression import COMPRESSIONS
 from shared.errors import Amp4ecError, ArtifactError, ConfigurationError, ModelError, ProtocolError
 from shared.graph import Kernels
 from shared.manifest import Level
@@ -193,6 +196,11 @@ class ModelLibrary:
         for name in exact.runtimes:
             step(f"timing {len(manifest.blocks)} blocks with {name}")
             measured[name] = deploy.profile.measure(manifest, blobs, name, calibrations[name])
+        step(f"trying {len(COMPRESSIONS) - 1} ways to send tensors at {len(manifest.cuts)} cuts")
+        cuts = deploy.profile_cuts.measure_cuts(
+            manifest, blobs, min(measured), exact.imported.references[-1].inputs
+        )
+        manifest = replace(manifest, cuts=cuts)
         weights = tuple(
             Blob(digest=self.store.put(data), size=len(data)) for data in blobs.values()
         )
@@ -353,8 +361,9 @@ def _code() -> str:
         for path in sorted(Path(str(package.__file__)).parent.glob("*.py")):
             digest.update(path.read_bytes())
     here = Path(str(deploy.exactness.__file__)).parent
-    for module in ("exactness", "profile", "quantising", "samples"):
+    for module in ("exactness", "profile", "profile_cuts", "quantising", "samples"):
         digest.update((here / f"{module}.py").read_bytes())
+    digest.update(Path(str(shared.compression.__file__)).read_bytes())
     return digest.hexdigest()
 
 

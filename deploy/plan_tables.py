@@ -121,7 +121,7 @@ def _stage_row(stage: StageView) -> list[str | Text]:
 
 def _link_row(name: str, link: LinkView, mark: str) -> list[str | Text]:
     style = "bold red" if link.bottleneck else ""
-    sent = f"{name} {size(link.bytes)}".strip()
+    sent = f"{name} {link.sent}".strip()
     return [
         Text(f"{mark} {sent}", style or "dim"),
         "",

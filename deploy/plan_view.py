@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from deploy.text import size
 from orchestrator.core.plan import PipelinePlan
-from shared.profile import ModelProfile
+from shared.profile import UNCOMPRESSED, ModelProfile
 
 _SAME = 1e-9
 """A share of the period by which two servers may differ and count as equally busy."""
@@ -20,15 +21,22 @@ _SAME = 1e-9
 
 @dataclass(frozen=True, slots=True)
 class LinkView:
-    """Bytes on their way to the next stage, from the client or to it.
+    """Bytes on their way to the next stage, from the client or to it, and their compression.
 
     `seconds` is what the slower end takes, `busy_ratio` its share of the period.
     """
 
     bytes: int
+    compression: str
     seconds: float
     busy_ratio: float
     bottleneck: bool
+
+    @property
+    def sent(self) -> str:
+        """The bytes in words, and how they were made fewer."""
+        how = "" if self.compression == UNCOMPRESSED else f" {self.compression}"
+        return f"{size(self.bytes)}{how}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +84,7 @@ def view(profile: ModelProfile, pipelines: Sequence[PipelinePlan]) -> list[Pipel
 def _look(pipeline: PipelinePlan) -> object:
     """What two pipelines must have in common to be shown as one: all but the names."""
     return tuple(
-        (s.blocks, f"{s.compute_s:.6g}", f"{s.receive_s:.6g}", f"{s.send_s:.6g}")
+        (s.blocks, s.compression, f"{s.compute_s:.6g}", f"{s.receive_s:.6g}", f"{s.send_s:.6g}")
         for s in pipeline.stages
     )
 
@@ -90,7 +98,7 @@ def _pipeline(
 ) -> PipelineView:
     stages = pipeline.stages
     period = max(stage.period_s for stage in stages)
-    boundary = profile.boundary_bytes()
+    boundary = profile.sent(pipeline.compressions()).boundary_bytes()
 
     def slowest(seconds: float) -> bool:
         return seconds >= period * (1 - _SAME)
@@ -99,8 +107,9 @@ def _pipeline(
     links = []
     for sender, receiver in ends:
         seconds = max(sender.send_s if sender else 0.0, receiver.receive_s if receiver else 0.0)
-        size = boundary[receiver.blocks[0] if receiver else len(profile.blocks)]
-        links.append(LinkView(size, seconds, seconds / period, slowest(seconds)))
+        num_bytes = boundary[receiver.blocks[0] if receiver else len(profile.blocks)]
+        how = sender.compression if sender and receiver else UNCOMPRESSED
+        links.append(LinkView(num_bytes, how, seconds, seconds / period, slowest(seconds)))
     return PipelineView(
         stages=tuple(
             StageView(

@@ -13,6 +13,7 @@ from orchestrator.core.front import front as find_front
 from orchestrator.core.goal import Goal
 from orchestrator.core.limits import NO_LIMITS, KeepInput, Limits
 from orchestrator.core.plan import (
+    AUTO,
     DEFAULT_IN_FLIGHT,
     Front,
     PipelinePlan,
@@ -53,6 +54,8 @@ class Wish:
     keep_input: KeepInput | None = None
     broker_zone: str | None = None
     orchestrator_zone: str | None = None
+    compression: str = AUTO
+    max_error: float = 0.0
 
     def at(self, broker_zone: str, orchestrator_zone: str) -> Wish:
         """The same where broker and orchestrator are, unless the wish itself says so."""
@@ -90,6 +93,8 @@ class Wish:
             keep_input=self.keep_input,
             broker_zone=self.broker_zone or DEFAULT_ZONE,
             orchestrator_zone=self.orchestrator_zone or DEFAULT_ZONE,
+            compression=self.compression,
+            max_error=self.max_error,
         )
 
 

@@ -22,6 +22,7 @@ from edge_agent.runtimes import Runtime, open_runtime
 from edge_agent.stage import Stage
 from edge_agent.stage_input import StageInputs
 from shared.codec import decode_json
+from shared.compression import Compression
 from shared.errors import StageError
 from shared.graph import Graph, validate
 from shared.messages.stage import StageAssignment
@@ -146,4 +147,5 @@ class Loader:
             runner=runner,
             inputs=inputs,
             mac=None if assigned.key is None else PipelineMac(bytes.fromhex(assigned.key)),
+            compression=Compression.parse(assigned.compression),
         )

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from shared.codec import decode_msgpack, encode_msgpack
+from shared.compression import PLAIN, Compression, PackedTensor, pack
 from shared.errors import ErrorCode, JobError, ProtocolError
 from shared.messages import Count
 from shared.messages.job import Activation, Failure, Progress, StageResult, StageTime
 from shared.pipeline_mac import PipelineMac
-from shared.tensor import Array, WireTensor, to_wire
+from shared.tensor import Array, WireTensor
 
 _OVERHEAD_BYTES = 1024
 
@@ -99,6 +100,8 @@ class Stage:
     inputs: Inputs
     mac: PipelineMac | None = None
     """Proves messages of its pipeline; None on an open cluster."""
+    compression: Compression = PLAIN
+    """How it sends its tensors to the next stage."""
     send_s: float = 0.0
     """Wall seconds that encoding and sending took last time: the time of the present item's own sending
     cannot stand in the message that is being sent."""
@@ -141,13 +144,22 @@ def process(stage: Stage, item: Item, say: Callable[[str, bytes | bytearray], No
             str(error), queue_s, 0.0, 0.0, began, began, cpu_began,
         )  # fmt: skip
     tensors: dict[str, WireTensor] = {}
+    packed: dict[str, PackedTensor] = {}
     failed: Failure | None = None
+    last = stage.index + 1 >= stage.num_stages
+    how = PLAIN if last else stage.compression
+    if activation.exact:
+        how = how.lossless()
     if activation.watched:
         say(stage.result_topic, _progress(stage, activation, begun=True))
     try:
         outputs = stage.runner.run(stage.inputs.read(activation))
         for name, array in outputs.items():
-            tensors[name] = to_wire(array)
+            sent = pack(array, how)
+            if isinstance(sent, PackedTensor):
+                packed[name] = sent
+            else:
+                tensors[name] = sent
     except JobError as error:
         problem = str(error)
         failed = Failure(
@@ -155,7 +167,7 @@ def process(stage: Stage, item: Item, say: Callable[[str, bytes | bytearray], No
         )
     except Exception as error:  # noqa: BLE001 - whatever a runtime raises, the item gets an answer and we go on
         problem = f"{type(error).__name__}: {error}"
-        tensors = {}
+        tensors, packed = {}, {}
         failed = Failure(
             code=ErrorCode.INTERNAL,
             message=f"{_where(stage)} failed: {problem}"[:2000],
@@ -176,9 +188,11 @@ def process(stage: Stage, item: Item, say: Callable[[str, bytes | bytearray], No
             cpu_s=cpu_s,
         ),
     ]
-    hint = _OVERHEAD_BYTES + 128 * len(trace) + sum(t.data.nbytes + 128 for t in tensors.values())
+    hint = _OVERHEAD_BYTES + 128 * len(trace)
+    hint += sum(t.data.nbytes + 128 for t in tensors.values())
+    hint += sum(t.data.nbytes + 128 for t in packed.values())
     handed_on = None
-    if failed is None and stage.index + 1 < stage.num_stages:
+    if failed is None and not last:
         if activation.watched:
             handed_on = _progress(stage, activation, begun=False)
         topic = stage.next_topic
@@ -188,6 +202,8 @@ def process(stage: Stage, item: Item, say: Callable[[str, bytes | bytearray], No
                 item=activation.item,
                 attempt=activation.attempt,
                 tensors=tensors,
+                packed=packed,
+                exact=activation.exact,
                 trace=trace,
                 watched=activation.watched,
             ),

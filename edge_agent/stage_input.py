@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NoReturn
 
+from shared.compression import unpack
 from shared.errors import ErrorCode, JobError, ProtocolError
 from shared.graph import Value
 from shared.messages.job import Activation
@@ -31,6 +32,7 @@ class StageInputs:
         self._values = tuple(values)
         self._transform = transform
         self._first = first
+        self._most_bytes = max(value.spec.nbytes for value in self._values)
         if first:
             # Here, in the loader's thread, and not with the first job: Pillow takes 0.1 s and more to import.
             import edge_agent.preprocess  # noqa: F401
@@ -43,7 +45,10 @@ class StageInputs:
             ProtocolError: an activation between stages has a tensor that contradicts itself.
         """
         if not self._first:
-            return {name: from_wire(tensor) for name, tensor in activation.tensors.items()}
+            arrays = {name: from_wire(tensor) for name, tensor in activation.tensors.items()}
+            for name, packed in activation.packed.items():
+                arrays[name] = unpack(packed, most_bytes=self._most_bytes)
+            return arrays
         if activation.body is not None:
             return self._from_body(activation.body, activation.content_type)
         return self._from_tensors(activation)

@@ -41,6 +41,7 @@ class Shown:
     """What answers say besides the output: labels, what weights and level make of it, where time went.
 
     `hops_s` are the predicted seconds of a pipeline's num_stages + 1 hops; empty where it is not known.
+    `exact`: the answer is the original model's, but for what float32 rounds.
     """
 
     labels: tuple[str, ...] | None

@@ -14,6 +14,7 @@ from orchestrator.dispatch_notes import Command, ModelSpec, PipelineSpec
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.library import Library
 from orchestrator.outbox import Outbox
+from shared.compression import Compression
 from shared.manifest import Level
 from shared.messages.stage import Assignment, StageAssignment
 from shared.pipeline_mac import PipelineKeys
@@ -122,9 +123,11 @@ class Deployer:
             case events.LosePipeline(model, pipeline, generation, crashed):
                 return dispatch.PipelineLost(now, model, pipeline, generation, crashed)
 
-    def _shown(self, entry: events.ModelEntry, hops_s: tuple[float, ...] = ()) -> Shown:
+    def _shown(
+        self, entry: events.ModelEntry, hops_s: tuple[float, ...] = (), *, rounded: bool = False
+    ) -> Shown:
         manifest = self._library.open(entry.manifest).manifest
-        exact = manifest.level is not Level.O2
+        exact = manifest.level is not Level.O2 and not rounded
         return Shown(manifest.labels, entry.weights, hops_s, exact=exact)
 
     def _pipeline(self, action: events.ActivatePipeline) -> PipelineSpec:
@@ -138,7 +141,11 @@ class Deployer:
             num_stages=len(stages),
             throughput_per_s=rate,
             latency_s=latency_s,
-            shown=self._shown(action.entry, hops_s),
+            shown=self._shown(
+                action.entry,
+                hops_s,
+                rounded=not all(Compression.parse(stage.compression).exact for stage in stages),
+            ),
         )
 
 

@@ -128,6 +128,7 @@ class Library:
             graph=graph,
             weights=weights,
             preprocess=opened.transform if ref.stage == 0 else None,
+            compression=ref.compression,
         )
 
     def prefetch(self, entry: ModelEntry) -> list[Blob]:

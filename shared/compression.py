@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import ConfigurationError, ProtocolError
-from shared.tensor import DTYPES, MAX_RANK, Array, WireTensor, from_wire, to_wire
+from shared.tensor import DTYPES, MAX_RANK, Array, Shape, WireTensor, from_wire, to_wire
 
 if TYPE_CHECKING:
     import zstandard
@@ -60,6 +60,10 @@ class Compression:
     def exact(self) -> bool:
         """Whether the tensor comes back bit for bit."""
         return self.rounding is Rounding.NONE
+
+    def lossless(self) -> Compression:
+        """The same without rounding."""
+        return Compression(zstd=self.zstd)
 
     def __str__(self) -> str:
         if not self.zstd:
@@ -98,7 +102,7 @@ class PackedTensor:
     """
 
     dtype: str
-    shape: tuple[int, ...]
+    shape: Shape
     data: memoryview
     layout: Literal["contiguous", "channels_last"] = "contiguous"
     rounding: Rounding = Rounding.NONE

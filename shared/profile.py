@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from shared.compression import Compression
 from shared.errors import ConfigurationError
 
 DEFAULT_ZONE = "default"
@@ -65,6 +66,7 @@ class PackedCut:
 
     def __post_init__(self) -> None:
         where = f"compression {self.compression!r}"
+        Compression.parse(self.compression)
         _count(where, "bytes", self.bytes)
         for field in ("pack_s", "unpack_s", "error"):
             _not_negative(where, field, getattr(self, field))

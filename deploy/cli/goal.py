@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from deploy.cli.limits import KEEP_INPUT, LIMIT_NAMES, LIMITS, OBJECTIVE, named, take_limits
+from deploy.cli.limits import (
+    KEEP_INPUT,
+    LIMIT_NAMES,
+    LIMITS,
+    OBJECTIVE,
+    SENDING,
+    check_sending,
+    named,
+    take_limits,
+)
 from deploy.cli.options import F
 from deploy.planning import Wish
 from orchestrator.core.goal import parse_goal
@@ -25,6 +34,7 @@ _OPTIONS = (
     ),
     OBJECTIVE,
     *LIMITS,
+    *SENDING,
     click.option("--min-stages", metavar="N", default="1", help="Cut in at least so many stages."),
     click.option("--max-stages", metavar="N", help="Cut in at most so many stages."),
     click.option("--exclude", multiple=True, metavar="NODE", help="Leave a node out; repeatable."),
@@ -52,6 +62,7 @@ _NAMES = (
     *("strategy", "objective", *LIMIT_NAMES, "min_stages", "max_stages"),
     *("exclude", "in_flight", "input_zone"),
     *("keep_input_in", "broker_zone", "orchestrator_zone"),
+    *("compression", "max_error"),
 )
 
 
@@ -76,6 +87,7 @@ def _wish(taken: dict[str, Any]) -> Wish:
         ConfigurationError: one that makes no sense; in a line that names the option.
     """
     limits = take_limits(taken)
+    check_sending(taken["compression"], taken["max_error"])
     fewest = named("--min-stages", _count, taken["min_stages"])
     most, keep = taken["max_stages"], taken["keep_input_in"]
     if most is not None and named("--max-stages", _count, most) < fewest:
@@ -94,6 +106,8 @@ def _wish(taken: dict[str, Any]) -> Wish:
         keep_input=None if keep is None else named("--keep-input-in", parse_keep_input, keep),
         broker_zone=taken["broker_zone"],
         orchestrator_zone=taken["orchestrator_zone"],
+        compression=taken["compression"],
+        max_error=taken["max_error"],
     )
 
 

@@ -11,6 +11,8 @@ import click
 from deploy.settings import duration_s
 from orchestrator.core.goal import parse_goal
 from orchestrator.core.limits import Limits, parse_keep_input
+from orchestrator.core.plan import AUTO
+from shared.compression import COMPRESSIONS, Compression
 from shared.errors import ConfigurationError
 
 T = TypeVar("T")
@@ -38,6 +40,25 @@ KEEP_INPUT = click.option(
     metavar="ZONE[:DEPTH]",
     help="The input never leaves this zone, nor what the first DEPTH blocks (home:4) or that share of "
     "the work (home:25%) make of it.",
+)
+SENDING = (
+    click.option(
+        "--compression",
+        default=AUTO,
+        show_default=True,
+        metavar="|".join([AUTO, *map(str, COMPRESSIONS)]),
+        help="How tensors travel between stages; auto: what makes the plan better, and rounding only within "
+        "--max-error.",
+    ),
+    click.option(
+        "--max-error",
+        type=float,
+        default=0.0,
+        show_default=True,
+        metavar="RATIO",
+        help="By how much rounding tensors between stages may change the output, relative to its largest "
+        "value; 0 allows none.",
+    ),
 )
 LIMIT_NAMES = ("max_latency", "min_throughput", "max_energy", "max_cost", "max_exposure")
 
@@ -87,6 +108,20 @@ def check_keep_input(text: str | None) -> str | None:
     if text is not None:
         named("--keep-input-in", parse_keep_input, text)
     return text
+
+
+def check_sending(compression: str, max_error: float) -> None:
+    """Look at the values of `SENDING`.
+
+    Raises:
+        ConfigurationError: no such compression, or no such error.
+    """
+    if compression != AUTO:
+        named("--compression", Compression.parse, compression)
+    if not 0.0 <= max_error < 1.0:
+        raise ConfigurationError(
+            "--max-error", expected="0 or more, less than 1", got=f"{max_error:g}"
+        )
 
 
 def check_rate(rate_per_s: float | None) -> float | None:

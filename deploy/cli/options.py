@@ -17,9 +17,11 @@ from deploy.cli.limits import (
     KEEP_INPUT,
     LIMITS,
     OBJECTIVE,
+    SENDING,
     check_keep_input,
     check_objective,
     check_rate,
+    check_sending,
     take_limits,
 )
 from deploy.flags import ServeFlags
@@ -245,6 +247,7 @@ def serve_options(function: F) -> F:
         metavar="JOBS/S",
         help="Keep CPU for so many jobs per second, whatever else is served.",
     )
+    @_all(SENDING)
     @click.option("--runtime", default="auto", show_default=True, help="What runs the stages.")
     @click.option(
         "--preprocess",
@@ -269,6 +272,7 @@ def serve_options(function: F) -> F:
             *("name", "weights", "input_shapes", "level", "min_stages", "max_stages", "strategy"),
             *("calibrate", "min_agreement"),
             *("objective", "keep_input_in", "rate_per_s", "runtime", "preprocess", "labels"),
+            *("compression", "max_error"),
         )
         taken = {name: values.pop(name) for name in names}
         taken["limits"] = take_limits(values)
@@ -276,6 +280,7 @@ def serve_options(function: F) -> F:
         check_keep_input(taken["keep_input_in"])
         check_rate(taken["rate_per_s"])
         check_level(taken["level"], taken["calibrate"], taken["runtime"])
+        check_sending(taken["compression"], taken["max_error"])
         low, high = taken["min_stages"], taken["max_stages"]
         if low is not None and high is not None and low > high:
             raise click.UsageError(f"--min-stages {low} is above --max-stages {high}.")

@@ -22,6 +22,7 @@ from shared.messages.operation import (
     NodeStanding,
     OrchestratorState,
 )
+from shared.profile import UNCOMPRESSED
 
 EXPLAIN_TIMEOUT_S = 10.0
 
@@ -181,7 +182,8 @@ def describe_model(model: ModelState) -> str:
                 row.node,
                 f"[{row.blocks[0]}, {row.blocks[1]})",
                 _mega(row.weight_bytes),
-                f"{row.output_bytes / 1e3:.0f} kB",
+                f"{row.output_bytes / 1e3:.0f} kB"
+                + ("" if row.compression == UNCOMPRESSED else f" {row.compression}"),
                 _ms(row.predicted_s),
                 _ms(row.measured_s),
             )

@@ -166,7 +166,8 @@ def measured(context: Context, event: StageMeasured) -> None:
         return
     entry = generation.entry
     node.contention.measured(event.now, window.cpu_s, window.wall_s, min(hardware.cpu, 1.0))
-    components = stage_components(node.state, entry, place.blocks)
+    sent = generation.plan.pipelines[index].compressions()
+    components = stage_components(node.state, entry, place.blocks, sent)
     corrections = node.corrections_of(entry.runtime)
     expected_s = float(components @ corrections.multipliers(entry.name)) / node.cpu
     times.add(window, min(hardware.cpu, 1.0), float(components.sum()) / hardware.cpu, expected_s)

@@ -67,13 +67,8 @@ def price(
         _check_cover(pipeline, len(profile.blocks))
         on = [by_name[name] for name, _ in pipeline]
         how = [UNCOMPRESSED] * len(pipeline) if compressions is None else compressions[index]
-        sent = profile.sent(
-            {
-                stop: each
-                for (_, (_, stop)), each in zip(pipeline, how, strict=True)
-                if each != UNCOMPRESSED and stop < len(profile.blocks)
-            }
-        )
+        links = zip(pipeline[:-1], how[:-1], strict=True)
+        sent = profile.sent({stop: each for (_, (_, stop)), each in links if each != UNCOMPRESSED})
         stages = tuple(
             cost.price_stage(sent, node, blocks, in_flight, each)
             for node, (_, blocks), each in zip(on, pipeline, how, strict=True)

@@ -82,7 +82,13 @@ def generation_from(entry: ModelEntry, state: ModelState, now: float) -> Generat
         PipelinePlan(
             tuple(
                 StagePlan(
-                    row.node, row.blocks, max(row.predicted_s, LEAST_S), 0.0, 0.0, row.weight_bytes
+                    row.node,
+                    row.blocks,
+                    max(row.predicted_s, LEAST_S),
+                    0.0,
+                    0.0,
+                    row.weight_bytes,
+                    row.compression,
                 )
                 for row in pipeline.stages
             )
@@ -148,6 +154,7 @@ def _row(
         blocks=stage.blocks,
         weight_bytes=sum(block.weight_bytes for block in profile.blocks[start:stop]),
         output_bytes=boundary[stop],
+        compression=stage.compression,
         predicted_s=round(stage.compute_s, 6),
         measured_s=_rounded(times.measured_s),
         first_sight_s=_rounded(times.first_sight_s),

@@ -88,6 +88,14 @@ class PipelinePlan:
 
     stages: tuple[StagePlan, ...]
 
+    def compressions(self) -> dict[int, str]:
+        """How the tensors of its cuts are sent, by the cut's index, but for those that travel as they are."""
+        return {
+            stage.blocks[1]: stage.compression
+            for stage in self.stages[:-1]
+            if stage.compression != UNCOMPRESSED
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class Alternative:

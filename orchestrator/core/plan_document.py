@@ -6,7 +6,15 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from orchestrator.core.plan import Alternative, Front, PipelinePlan, Plan, Predicted
+from orchestrator.core.plan import (
+    Alternative,
+    Front,
+    PipelinePlan,
+    Plan,
+    Predicted,
+    StagePlan,
+)
+from shared.profile import UNCOMPRESSED
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -59,6 +67,11 @@ def _alternative(other: Alternative) -> dict[str, Any]:
     }
 
 
+def _compression(stage: StagePlan) -> dict[str, str]:
+    """How it sends what it made; left out where that travels as it is."""
+    return {} if stage.compression == UNCOMPRESSED else {"compression": stage.compression}
+
+
 def _pipelines(pipelines: Iterable[PipelinePlan]) -> list[dict[str, Any]]:
     return [
         {
@@ -70,6 +83,7 @@ def _pipelines(pipelines: Iterable[PipelinePlan]) -> list[dict[str, Any]]:
                     "receive_s": stage.receive_s,
                     "send_s": stage.send_s,
                     "memory_bytes": stage.memory_bytes,
+                    **_compression(stage),
                 }
                 for stage in pipeline.stages
             ]

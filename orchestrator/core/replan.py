@@ -224,6 +224,8 @@ def _request(
         broker_zone=zones.broker,
         orchestrator_zone=zones.orchestrator,
         thorough=False,
+        max_error=entry.options.max_error,
+        compression=entry.options.compression,
     )
 
 

@@ -8,7 +8,9 @@ node's slowdown at it (its calibration over that machine's), times what measured
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TypeAlias
 
 import numpy as np
@@ -24,6 +26,7 @@ FloatArray: TypeAlias = npt.NDArray[np.float64]
 COMPONENTS = (*(name.value for name in CostClass), "input", "messages")
 _CLASSES = len(CostClass)
 _INPUT, _MESSAGES = _CLASSES, _CLASSES + 1
+_MEMORY = COMPONENTS.index(CostClass.MEMORY)
 
 MESSAGE_CPU_S, BYTE_CPU_S = 0.0003, 1.0e-9
 """CPU seconds to receive or send one activation at QoS 1, and more for each byte of it, at speed 1.0.
@@ -74,13 +77,25 @@ def node_speed(state: NodeState, entry: ModelEntry, multipliers: FloatArray) -> 
     )
 
 
-def stage_components(state: NodeState, entry: ModelEntry, blocks: tuple[int, int]) -> FloatArray:
-    """CPU seconds of one job in the stage `[start, stop)` on a node, by component, by calibration alone."""
+def stage_components(
+    state: NodeState,
+    entry: ModelEntry,
+    blocks: tuple[int, int],
+    compressions: Mapping[int, str] = MappingProxyType({}),
+) -> FloatArray:
+    """CPU seconds of one job in the stage `[start, stop)` on a node, by component, by calibration alone.
+
+    `compressions` are how its pipeline sends the tensors of its cuts, by the cut's index.
+    """
     start, stop = blocks
-    boundary = entry.profile.boundary_bytes()
+    profile = entry.profile.sent(compressions)
+    boundary = profile.boundary_bytes()
     seconds = np.zeros(len(COMPONENTS))
     seconds[:_CLASSES] = block_work(entry)[start:stop].sum(axis=0)
-    seconds[_INPUT] = entry.profile.input_seconds if start == 0 else 0.0
+    # Copying, rounding and sorting bytes: what a runtime's operators of that class do.
+    seconds[_MEMORY] += profile.cuts[start - 1].unpack_s if start > 0 else 0.0
+    seconds[_MEMORY] += profile.cuts[stop - 1].pack_s if stop < len(profile.blocks) else 0.0
+    seconds[_INPUT] = profile.input_seconds if start == 0 else 0.0
     seconds[_MESSAGES] = MESSAGES_PER_STAGE * MESSAGE_CPU_S
     seconds[_MESSAGES] += BYTE_CPU_S * (boundary[start] + boundary[stop])
     components: FloatArray = seconds * component_slowdowns(state, entry)

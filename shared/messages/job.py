@@ -7,6 +7,7 @@ from typing import Annotated, Any, Final, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
+from shared.compression import PackedTensor
 from shared.errors import ErrorCode
 from shared.messages import Count, Seconds, Version
 from shared.tensor import Shape, WireTensor
@@ -16,6 +17,7 @@ MAX_TENSORS: Final = 1024
 """Of one message; between stages as many as are alive at a cut."""
 # Lengths are checked before what they count is made: an image of no bytes has two on the wire, and 200 then.
 Tensors = Annotated[dict[str, WireTensor], Meta(max_length=MAX_TENSORS)]
+Packed = Annotated[dict[str, PackedTensor], Meta(max_length=MAX_TENSORS)]
 Trace = Annotated[list["StageTime"], Meta(max_length=1024)]
 Images = Annotated[list[memoryview], Meta(max_length=MAX_BATCH)]
 InputTensors = Annotated[dict[str, "TensorInput"], Meta(max_length=64)]
@@ -38,6 +40,8 @@ class StageTime:
 class Activation:
     """What a stage takes: tensors by name, or for stage 0 a client's input as it came (`body`).
 
+    Between stages a tensor is in `tensors` as it is or in `packed` compressed; `exact` asks every stage to
+    round nothing.
     `watched`: a node died while it had this item, so whoever has it now says so (`Progress`).
     """
 
@@ -45,6 +49,8 @@ class Activation:
     item: Count
     attempt: Count
     tensors: Tensors = field(default_factory=dict)
+    packed: Packed = field(default_factory=dict)
+    exact: bool = False
     body: memoryview | None = None
     content_type: str = ""
     trace: Trace = field(default_factory=list)

@@ -13,8 +13,9 @@ from shared.messages import Count, Digest, Name, Ratio, Seconds, Version
 class StageRow:
     """One stage of a plan in force; seconds per item, wall time at the node's CPU share.
 
-    `predicted_s` is the plan's. For the same stage `first_sight_s` is predicted by the node's calibration
-    alone, `expected_s` with what was measured before; they and `measured_s` come with measurements.
+    `compression` is how it sends what it made, `output_bytes` the size of that without. `predicted_s` is the
+    plan's. For the same stage `first_sight_s` is predicted by the node's calibration alone, `expected_s` with
+    what was measured before; they and `measured_s` come with measurements.
     """
 
     stage: Count
@@ -23,6 +24,7 @@ class StageRow:
     weight_bytes: Count
     output_bytes: Count
     predicted_s: Seconds
+    compression: str = "none"
     measured_s: Seconds | None = None
     first_sight_s: Seconds | None = None
     expected_s: Seconds | None = None
@@ -82,7 +84,9 @@ class ServeOptions:
     `objective` is one (`latency`) or several with weights (`latency=0.7,cost=0.3`). A plan that breaks a
     limit is not taken; `keep_input_in` is a zone that the input must not leave, or `ZONE:BLOCKS` or
     `ZONE:SHARE%` for what the first blocks make of it, too. `rate_per_s` are jobs per second to keep CPU
-    for; where they cannot be had the model is served with the most that can.
+    for; where they cannot be had the model is served with the most that can. `compression` is how tensors
+    travel between stages, `auto` leaves it to the planner; `max_error` is by how much rounding them may
+    change the output, relative to the largest output: 0 allows none.
     """
 
     strategy: str = "optimal"
@@ -97,6 +101,8 @@ class ServeOptions:
     max_cost_per_1000: float | None = None
     max_exposure_ratio: float | None = None
     keep_input_in: str | None = None
+    compression: str = "auto"
+    max_error: Ratio = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -22,8 +22,9 @@ class StageAssignment:
     """One stage that a node shall hold ready.
 
     `graph` is the stage's graph as JSON, `weights` the blobs that it names. The first stage also
-    gets `preprocess`, the digest of the model's transform, when the model takes images. On a closed
-    cluster every message of the pipeline carries a MAC made with `key`.
+    gets `preprocess`, the digest of the model's transform, when the model takes images. `compression` is how
+    it sends its tensors to the next stage (`shared.compression`); what it receives says that by itself. On a
+    closed cluster every message of the pipeline carries a MAC made with `key`.
     """
 
     model: Name
@@ -36,6 +37,7 @@ class StageAssignment:
     weights: list[Blob]
     preprocess: Blob | None = None
     key: Key | None = field(default=None, repr=False)
+    compression: str = "none"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
