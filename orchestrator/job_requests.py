@@ -184,10 +184,14 @@ def _policy(properties: Properties) -> Policy:
 
 
 def _deadline(now: float, properties: Properties) -> float | None:
-    """When the client stops waiting: the user property `deadline_ms`, or the message's expiry."""
+    """When the client stops waiting: the earlier of the user property `deadline_ms` and the message's expiry.
+
+    The broker takes the time that the message waited for us off its expiry, and not off `deadline_ms`.
+    """
     given = properties.user_value("deadline_ms")
+    expires = None if properties.expiry_s is None else now + properties.expiry_s
     if given is None:
-        return None if properties.expiry_s is None else now + properties.expiry_s
+        return expires
     try:
         milliseconds = float(given)
     except ValueError:
@@ -199,4 +203,5 @@ def _deadline(now: float, properties: Properties) -> float | None:
             expected="milliseconds, above 0",
             got=repr(given[:40]),
         )
-    return now + milliseconds / 1000
+    deadline = now + milliseconds / 1000
+    return deadline if expires is None else min(deadline, expires)

@@ -19,6 +19,8 @@ from shared.errors import BrokerError, BrokerUnreachableError
 log = logging.getLogger(__name__)
 
 _MOST_LATE = 4096
+ANSWER_EXPIRY_S = 24 * 3600
+"""How long the broker keeps an answer for a client that is away; without it, as long as its session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +97,10 @@ class Replies:
                 correlation_data=context.correlation,
                 content_type=MSGPACK if context.msgpack else "application/json",
                 user=(("job", context.job),),
+                expiry_s=ANSWER_EXPIRY_S,
             )
             if context.version_5
-            else None
+            else Properties(expiry_s=ANSWER_EXPIRY_S)
         )
         reply = _Reply(topic, payload, properties, handles)
         if self._waiting or not self._sent(reply):

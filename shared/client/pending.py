@@ -58,8 +58,10 @@ class Pending:
         """What goes with the payload, now."""
         user = [("job", self.job)]
         if self.deadline_s is not None:
-            waited = asyncio.get_running_loop().time() - self.started
-            user.append(("deadline_ms", str(math.ceil(max(0.0, self.deadline_s - waited) * 1e3))))
+            waited_s = asyncio.get_running_loop().time() - self.started
+            # One that has passed is said, too: the answer is that it has, where 0 would make no sense.
+            left_ms = max(1, math.ceil((self.deadline_s - waited_s) * 1e3))
+            user.append(("deadline_ms", str(left_ms)))
         if self.priority != DEFAULT_PRIORITY:
             user.append(("priority", str(self.priority)))
         if self.policy is not Policy.LOSSLESS:
@@ -72,7 +74,7 @@ class Pending:
             content_type=self.payload.content_type or None,
             user=tuple(user),
             # Nobody waits longer: a job that outlives its caller in the broker's queue is not run.
-            expiry_s=max(1, math.ceil(self.left())),
+            expiry_s=max(1, math.ceil(self.left_to_run())),
         )
 
     async def answered_within(self, timeout_s: float) -> bool:

@@ -234,6 +234,77 @@ async def test_silence_is_met_with_the_same_job(
     assert len(stand.requests) >= 3
 
 
+async def test_leaving_ends_the_wait_for_room(url: BrokerUrl, stand: Stand) -> None:
+    stand.script = lambda message: [error(message, ErrorCode.OVERLOADED, retry_after_s=30.0)]
+    async with Client(url) as client:
+        job = asyncio.create_task(client.infer("m", JPEG, timeout_s=300))
+        await until(lambda: len(stand.requests) == 1)
+        (pending,) = client._pending.values()
+        first = pending.answer
+        await until(lambda: pending.answer is not first)
+    with pytest.raises(asyncio.CancelledError):
+        await job
+
+
+async def test_a_repeat_has_what_is_left_of_the_deadline(
+    client: Client, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when nothing is left: that is for the cluster to say, and 0 would be no deadline at all."""
+    monkeypatch.setattr(client_module, "REPEAT_FIRST_S", 0.05)
+    stand.script = lambda _: []
+    job = asyncio.create_task(client.infer("m", JPEG, timeout_s=60, deadline_s=0.2))
+    await until(lambda: len(stand.requests) >= 4)
+    job.cancel()
+    await asyncio.gather(job, return_exceptions=True)
+    left_ms = [int(r.properties.user_value("deadline_ms") or 0) for r in stand.requests]
+    assert left_ms[0] <= 200
+    assert left_ms == sorted(left_ms, reverse=True)
+    assert left_ms[-1] == 1
+    assert {r.properties.expiry_s for r in stand.requests} == {1}, "nor does the broker keep it"
+
+
+async def test_who_stopped_waiting_leaves_nothing_behind(client: Client, stand: Stand) -> None:
+    """Cancelled or timed out: an answer that comes after all disturbs nobody."""
+    stand.script = lambda _: []
+    cancelled = asyncio.create_task(client.infer("m", JPEG, timeout_s=60))
+    await until(lambda: len(stand.requests) == 1)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    with pytest.raises(JobError):
+        await client.infer("m", JPEG, timeout_s=0.1)
+    assert client._pending == {}
+    for request in stand.requests:
+        assert request.properties.response_topic is not None
+        await stand.bus.publish(request.properties.response_topic, encode_json(answer(request)))
+    stand.script = lambda message: [encode_json(answer(message, generation=8))]
+    assert (await client.infer("m", JPEG)).generation == 8
+
+
+async def test_programs_with_one_login_hear_each_other_and_take_their_own(
+    url: BrokerUrl, stand: Stand
+) -> None:
+    """Two clients of one name, as on a closed broker: each gets all answers of both."""
+
+    def script(message: Message) -> list[bytes]:
+        return [encode_json(answer(message, pipeline=message.payload[3:].decode()))]
+
+    stand.script = script
+    async with Client(url) as one, Client(url) as other:
+        other.name = one.name
+        await other._bus.subscribe(TOPICS.pattern("result", client=one.name))
+        results = await asyncio.gather(
+            *(
+                client.infer("m", b"\xff\xd8\xff" + f"{index}-{number}".encode())
+                for number in range(20)
+                for index, client in enumerate((one, other))
+            )
+        )
+    assert [result.pipeline for result in results] == [
+        f"{index}-{number}" for number in range(20) for index in range(2)
+    ]
+
+
 async def test_new_orchestrator_is_asked_at_once(client: Client, stand: Stand) -> None:
     stand.script = lambda _: []
     job = asyncio.create_task(client.infer("m", JPEG, timeout_s=20))

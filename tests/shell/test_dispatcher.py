@@ -12,7 +12,7 @@ import pytest
 from orchestrator import dispatch_actions
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_settings import DispatchSettings
-from shared.bus import Message
+from shared.bus import Message, Properties
 from shared.codec import encode_msgpack
 from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
 from shared.messages.job import Failure, StageResult
@@ -218,6 +218,27 @@ def test_a_messages_expiry_is_its_deadline() -> None:
         world.ask(expiry_s=1)
         code, error = world.next_error()
         assert (code, error["expected"]) == ("deadline", "within 1.000 s")
+
+
+@pytest.mark.parametrize(("deadline_ms", "expiry_s"), [("60000", 1), ("30", 60)])
+def test_the_earlier_of_deadline_and_expiry_holds(deadline_ms: str, expiry_s: int) -> None:
+    """The broker takes what a job waited for us off its expiry only."""
+    with running(serve=False) as world:
+        world.thread.tell(spec())
+        world.ask(user=(("deadline_ms", deadline_ms),), expiry_s=expiry_s)
+        code, error = world.next_error()
+        within_s = min(int(deadline_ms) / 1000, expiry_s)
+        assert (code, error["expected"]) == ("deadline", f"within {within_s:.3f} s")
+
+
+@pytest.mark.parametrize("topic", ["test/model/m/infer", "test/model/m/infer/c/1"])
+def test_the_broker_need_not_keep_an_answer_for_ever(topic: str) -> None:
+    with running() as world:
+        properties = Properties(response_topic="test/result/c/1", correlation_data=b"1")
+        world.client.publish(topic, JPEG, properties=properties)
+        world.result(*world.next_activation())
+        world.until(lambda: world.answers)
+        assert world.answers[0].properties.expiry_s == 24 * 3600
 
 
 def test_a_batch_is_answered_in_order_with_errors_in_place() -> None:
