@@ -46,8 +46,9 @@ CATALOGUE = {
     "scheduling": Entry("scheduling", "which pipeline takes a job: cost, rules; plans", (70, 480)),
     "forecast": Entry("forecast", "load 10 to 30 s ahead, from recorded traces", (2, 2)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
-    "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (60, 200)),
     "overload": Entry("overload", "three times the capacity for a minute", (75, 220)),
+    "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (75, 180)),
+    "durability": Entry("durability", "what each piece of durability costs a job", (10, 60)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }
 
