@@ -26,7 +26,7 @@ from orchestrator.core import dispatch_events as dispatch
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.deployer import Deployer
-from orchestrator.dispatch_notes import Note, Report
+from orchestrator.dispatch_notes import Report
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.doubts import LIVE_S, Doubts
 from orchestrator.figures import metrics
@@ -36,6 +36,7 @@ from orchestrator.job_store import JobStore, Recovered
 from orchestrator.lease import Tenure
 from orchestrator.library import Library
 from orchestrator.model_states import ModelStates
+from orchestrator.note_box import NoteBox
 from orchestrator.operators import Operators
 from orchestrator.options import OrchestratorOptions
 from orchestrator.outbox import Outbox
@@ -122,7 +123,7 @@ class Orchestrator:
         )
         self._announcer = Announcer(self._outbox)
         self._states = ModelStates(self._cluster, self._library, self._outbox)
-        self._notes: asyncio.Queue[Note] = asyncio.Queue()
+        self._notes = NoteBox()
         self._jobs = JobStore(
             options.state_dir / "jobs.sqlite3",
             after_s=options.store_after_s,
@@ -132,7 +133,7 @@ class Orchestrator:
         self._dispatcher = DispatchThread(
             (data or self._mqtt_data)(),
             self._topics,
-            self._note,
+            self._notes.put,
             options.dispatch,
             self._jobs,
             keys=self._keys.pipelines,
@@ -243,6 +244,7 @@ class Orchestrator:
         if stop is not None:
             self._stop = stop
         self._loop = asyncio.get_running_loop()
+        self._notes.open(self._loop)
         self._bus.on_connect(self._announce)
         try:
             async with self._bus, self._transfers:
@@ -408,12 +410,6 @@ class Orchestrator:
 
     # --- the dispatcher's side, and time
 
-    def _note(self, note: Note) -> None:
-        """Called in the dispatcher's thread."""
-        assert self._loop is not None
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody reads any more
-            self._loop.call_soon_threadsafe(self._notes.put_nowait, note)
-
     def _store_trouble(self, text: str) -> None:
         """Called in the job store's thread."""
         assert self._loop is not None
@@ -423,7 +419,7 @@ class Orchestrator:
 
     async def _read_notes(self) -> None:
         while True:
-            note = await self._notes.get()
+            note = await self._notes.take()
             try:
                 match note:
                     case dispatch.PipelineDrained(model, pipeline, generation):
@@ -468,7 +464,9 @@ class Orchestrator:
             self.say_again()
         self._states.measured(report, now)
         if self._bus.connected:
-            own = self._counters | Counter(dropped_outbox=self._outbox.dropped)
+            own = self._counters | Counter(
+                dropped_outbox=self._outbox.dropped, dropped_notes=self._notes.dropped
+            )
             errors = self._cluster.prediction_errors()
             standings = self._cluster.standings(now)
             summary = metrics(report, len(self._cluster.alive()), standings, own, errors)
