@@ -223,14 +223,20 @@ class LocalCluster:
         return await self.start_orchestrator()
 
     async def add_agent(
-        self, name: str | None = None, cpu: float | None = None, *, arguments: Sequence[str] = ()
+        self,
+        name: str | None = None,
+        cpu: float | None = None,
+        *,
+        arguments: Sequence[str] = (),
+        wrap: Sequence[str] = (),
     ) -> Child:
         """Start one more agent, or one of a name that was there before.
 
         Args:
             name: the node's name; `agent-N` when None.
             cpu: its share, enforced by cgroup; None for an equal part, enforced where that may be done.
-            arguments: further flags of `amp4ec agent`.
+            arguments: further flags of `amp4ec agent`; they count more than what stands here.
+            wrap: what its command line begins with, as in `Child.start`.
 
         Raises:
             ConfigurationError: a share was asked for and may not be enforced, or that agent runs.
@@ -251,7 +257,7 @@ class LocalCluster:
                 self.directory / f"{name}.log",
                 limit=limit,
                 environment=self._environment,
-                wrap=await self._within(name),
+                wrap=[*await self._within(name), *wrap],
             )
         except BaseException:
             if limit is not None:
