@@ -112,6 +112,43 @@ async def test_broker_and_orchestrator_are_killed_together(
     assert answer["status"] == "ok"
 
 
+async def test_agent_and_orchestrator_are_killed_together(
+    cluster: LocalCluster, raw: RawClient
+) -> None:
+    """The one who would notice is gone, too."""
+    before = await cluster.wait_for_model(MODEL)
+    victim = before.pipelines[0].stages[-1].node
+    streaming = asyncio.create_task(stream(raw, cluster))
+    await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 5)
+    await cluster.kill_agent(victim)
+    await cluster.kill_orchestrator()
+    await cluster.start_orchestrator()
+    sent = await streaming
+    await answered_once(raw, cluster, sent)
+    await cluster.add_agent(victim)
+    await cluster.wait_for_nodes(3)
+
+
+async def test_all_are_killed_together(cluster: LocalCluster, raw: RawClient) -> None:
+    """Broker, orchestrator and every agent at once, as by a power cut: our client has every answer, once."""
+    await cluster.wait_for_model(MODEL)
+    names = list(cluster.agents)
+    async with cluster.client() as client, asyncio.TaskGroup() as group:
+        ours = [group.create_task(client.infer(MODEL, JPEG, timeout_s=150)) for _ in range(JOBS)]
+        await asyncio.wait(ours, return_when=asyncio.FIRST_COMPLETED)
+        await cluster.broker.kill()
+        await cluster.kill_orchestrator()
+        await asyncio.gather(*(cluster.kill_agent(name) for name in names))
+        assert sum(task.done() for task in ours) < JOBS, "some were under way"
+        await cluster.broker.start()
+        await cluster.start_orchestrator()
+        for name in names:
+            await cluster.add_agent(name)
+    assert len({str(task.result().top) for task in ours}) == 1, "one photograph, one answer"
+    answer = await asyncio.to_thread(raw.ask, JPEG)
+    assert answer["status"] == "ok"
+
+
 async def test_agent_leaves_by_itself(cluster: LocalCluster, raw: RawClient) -> None:
     before = await cluster.wait_for_model(MODEL)
     leaver = before.pipelines[0].stages[0].node
