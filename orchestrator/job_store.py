@@ -306,6 +306,9 @@ class JobStore:
         if not changes:
             return
         try:
+            if not self._path.exists():
+                # SQLite goes on writing to a file that was deleted, and nobody would find it.
+                raise sqlite3.OperationalError("the file is gone")
             with database:
                 _store(database, changes, self._clock() - self._keep_s)
                 num_set_aside = _count_set_aside(database)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -53,6 +54,23 @@ def test_jobs_that_the_broker_lost_go_on(tmp_path: Path) -> None:
         assert len(world.recovered.jobs) == 5
         world.serve_again()
         assert answered(world, 5) == dict.fromkeys("01234", 1)
+
+
+def test_a_store_that_is_lost_while_it_runs_costs_no_job(tmp_path: Path) -> None:
+    """The broker's queue has them: they are answered now, and by a successor that finds no file."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    with running(store=folder / "jobs.sqlite3") as world:
+        accepted(world, 5)
+        shutil.rmtree(folder)
+        world.ask(job="5")
+        world.until(lambda: world.thread._core.snapshot().live_requests == 6)
+        world.thread.stop()
+        world.activations.clear()
+        world.restart()
+        assert world.recovered.jobs == ()
+        world.serve_again()
+        assert answered(world, 6) == dict.fromkeys("012345", 1)
 
 
 def test_jobs_of_a_session_that_is_gone_go_on(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator import job_store
 from orchestrator.job_store import JobStore, Key, SetAside, StoredAnswer
 from shared.bus import Message, Properties
 
@@ -175,6 +176,45 @@ def test_a_disk_that_fails_is_said_once_and_nothing_is_lost(tmp_path: Path) -> N
     store.close()
     assert len(said) == 1
     assert "jobs" in said[0]
+
+
+def test_a_file_that_is_deleted_while_it_runs_is_said_and_made_again(tmp_path: Path) -> None:
+    path, said = tmp_path / "jobs.sqlite3", list[str]()
+    store, *_ = opened(path, trouble=said.append)
+    store.accepted("a", job(1))
+    until(lambda: rows(path, "jobs") == 1)
+    for file in tmp_path.iterdir():
+        file.unlink()
+    store.accepted("b", job(2))
+    until(lambda: said)
+    until(lambda: path.exists() and rows(path, "jobs") == 1)
+    store.close()
+    assert len(said) == 1
+    assert "gone" in said[0]
+
+
+def test_a_full_disk_is_said_and_written_to_again_when_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, said, room = tmp_path / "jobs.sqlite3", list[str](), [20]
+    connect = job_store._connect
+
+    def connect_in_little_room(path: Path) -> sqlite3.Connection:
+        database = connect(path)
+        database.execute(f"PRAGMA max_page_count={room[0]}")
+        return database
+
+    monkeypatch.setattr(job_store, "_connect", connect_in_little_room)
+    store, *_ = opened(path, trouble=said.append)
+    large = replace(job(1), payload=bytes(500_000))
+    store.accepted("a", large)
+    until(lambda: said)
+    store.accepted("b", job(2))
+    assert "full" in said[0]
+    room[0] = 100_000
+    until(lambda: rows(path, "jobs") == 2)
+    store.close()
+    assert len(said) == 1, "once per outage"
 
 
 def test_a_damaged_file_is_moved_aside(tmp_path: Path) -> None:
