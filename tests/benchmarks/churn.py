@@ -92,6 +92,7 @@ async def _churned(context: Context, way: _Way) -> list[Row]:
         *_kill_rows(churn.kills, way.name),
         *_join_rows(churn.joins, way.name),
         _answered(trickle, way.name),
+        _false_alarms(watch, way.name),
     ]
 
 
@@ -192,4 +193,15 @@ def _answered(trickle: Trickle, way: str) -> Row:
         method=f"{way}; a job each 0.1 s, by the client that repeats what was not answered",
         against=f"{trickle.sent} jobs; {describe(trickle.latencies_ms())}",
         bar=Bar(100.0, sense="at least"),
+    )  # fmt: skip
+
+
+def _false_alarms(watch: Watch, way: str) -> Row:
+    silent = sum(
+        seen.happening.event == "node_left" and "silent" in (seen.happening.reason or "")
+        for seen in watch.happenings
+    )
+    return Row.of(
+        "churn", "nodes taken for silent (killed ones have a last will)", "", [float(silent)],
+        method=f"{way}; agents import and load at 0.5/0.3/0.2 CPU", bar=Bar(0.0),
     )  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,6 +67,8 @@ def main() -> None:
         )
     )
     thread.start()
+    while not bus.connected:
+        time.sleep(0.01)
     be_ready()
     wait_for_end()
     thread.stop()
