@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 
-from deploy.drawing import BLUE, FAINT, INK, ORANGE, PALETTE, figure, plain, save
+from deploy.drawing import BLUE, FAINT, INK, ORANGE, figure, plain, save
 from tests.cluster.chaos.checks import Struck
 from tests.cluster.chaos.report import timeline
 from tests.cluster.chaos.run import Outcomes
@@ -17,7 +18,7 @@ def draw_run(outcomes: Outcomes, path: Path) -> None:
     picture = figure(13.0, 8.0)
     grid = picture.add_gridspec(3, 1, height_ratios=(2, 2, 3))
     kinds = sorted({each.fault.kind for each in outcomes.struck})
-    colours = {kind: PALETTE[index % len(PALETTE)] for index, kind in enumerate(kinds)}
+    colours = {kind: colormaps["tab20"](index) for index, kind in enumerate(kinds)}
     seconds = timeline(outcomes)
     times = [second.at_s for second in seconds]
     rate = plain(picture.add_subplot(grid[0]))
@@ -58,7 +59,7 @@ def draw_run(outcomes: Outcomes, path: Path) -> None:
     save(picture, path)
 
 
-def _recoveries(axes: Axes, row: int, struck: list[Struck], colour: str) -> None:
+def _recoveries(axes: Axes, row: int, struck: list[Struck], colour: tuple[float, ...]) -> None:
     recovery = [each.recovery_s for each in struck if each.recovery_s is not None]
     gaps = [each.gap_s for each in struck if each.gap_s is not None]
     axes.scatter(recovery, [row + 0.12] * len(recovery), color=colour, s=14, alpha=0.8, lw=0)

@@ -49,6 +49,8 @@ class Outcomes:
     ledger: Ledger = field(default_factory=Ledger)
     struck: list[Struck] = field(default_factory=list)
     usage: Usage | None = None
+    ended: dict[str, str] = field(default_factory=dict)
+    """Processes that ended by themselves, with the end of their logs."""
     checks: list[Check] = field(default_factory=list)
 
 
@@ -84,7 +86,7 @@ async def run(directory: Path, options: Options) -> Outcomes:
             usage=outcomes.usage,
             retained=retained,
             expected=expected,
-            ended=made.ended(),
+            ended=outcomes.ended or made.ended(),
         )
     return outcomes
 
@@ -100,6 +102,10 @@ async def _strike_all(made: Plant, outcomes: Outcomes, options: Options) -> None
     for step in _steps(options):
         await asyncio.sleep(step.pause_s)
         if not options.quick and time.monotonic() >= deadline:
+            return
+        outcomes.ended = made.ended()
+        if outcomes.ended:
+            say(f"{', '.join(outcomes.ended)} ended without being struck: ended early")
             return
         say(" and ".join(map(str, step.faults)))
         async with asyncio.TaskGroup() as group:
@@ -119,8 +125,8 @@ async def _strike(made: Plant, struck: list[Struck], fault: Fault) -> None:
         async with broken(made, fault):
             entry.broken_at = time.monotonic()
             await asyncio.sleep(fault.hold_s)
-    except Amp4ecError as error:
-        entry.failure = str(error)
+    except (Amp4ecError, OSError) as error:  # OSError: what was to be struck is not there
+        entry.failure = str(error) or type(error).__name__
         say(f"{fault}: {error}")
     entry.mended_at = time.monotonic()
 
