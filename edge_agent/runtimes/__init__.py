@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,11 @@ import numpy.typing as npt
 
 from shared.errors import StageError
 from shared.graph import StageGraph
+
+# ONNX Runtime (1.31) reports to its maker from the moment it is imported, and keeps a database and an
+# identity of the device in the user's cache for it. A device talks to whom its owner chose; who wants the
+# reports sets the variable.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 Array: TypeAlias = npt.NDArray[np.generic]
 Blobs: TypeAlias = Mapping[str, Path | bytes]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -441,3 +442,19 @@ def test_calibration() -> None:
     result = calibrate("onnxruntime")
     assert set(result.seconds) == {"conv_dense", "conv_depthwise", "matmul", "memory", "overhead"}
     assert all(seconds > 0 for seconds in result.seconds.values())
+
+
+@pytest.mark.parametrize(
+    "module", ["edge_agent.runtimes.onnx_runtime", "orchestrator.models.onnx_values"]
+)
+def test_nothing_is_written_about_the_device(tmp_path: Path, module: str) -> None:
+    """ONNX Runtime's telemetry keeps a database in the user's cache as soon as it is imported."""
+    environment = {
+        key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"
+    }
+    subprocess.run(
+        [sys.executable, "-c", f"import {module}"],
+        env={**environment, "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)},
+        check=True,
+    )
+    assert list(tmp_path.iterdir()) == []
