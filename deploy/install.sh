@@ -69,6 +69,18 @@ install_network_tools() {
         "iproute2 util-linux" ""
 }
 
+have_faketime() (
+    ls /usr/lib/*/faketime/libfaketimeMT.so.1 || ls /usr/lib*/faketime/libfaketimeMT.so.1
+) >/dev/null 2>&1
+
+install_faketime() {
+    if [ "$(uname -s)" != Linux ] || have_faketime; then
+        return
+    fi
+    say "Installing libfaketime, for tests that set clocks (100 kB, seconds)"
+    install_packages faketime libfaketime libfaketime libfaketime ""
+}
+
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 
 find_python() {

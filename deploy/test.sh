@@ -12,6 +12,7 @@ TEXT
 
 install_mosquitto
 install_network_tools
+install_faketime
 make_environment dev
 
 say "Lint (seconds)"
