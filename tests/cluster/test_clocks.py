@@ -29,7 +29,7 @@ LIBRARIES = [
 
 pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.timeout(180),
+    pytest.mark.timeout(300),
     pytest.mark.skipif(
         not LIBRARIES, reason="there is no libfaketime: install the package faketime"
     ),

@@ -8,14 +8,16 @@ from pathlib import Path
 import paho.mqtt.publish as mqtt
 import pytest
 
+from deploy.flags import ServeFlags
 from deploy.local import LocalCluster
+from deploy.network import network_missing
 from deploy.supervisor import Child
 from deploy.watch import Events, watch
 from shared.bus import MqttControlBus
 from shared.codec import encode_json
 from shared.messages.node import NodeState
 from shared.messages.operation import Happening
-from tests.cluster.conftest import JPEG, MODEL, ROOT, RawClient
+from tests.cluster.conftest import JPEG, MODEL, ROOT, RawClient, until
 from tests.cluster.test_losses import answered_once, stream
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
@@ -231,3 +233,28 @@ async def test_a_restart_of_the_orchestrator_leaves_the_stages_loaded(
     for name, log in logs.items():
         since = log.read_text()[before[name] :]
         assert "loading" not in since, since
+
+
+@pytest.mark.skipif(bool(network_missing()), reason=network_missing())
+async def test_a_half_open_connection_is_noticed_from_both_sides(tmp_path: Path) -> None:
+    """Packets vanish without a reset: its jobs run elsewhere, and it notices by itself that it is cut off."""
+    async with LocalCluster(tmp_path, agents=2, isolated=True) as cluster:
+        await cluster.wait_for_nodes()
+        flags = ServeFlags(weights="none", min_stages=2, max_stages=2, timeout_s=110)
+        await cluster.serve(MODEL, flags)
+        async with watch(cluster.url, ROOT) as events, cluster.client() as client:
+            cluster.network.cut("agent-2")
+            result = await client.infer(MODEL, JPEG, timeout_s=60)
+            assert set(result.nodes) == {"agent-1"}
+            left = await happened(events, "node_left", "agent-2")
+            assert "does not answer" in (left.reason or "")
+            log = cluster.agents["agent-2"].log
+            await asyncio.to_thread(
+                until, lambda: "no connection to" in log.read_text(), 20.0
+            )  # the kernel gives it up after 10 s, and the keep-alive is 15
+            since = len(events.seen)
+            cluster.network.heal("agent-2")
+            await happened(events, "node_joined", "agent-2", since=since)
+            await cluster.wait_for_model(MODEL, newer_than=result.generation)
+            result = await client.infer(MODEL, JPEG, timeout_s=60)
+            assert set(result.nodes) == {"agent-1", "agent-2"}
