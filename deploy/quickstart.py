@@ -106,7 +106,9 @@ async def _start(directory: Path, cpus: tuple[float, ...]) -> LocalCluster:
     except BaseException:
         await cluster.stop()
         raise
-    print_line(f"   broker {cluster.broker.url}")
+    print_line(
+        f"   broker {cluster.broker.url}, open to everybody on this machine and to nobody else"
+    )
     for agent in cluster.agents.values():
         share = f"{agent.limit.cpus:g} CPU" if agent.limit else "no CPU limit"
         print_line(f"   {agent.name}: {share}, pid {agent.pid}")

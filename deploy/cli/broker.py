@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
 import os
 import socket
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from deploy.cli.openness import is_loopback
 from deploy.cli.options import NAME, ROOT, Common, json_option, service_options
 from deploy.cli.output import note, print_json, print_line
 from shared.errors import ConfigurationError
@@ -80,7 +80,7 @@ def broker_command(
     closed = _closed(directory)
     if bind is None:
         bind = "127.0.0.1" if closed is None else "0.0.0.0"  # noqa: S104 - closed to strangers
-    if closed is None and not insecure and not _is_loopback(bind):
+    if closed is None and not insecure and not is_loopback(bind):
         raise ConfigurationError(
             "an open broker lets anybody who reaches it do anything: close it first "
             "(`amp4ec broker init DIR`, then --directory DIR), or say --insecure",
@@ -235,10 +235,3 @@ def _warn_unsigned(closed: ClosedBroker) -> None:
             f"{closed.directory} is older than signatures: who breaks into the broker commands the cluster; "
             "`amp4ec broker init` in a new directory, and new tokens, end that"
         )
-
-
-def _is_loopback(bind: str) -> bool:
-    try:
-        return ipaddress.ip_address(bind).is_loopback
-    except ValueError:
-        return bind == "localhost"

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from deploy.cli.openness import warn_of_plain_text
 from deploy.cli.options import DURATION, NAME, SIZE, Common, service_options
 from deploy.cli.scheduling import scheduler_options
 from orchestrator.core.scheduler_settings import SchedulerSettings
@@ -93,6 +94,7 @@ def orchestrator_command(
     from orchestrator.core.dispatch_settings import DispatchSettings
     from orchestrator.options import OrchestratorOptions
 
+    warn_of_plain_text(common.broker)
     options = OrchestratorOptions(
         broker=common.broker,
         root=common.root,
@@ -180,6 +182,7 @@ def agent_command(
     from edge_agent.options import AgentOptions
     from edge_agent.service import run_agent
 
+    warn_of_plain_text(common.broker)
     options = AgentOptions(
         broker=common.broker,
         node=name or _node_name(common.broker),

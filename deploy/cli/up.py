@@ -146,7 +146,10 @@ async def _run(cluster: LocalCluster, asked: _Asked) -> None:
         raise
     if cluster.cpu_refused:
         note(f"agents share all CPUs, no limits are set: {cluster.cpu_refused}")
-    note(f"broker {cluster.broker.url}, logs in {cluster.directory}")
+    note(
+        f"broker {cluster.broker.url}, open to everybody on this machine and to nobody else; "
+        f"logs in {cluster.directory}"
+    )
     for agent in cluster.agents.values():
         note(_introduce(agent))
     async with asyncio.TaskGroup() as group:

@@ -15,10 +15,12 @@ from click.testing import CliRunner
 
 from deploy.cli.app import cli
 from deploy.cli.infer import expand
+from deploy.cli.openness import warn_of_plain_text
 from deploy.cli.options import serve_options
 from deploy.cli.status import describe, describe_model
 from deploy.flags import ServeFlags
 from deploy.supervisor import child_environment, command
+from shared.bus import BrokerUrl
 from shared.client import ClusterStatus, NodeView
 from shared.errors import ConfigurationError
 from shared.messages.model import Figures, ModelState, PredictionError, ServeOptions
@@ -48,6 +50,34 @@ def closed_port() -> int:
         sock.bind(("127.0.0.1", 0))
         port: int = sock.getsockname()[1]
         return port
+
+
+@pytest.mark.parametrize(
+    ("address", "warned"),
+    [
+        ("mqtt://192.168.1.5", True),
+        ("broker.local:1884", True),
+        ("mqtts://192.168.1.5", False),
+        ("mqtt://127.0.0.1", False),
+        ("mqtt://[::1]:1885", False),
+        ("localhost", False),
+    ],
+)
+def test_plain_text_to_another_machine_is_warned_of(
+    address: str, *, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    warn_of_plain_text(BrokerUrl.parse(address))
+    said = capsys.readouterr().err
+    assert ("amp4ec broker init" in said) == warned
+    assert said.count("\n") == int(warned)
+
+
+@pytest.mark.parametrize("bind", ["0.0.0.0", "192.0.2.1", "::", "broker.local"])
+def test_an_open_broker_for_others_is_asked_for_by_name(bind: str) -> None:
+    ended = run("broker", "--bind", bind)
+    assert ended.returncode == 2
+    assert "--insecure" in ended.stderr
+    assert "amp4ec broker init" in ended.stderr
 
 
 def test_the_commands() -> None:

@@ -231,6 +231,19 @@ def test_the_earlier_of_deadline_and_expiry_holds(deadline_ms: str, expiry_s: in
         assert (code, error["expected"]) == ("deadline", f"within {within_s:.3f} s")
 
 
+def test_a_client_of_its_own_topic_is_answered_there_whatever_it_names() -> None:
+    """On a closed broker that is the only way in: nobody has somebody else's answers made."""
+    with running() as world:
+        properties = Properties(
+            response_topic="test/result/victim/1", correlation_data=b"x", user=(("job", "theirs"),)
+        )
+        world.client.publish("test/model/m/infer/c/1", JPEG, properties=properties)
+        world.result(*world.next_activation())
+        world.until(lambda: world.answers)
+        assert [message.topic for message in world.answers] == ["test/result/c/1"]
+        assert json.loads(world.answers[0].payload)["job"] == "1"
+
+
 @pytest.mark.parametrize("topic", ["test/model/m/infer", "test/model/m/infer/c/1"])
 def test_the_broker_need_not_keep_an_answer_for_ever(topic: str) -> None:
     with running() as world:
