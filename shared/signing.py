@@ -44,6 +44,7 @@ _CERTIFICATE = b"amp4ec certificate 1\0"
 _SIGNER, _SIGNATURE, _SIGNED_AT = "signer", "signature", "signed_at_ms"
 _MOST_CERTIFICATES = 64
 _LONGEST_CERTIFICATE = 1024
+_LATEST_MS = 2**53
 
 Sign = Callable[[str, bytes], Properties]
 """Makes the properties that vouch for a payload on a topic."""
@@ -144,6 +145,8 @@ class Verifier:
         try:
             at = properties.user_value(_SIGNED_AT)
             at_ms = None if at is None else int(at)
+            if at_ms is not None and not 0 <= at_ms <= _LATEST_MS:
+                raise ValueError(f"signed at {at_ms} ms")
             text = _message_text(message.topic, message.payload, at_ms)
             key.verify(bytes.fromhex(signature), text)
         except (ValueError, self._invalid):

@@ -17,6 +17,7 @@ from shared.bus.token import Bundle, Credentials, decode_token, encode_token
 from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError, ForgedError
 from shared.messages.signature import Certificate
+from shared.pipeline_mac import PipelineMac
 from shared.signing import SIGNED_BY, Admission, Signer, Verifier, signer_of
 from tests.fakes.keys import Cluster
 
@@ -130,6 +131,46 @@ def test_nobody_gives_himself_another_role_name_or_key() -> None:
 @pytest.mark.parametrize("text", ["", "{}", "null", "x" * 5000, '{"name": "\\ud800"}', "[" * 900])
 def test_a_certificate_that_is_none(text: str) -> None:
     assert reason(changed(message(), signer=text)) == "unknown_signer"
+
+
+WORDS = st.one_of(
+    st.text(max_size=200),
+    st.sampled_from(
+        [
+            "",
+            "00",
+            "0" * 64,
+            "0" * 128,
+            " " * 128,
+            "-1",
+            "1e3",
+            str(2**53 + 1),
+            "9" * 5000,
+            "\u0663",
+        ]
+    ),
+    st.just(encode_json(ORCHESTRATOR.certificate).decode()),
+)
+
+
+@given(
+    user=st.lists(
+        st.tuples(st.sampled_from(["signer", "signature", "signed_at_ms", "mac", "x"]), WORDS),
+        max_size=6,
+    ),
+    payload=st.binary(max_size=50),
+)
+def test_whatever_comes_is_refused_and_nothing_else_goes_wrong(
+    user: list[tuple[str, str]], payload: bytes
+) -> None:
+    given_ = Message(TOPIC, payload, properties=Properties(user=tuple(user)))
+    assert reason(given_) in {"unsigned", "unknown_signer", "bad_signature"}
+    assert not PipelineMac(b"k" * 32).holds(given_)
+
+
+def test_a_time_that_is_none_of_ours() -> None:
+    for at_ms in (-1, 2**53 + 1, 10**4000):
+        assert reason(message(at_ms=at_ms)) == "bad_signature"
 
 
 def test_somebody_elses_signature_under_ones_own_certificate() -> None:
