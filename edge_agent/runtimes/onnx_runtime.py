@@ -17,6 +17,7 @@ import numpy as np
 import onnxruntime
 
 from edge_agent.runtimes import Array, Blobs
+from edge_agent.runtimes.memory import give_back
 from edge_agent.runtimes.onnx_graph import Converted, convert
 from edge_agent.runtimes.onnx_weights import StageWeights
 from shared.errors import StageError
@@ -54,8 +55,12 @@ class OnnxRuntime:
             raise StageError(
                 f"stage {graph.name} cannot be loaded: {_first_line(error)}"
             ) from error
-        stage = OnnxStage(graph, converted, session, values)
+        stage = OnnxStage(graph, converted.inputs, converted.outputs, session, values)
         stage.warm_up()
+        # The session has its own copies of what it repacked, and the model's protobuf has served.
+        weights.let_go()
+        del converted
+        give_back()
         return stage
 
 
@@ -63,15 +68,19 @@ class OnnxStage:
     """A loaded stage; see `edge_agent.runtimes.LoadedStage`."""
 
     def __init__(
-        self, graph: StageGraph, converted: Converted, session: Any, values: dict[str, Any]
+        self,
+        graph: StageGraph,
+        inputs: Mapping[str, str],
+        outputs: Mapping[str, str],
+        session: Any,
+        values: dict[str, Any],
     ) -> None:
         self._graph = graph
         self._inputs = tuple(
-            (value, np.dtype(value.spec.dtype), converted.inputs.get(value.name))
-            for value in graph.inputs
+            (value, np.dtype(value.spec.dtype), inputs.get(value.name)) for value in graph.inputs
         )
-        self._passed = tuple(name for name in graph.outputs if name not in converted.outputs)
-        self._outputs = converted.outputs
+        self._passed = tuple(name for name in graph.outputs if name not in outputs)
+        self._outputs = outputs
         self._session = session
         self._values = values
 

@@ -41,6 +41,7 @@ class StageWeights:
         self._graph = graph
         self._blobs = blobs
         self._open: dict[str, tuple[dict[str, Any], memoryview]] = {}
+        self._maps: list[mmap.mmap] = []
 
     def get(self, name: str) -> Array:
         """The weight `name`: a read-only view that keeps its blob alive.
@@ -75,6 +76,14 @@ class StageWeights:
         # The writers align tensors; the format alone does not promise it.
         return array if array.flags.aligned else array.copy()
 
+    def let_go(self) -> None:
+        """Drop the pages of mapped blobs from this process; what is read again comes from the page cache.
+
+        For when most weights were copied into another form, and the stored one is hardly looked at.
+        """
+        for mapped in self._maps:
+            mapped.madvise(mmap.MADV_DONTNEED)
+
     def _read(self, digest: str) -> tuple[dict[str, Any], memoryview]:
         """A blob's header, and the bytes behind it."""
         blob = self._blobs.get(digest)
@@ -85,7 +94,7 @@ class StageWeights:
                 got=f"{len(self._blobs)} other blobs",
             )
         try:
-            data = memoryview(_mapped(blob) if isinstance(blob, Path) else bytes(blob))
+            data = memoryview(self._mapped(blob) if isinstance(blob, Path) else bytes(blob))
             size = int.from_bytes(data[:_LENGTH_BYTES], "little")
             end = _LENGTH_BYTES + size
             if not 0 < size <= len(data) - _LENGTH_BYTES:
@@ -95,17 +104,18 @@ class StageWeights:
             raise self._damaged(digest, str(error)) from error
         return header, data[end:]
 
+    def _mapped(self, path: Path) -> mmap.mmap:
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._maps.append(mapped)
+        return mapped
+
     def _damaged(self, digest: str, got: str) -> StageError:
         return StageError(
             f"blob {digest[:12]} of stage {self._graph.name}",
             expected="safetensors",
             got=got[:200],
         )
-
-
-def _mapped(path: Path) -> mmap.mmap:
-    with path.open("rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
 def _entry(entry: dict[str, Any]) -> tuple[TensorSpec, int, int]:

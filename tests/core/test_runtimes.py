@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestrator.core.cluster_events import ModelEntry
@@ -78,6 +78,7 @@ def test_options_that_make_no_sense_are_said() -> None:
         best_runtime([candidate("a", 0.01, THREE, strategy="fastest")], ZONES)
 
 
+@settings(deadline=None)
 @given(
     some_nodes(),
     st.lists(st.sampled_from([0.004, 0.01, 0.013]), min_size=1, max_size=3),

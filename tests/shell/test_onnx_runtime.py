@@ -458,3 +458,30 @@ def test_nothing_is_written_about_the_device(tmp_path: Path, module: str) -> Non
         check=True,
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_were_repacked_are_not_held_twice(tmp_path: Path) -> None:
+    model = import_module(nn.Conv2d(256, 512, 3), torch.zeros(1, 256, 8, 8), "large")
+    paths = {digest: tmp_path / digest for digest in model.blobs}
+    for digest, data in model.blobs.items():
+        paths[digest].write_bytes(data)
+    graph = slice_stage(model.manifest, 0, len(model.manifest.blocks))
+    x = np.random.default_rng(0).standard_normal((1, 256, 8, 8)).astype(np.float32)
+    stage = open_runtime("onnxruntime").load(graph, paths)
+    before = stage.run({graph.inputs[0].name: x})[graph.outputs[0]]
+    (path,) = paths.values()
+    assert resident_bytes(path) < path.stat().st_size / 4
+    # What is let go of is still there to be read.
+    again = open_runtime("onnxruntime").load(graph, paths).run({graph.inputs[0].name: x})
+    np.testing.assert_array_equal(again[graph.outputs[0]], before)
+
+
+def resident_bytes(path: Path) -> int:
+    """What this process has in memory of a mapped file."""
+    found, inside = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if "-" in line.partition(" ")[0]:
+            inside = line.endswith(str(path))
+        elif inside and line.startswith("Rss:"):
+            found += int(line.split()[1]) * 1024
+    return found
