@@ -198,7 +198,7 @@ class LocalCluster:
         arguments = ["orchestrator", "--state-dir", str(self.directory / state_dir)]
         return await Child.start(
             name,
-            [*arguments, *self._common(name), *self._orchestrator_arguments],
+            [*arguments, *self._common("orchestrator"), *self._orchestrator_arguments],
             self.directory / f"{name}.log",
             environment=self._environment,
             wrap=await self._within(name),

@@ -156,8 +156,15 @@ class Candidate:
         )
         if self._replica is None:
             bus = self._make_replica(self._client_id("standby"))
-            admission = Admission(self._options.broker.credentials)
-            replica = Replica(bus, self._topics, self.name, admission, self._library)
+            replica = Replica(
+                bus,
+                self._topics,
+                self.name,
+                admission=Admission(self._options.broker.credentials),
+                library=self._library,
+                ready=self._watch.ready,
+            )
+            self._watch.ready(False)
             task = asyncio.create_task(replica.run(), name="replica")
             self._replica = replica, task
 
@@ -180,6 +187,7 @@ class Candidate:
     def _begin_life(self, tenure: Tenure) -> None:
         assert self.life is None, "a life begins when the one before has ended"
         known = self._let_go()
+        self._watch.ready(True)
         log.info("%s leads under term %d", self.name, tenure.title.term)
         self.life = self._make_life(
             self._options,

@@ -131,6 +131,10 @@ class LeaderWatch(threading.Thread):
         """A node said that it obeys nobody below this term."""
         self._tell(core.TermSeen(time.monotonic(), term))
 
+    def ready(self, ready: bool) -> None:
+        """Whether we have all that it takes to go on with what is served."""
+        self._tell(core.ReadyChanged(time.monotonic(), ready))
+
     def count_known(self, count: int) -> None:
         """The broker once had this count of beats."""
         self._tell(core.CountKnown(time.monotonic(), count))
@@ -211,7 +215,7 @@ class LeaderWatch(threading.Thread):
                 return core.BeatSeen(now, title, beat.count, message.retain)
             case "standby":
                 sign = decode_json(payload, Standby)
-                return core.SignSeen(now, sign.name, sign.serial)
+                return core.SignSeen(now, sign.name, sign.serial, sign.ready)
             case _:
                 return None
 
@@ -226,8 +230,8 @@ class LeaderWatch(threading.Thread):
 
     def _perform(self, action: core.Action) -> None:
         match action:
-            case core.Sign(serial):
-                sign = Standby(name=self._core.name, serial=serial)
+            case core.Sign(serial, ready):
+                sign = Standby(name=self._core.name, serial=serial, ready=ready)
                 topic = self._topics.topic("standby", standby=self._core.name)
                 self._bus.publish(topic, encode_json(sign), 0)
             case core.Claim(title):

@@ -7,12 +7,14 @@ are in the broker's queue, which whoever leads inherits.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+from collections.abc import Callable
 
 from orchestrator.library import Library
 from shared.bus import ControlBus, Message
 from shared.codec import decode_json
-from shared.errors import Amp4ecError, ProtocolError
+from shared.errors import Amp4ecError, BrokerError, ProtocolError
 from shared.ids import ORCHESTRATOR
 from shared.messages.model import ModelState
 from shared.messages.stage import Blob
@@ -34,10 +36,18 @@ class Replica:
         name: this process's, under which pieces come.
         admission: believes the leader only.
         library: where packages go. It may be the leader's own, where both share a directory.
+        ready: called when all is here, or something new is not.
     """
 
     def __init__(
-        self, bus: ControlBus, topics: Topics, name: str, admission: Admission, library: Library
+        self,
+        bus: ControlBus,
+        topics: Topics,
+        name: str,
+        *,
+        admission: Admission,
+        library: Library,
+        ready: Callable[[bool], None],
     ) -> None:
         self._bus = bus
         self._admission = admission
@@ -47,21 +57,42 @@ class Replica:
         self._transfers = Transfers(bus, topics, name, store=library.store)
         self.states: dict[str, ModelState] = {}
         self._bringing: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ready = ready
+        self._listed = False
+        self._over = False
 
     async def run(self) -> None:
         """Until cancelled."""
         try:
             async with self._bus, self._transfers:
                 await self._bus.subscribe(self._topics.pattern("model_state"))
+                listing = asyncio.create_task(self._list(), name="list what is served")
+                self._tasks.add(listing)
                 async for message in self._bus.messages():
                     try:
                         self._take(message)
                     except ProtocolError as error:
                         log.warning("dropped a message on %s: %s", message.topic, error)
         finally:
-            for task in self._bringing.values():
+            self._over = True
+            self._tasks |= {*self._bringing.values()}
+            for task in self._tasks:
                 task.cancel()
-            await asyncio.gather(*self._bringing.values(), return_exceptions=True)
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _list(self) -> None:
+        """Until what is retained has come: the broker sends it before it answers a later question."""
+        while not self._listed:
+            with contextlib.suppress(BrokerError):
+                await self._bus.round_trip()
+                self._listed = True
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._over:
+            return
+        self._ready(self._listed and all(task.done() for task in self._bringing.values()))
 
     def _take(self, message: Message) -> None:
         name, levels = self._topics.parse(message.topic)
@@ -74,6 +105,7 @@ class Replica:
             self._end(model)
             self.states.pop(model, None)
             self._forget()
+            self._tell()
             return
         state = decode_json(message.payload, ModelState)
         before, self.states[model] = self.states.get(model), state
@@ -82,9 +114,10 @@ class Replica:
         if before is None or before.manifest != state.manifest:
             self._end(model)
             manifest = Blob(digest=state.manifest, size=state.manifest_bytes)
-            self._bringing[model] = asyncio.create_task(
-                self._bring(model, manifest), name=f"replicate {model}"
-            )
+            task = asyncio.create_task(self._bring(model, manifest), name=f"replicate {model}")
+            task.add_done_callback(lambda _: self._tell())
+            self._bringing[model] = task
+            self._tell()
 
     def _end(self, model: str) -> None:
         task = self._bringing.pop(model, None)

@@ -46,6 +46,9 @@ WILL_S = 0.03
 """How long a last will is held: a broker that stops sends them all, and ends our own connection next."""
 TURN_S = 0.2
 """Standbys claim one after the other, by name: the next waits so long for the claim of the one before."""
+UNREADY_S = 5.0
+"""A standby that has not fetched yet what is served waits so much longer: it could not go on with it, and who
+can may come back."""
 ANSWER_S = 0.5
 """A broker that has not brought back our own word by then did not get it."""
 SETTLE_S = 0.3
@@ -121,6 +124,15 @@ class SignSeen:
     now: float
     name: str
     serial: int
+    ready: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyChanged:
+    """Whether we have all that it takes to go on with what is served."""
+
+    now: float
+    ready: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +172,7 @@ Event: TypeAlias = (
     | LeaderSeen
     | BeatSeen
     | SignSeen
+    | ReadyChanged
     | CountKnown
     | TermSeen
     | ThrownOut
@@ -175,6 +188,7 @@ class Sign:
     """Publish that we stand by."""
 
     serial: int
+    ready: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +231,7 @@ class Follow:
 
 @dataclass(frozen=True, slots=True)
 class StandbysChanged:
-    """Those that would take over from us, by name."""
+    """Those that are ready to take over from us, by name."""
 
     names: tuple[str, ...]
 
@@ -239,6 +253,7 @@ class Leadership:
     """The one that has said goodbye."""
     _term: int = 0
     """The greatest heard of, nodes' included."""
+    _ready: bool = True
     _connected: bool = False
     _connections: int = 0
     _ticked: float = math.inf
@@ -246,7 +261,8 @@ class Leadership:
     """From then on nobody leads, unless somebody is heard of before."""
     _serial: int = 0
     _signed_at: float = -math.inf
-    _standbys: dict[str, float] = field(default_factory=dict)
+    _standbys: dict[str, SignSeen] = field(default_factory=dict)
+    """The latest sign of each."""
     _told_standbys: tuple[str, ...] = ()
     _count: int = 0
     _claimed_at: float = -math.inf
@@ -274,6 +290,9 @@ class Leadership:
                 return self._on_beat(event)
             case SignSeen():
                 return self._on_sign(event)
+            case ReadyChanged(_, ready):
+                self._ready = ready
+                return []
             case CountKnown(_, count):
                 self._count = max(self._count, count)
                 return []
@@ -382,7 +401,7 @@ class Leadership:
 
     def _on_sign(self, seen: SignSeen) -> list[Action]:
         if seen.name != self.name:
-            self._standbys[seen.name] = seen.now
+            self._standbys[seen.name] = seen
             return []
         is_open = self._signed_at > self._free_at(seen.now)
         if self.role is Role.STANDBY and seen.serial == self._serial and is_open:
@@ -396,8 +415,9 @@ class Leadership:
         if now - self._ticked > GAP_S and self._open_at < math.inf:
             self._open_at = max(self._open_at, now + LEASE_S)
         self._ticked = now
-        for name in [n for n, at in self._standbys.items() if now - at > STANDBY_LEASE_S]:
-            del self._standbys[name]
+        self._standbys = {
+            name: seen for name, seen in self._standbys.items() if now - seen.now <= STANDBY_LEASE_S
+        }
         match self.role:
             case Role.STANDBY:
                 return self._stand_by(now)
@@ -422,7 +442,7 @@ class Leadership:
             return []
         self._serial += 1
         self._signed_at = now
-        return [Sign(self._serial)]
+        return [Sign(self._serial, self._ready)]
 
     def _go_on(self, tick: Tick) -> list[Action]:
         now, title = tick.now, self.title
@@ -431,7 +451,7 @@ class Leadership:
             self._outbid_from = now + OUTBID_PAUSE_S
             return self._resign(f"nodes obey term {self._term}", now + SETTLE_S)
         actions: list[Action] = []
-        names = tuple(sorted(self._standbys))
+        names = tuple(sorted(seen.name for seen in self._standbys.values() if seen.ready))
         if names != self._told_standbys:
             self._told_standbys = names
             actions.append(StandbysChanged(names))
@@ -445,9 +465,13 @@ class Leadership:
         return actions
 
     def _free_at(self, now: float) -> float:
-        """When it is our turn to claim: after the standbys of greater names, which would win a tie."""
-        living = [n for n, at in self._standbys.items() if now - at <= STANDBY_LEASE_S]
-        return self._open_at + TURN_S * sum(name > self.name for name in living)
+        """When it is our turn to claim: after those that are ready, then those of greater names."""
+        rank = sum(
+            (seen.ready, seen.name) > (self._ready, self.name)
+            for seen in self._standbys.values()
+            if now - seen.now <= STANDBY_LEASE_S
+        )
+        return self._open_at + TURN_S * rank + (0.0 if self._ready else UNREADY_S)
 
     def _claim(self, now: float) -> list[Action]:
         self._term += 1

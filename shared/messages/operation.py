@@ -153,7 +153,7 @@ class OrchestratorState:
     `starting` is a claim: it leads unless a greater claim came before, and takes requests when `online`.
     `set_aside` is how many jobs of which nodes died it keeps for the operator to see.
     `term` only grows, with each orchestrator that begins to lead; `leader` names the process. Of two that
-    claim one term the greater name counts. `standbys` are the processes that would take over.
+    claim one term the greater name counts. `standbys` are the processes that are ready to take over.
     """
 
     state: Literal["starting", "online", "offline", "lost"]
@@ -181,10 +181,14 @@ class Beat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standby:
-    """An orchestrator that would lead lives. `serial` counts its signs: by its own it knows that it hears."""
+    """An orchestrator that would lead lives. `serial` counts its signs: by its own it knows that it hears.
+
+    `ready`: it has the packages of all models that are served.
+    """
 
     name: Name
     serial: Count
+    ready: bool = True
     v: Version = 1
 
 

@@ -42,6 +42,7 @@ CATALOGUE = {
     "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
     "cut": Entry("cuts", "network cut without a reset to first answer; the way back", (45, 260)),
     "outage": Entry("outages", "what a broker's restart costs beyond the outage", (50, 200)),
+    "takeover": Entry("takeover", "a leader gone to the standby's first answer", (60, 240)),
     "prediction": Entry("prediction", "predicted stage times against measured ones", (60, 360)),
     "scheduling": Entry("scheduling", "which pipeline takes a job: cost, rules; plans", (70, 480)),
     "forecast": Entry("forecast", "load 10 to 30 s ahead, from recorded traces", (2, 2)),

@@ -12,6 +12,8 @@ from orchestrator.core.leadership import (
     LEASE_S,
     OUTBID_PAUSE_S,
     SETTLE_S,
+    TURN_S,
+    UNREADY_S,
     WILL_S,
     Action,
     Beat,
@@ -25,6 +27,7 @@ from orchestrator.core.leadership import (
     Lead,
     LeaderSeen,
     Leadership,
+    ReadyChanged,
     Resign,
     Role,
     Sign,
@@ -249,6 +252,19 @@ def test_standbys_of_greater_names_come_first() -> None:
     early = one.tick(0.1)
     assert [a for a in early if isinstance(a, Sign)] == [] or one.sign_back(early) == []
     assert one.sign_back(one.tick(0.2)) == [Claim(Title(5, "m"))]
+
+
+def test_a_standby_that_is_not_ready_lets_those_that_are_go_first() -> None:
+    one = One("z")
+    one.step(Connected(one.now))
+    one.seen(OTHER, retained=True)
+    one.step(ReadyChanged(one.now, ready=False))
+    assert one.tick() == [Sign(1, ready=False)]
+    one.step(SignSeen(one.now, "a", 1))
+    one.step(SignSeen(one.now, "zz", 1, ready=False))
+    one.seen(OTHER, "offline")
+    assert one.sign_back(one.tick(UNREADY_S - TURN_S)) == []
+    assert one.sign_back(one.tick(TURN_S + 0.2)) == [Claim(Title(5, "z"))]
 
 
 def test_of_two_claims_of_one_term_the_lesser_name_stands_by() -> None:
