@@ -2,7 +2,7 @@
 
 One agent serves MobileNetV2 whole, a client asks twenty times a second, and one orchestrator stands by. In
 turn the leader is killed (SIGKILL), frozen (SIGSTOP; it wakes afterwards, and stands by) and asked to stop
-(SIGTERM). `first answer` runs from the signal to the first answer to a job that was sent after it, whoever gives
+(SIGTERM). `first answer` runs from the signal to the first answer to a job sent after it, whoever gives
 it; `longest wait` is that of the job that waited longest. Every job must be answered.
 """
 
