@@ -143,8 +143,8 @@ def init_command(*, directory: Path, hosts: tuple[str, ...], port: int, root: st
         f"  a device more:    amp4ec join-token pi-1 --directory {base}\n"
         f"  a client:         amp4ec join-token camera --role client --directory {base}\n"
         f"keep {base / 'authority.key'}, ca.key and tokens/ to yourself: who has them commands the cluster\n"
-        "both keys may be kept elsewhere: authority.key is needed for tokens of more operators and "
-        "orchestrators, ca.key for nothing more"
+        "all three may be kept elsewhere: authority.key is needed for tokens of more operators and "
+        "orchestrators, ca.key for nothing more, tokens where they are used"
     )
     return 0
 
