@@ -1,7 +1,7 @@
 """Requests of an operator to the orchestrator: `request/{verb}` out, `response/{verb}` back.
 
-A request is sent again with the same transaction after a reconnection, or when a new orchestrator takes over:
-serving and stopping end in the same state however often they are asked for.
+A request is sent again with the same transaction after a reconnection, when a new orchestrator takes over, and
+after a long silence: serving and stopping end in the same state however often they are asked for.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 CONNECT_S = 5.0
 _PATIENCE_S = 1.0
+_REPEAT_S = 20.0
+"""Then it is asked again: among a flood of others' requests one may be dropped."""
 Step = Callable[[str], None]
 """Gets a line of progress."""
 Request = ServeRequest | StopRequest | ReplanRequest | ExplainRequest | PlanRequest
@@ -135,7 +137,9 @@ class Operator:
             again = asyncio.ensure_future(waiting.again.wait())
             try:
                 await asyncio.wait(
-                    _futures(again, waiting.ended), return_when=asyncio.FIRST_COMPLETED
+                    _futures(again, waiting.ended),
+                    timeout=_REPEAT_S,
+                    return_when=asyncio.FIRST_COMPLETED,
                 )
             finally:
                 again.cancel()

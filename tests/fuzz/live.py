@@ -397,12 +397,12 @@ async def serving(directory: Path, say: Callable[[str], None]) -> AsyncIterator[
         yield cluster
 
 
-async def _run(messages: int, seed: int) -> LiveReport:
+async def _run(messages: int, seed: int, directory: Path | None) -> LiveReport:
     def say(text: str) -> None:
         print(text, flush=True)
 
     with tempfile.TemporaryDirectory() as folder:
-        async with serving(Path(folder), say) as cluster:
+        async with serving(directory or Path(folder), say) as cluster:
             return await Live(cluster, seed, say).run(messages)
 
 
@@ -411,10 +411,11 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz live", description=__doc__)
     parser.add_argument("--messages", type=int, default=50_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--directory", type=Path, help="keep the processes' logs here")
     parser.add_argument("--json", type=Path, help="write the report here")
     parser.add_argument("--draw", type=Path, help="draw memory over time here (PNG or SVG)")
     options = parser.parse_args(arguments)
-    report = asyncio.run(_run(options.messages, options.seed))
+    report = asyncio.run(_run(options.messages, options.seed, options.directory))
     print(
         f"\n{report.messages:,} hostile messages, {report.jobs:,} good jobs in {report.seconds:.0f} s"
     )
