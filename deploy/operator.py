@@ -1,7 +1,7 @@
 """Requests of an operator to the orchestrator: `request/{verb}` out, `response/{verb}` back.
 
-A request is sent again with the same transaction after a reconnection, when a new orchestrator takes over, and
-after a long silence: serving and stopping end in the same state however often they are asked for.
+A request is sent again with the same transaction after a reconnection, when a new orchestrator takes over,
+and after a long silence: serving and stopping end in the same state however often they are asked for.
 """
 
 from __future__ import annotations

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
+
 from deploy.library import read_labels, read_transform
 from deploy.planning import parse_axes
 from deploy.profile_report import read_report
+from deploy.samples import read_samples
 from deploy.settings import load
 from orchestrator.core.goal import parse_goal
 from orchestrator.core.limits import parse_keep_input
@@ -18,7 +22,7 @@ from shared.bus.token import Bundle, decode_token, encode_token
 from shared.cluster_file import load_cluster
 from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError, GraphError, ProtocolError
-from shared.graph import Graph, GraphBuilder, validate
+from shared.graph import Graph, GraphBuilder, TensorSpec, Value, validate
 from shared.manifest import Block, Level, Manifest, WeightsMark
 from shared.package import Measured, ModelPackage, read_package
 from shared.profile import CutProfile, LeafProfile
@@ -26,6 +30,7 @@ from shared.profile_file import load_profile
 from shared.transform import IMAGENET
 from tests.fuzz.target import Target
 
+_ARRAYS = Path(tempfile.gettempdir()) / f"amp4ec-fuzz-{id(object()):x}.npz"
 _EXAMPLES = Path(__file__).parents[2] / "deploy/example"
 _FILE = Path(tempfile.gettempdir()) / f"amp4ec-fuzz-{id(object()):x}"
 
@@ -67,6 +72,20 @@ def _profile(seed: int) -> list[bytes]:
 
 def _validated(data: bytes) -> None:
     validate(decode_json(data, Graph))
+
+
+_VALUES = (Value("x", TensorSpec("float32", (1, 3))),)
+
+
+def _samples(data: bytes) -> object:
+    _ARRAYS.write_bytes(data)
+    return read_samples([_ARRAYS], _VALUES, None)
+
+
+def _archives(_: int) -> list[bytes]:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, x=np.ones((4, 3), np.float32))
+    return [buffer.getvalue()]
 
 
 def _words(decode: Callable[[str], object]) -> Callable[[bytes], object]:
@@ -147,6 +166,10 @@ TARGETS = (
     Target(
         name="transform", decode=_file(lambda path: read_transform(str(path))), allowed=_REFUSED, share=0.2,
         seeds=lambda _: [encode_json(IMAGENET)], covers=("deploy.library.read_transform",),
+    ),
+    Target(
+        name="samples", decode=_samples, allowed=_REFUSED, seeds=_archives, share=0.2,
+        covers=("deploy.samples.read_samples",),
     ),
     Target(
         name="labels", decode=_file(read_labels), allowed=_REFUSED, share=0.2,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from broker.authority import Authority
 from edge_agent.preprocess import check_tensor, decode_npy, preprocess
 from edge_agent.stage import Item, Stage, process
 from edge_agent.stage_input import StageInputs
@@ -20,7 +21,7 @@ from shared.bus.mqtt5_reader import PacketReader
 from shared.bus.mqtt5_values import BadPacketError
 from shared.client.results import read_answer
 from shared.codec import decode_json, decode_msgpack, encode_json, encode_msgpack
-from shared.errors import JobError, ProtocolError
+from shared.errors import ForgedError, JobError, ProtocolError
 from shared.graph import TensorSpec, Value
 from shared.job_options import parse_priority
 from shared.messages.artifact import Piece, Want
@@ -50,6 +51,7 @@ from shared.messages.operation import (
     StopRequest,
 )
 from shared.messages.stage import Assignment, Report
+from shared.signing import Verifier, signer_of
 from shared.tensor import from_wire
 from shared.topics import SPECS, TABLE, Topics
 from shared.transform import Transform
@@ -278,6 +280,25 @@ def _activations(seed: int) -> list[bytes]:
     return [bytes((index,)) + each for each in made for index in (0, 1)]
 
 
+_AUTHORITY = Authority.generate()
+_VERIFIER = Verifier(_AUTHORITY.public)
+_TOPIC = "amp4ec/v1/node/a/assignment"
+
+
+def _signature(data: bytes) -> object:
+    """Whoever is not the authority's signer is refused, whatever the user properties say."""
+    words = data.decode("utf-8", "replace").split("\n")
+    user = tuple(zip(words[::2], words[1::2], strict=False))
+    return _VERIFIER.check(Message(_TOPIC, b"x", properties=Properties(user=user)), "orchestrator")
+
+
+def _signatures(_: int) -> list[bytes]:
+    signer = signer_of(_AUTHORITY.credentials("o", "orchestrator"))
+    assert signer is not None
+    said = signer.sign(_TOPIC, b"x", 1).user
+    return ["\n".join(word for pair in said for word in pair).encode()]
+
+
 def _priority(data: bytes) -> object:
     return parse_priority(data.decode("latin-1"))
 
@@ -317,6 +338,9 @@ TARGETS = (
     Target(
         name="npy", decode=_npy, allowed=(JobError,), seeds=_npys,
         covers=("edge_agent.preprocess.decode_npy",),
+    ),
+    Target(
+        name="signatures", decode=_signature, allowed=(ForgedError,), seeds=_signatures, covers=()
     ),
     Target(name="activations", decode=_activation, allowed=(), seeds=_activations, covers=()),
     Target(
