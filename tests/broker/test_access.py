@@ -139,13 +139,12 @@ async def test_a_message_too_large_ends_its_sender_only(site: Site) -> None:
     small = site.url("small", "client")
     limit = 128 << 20
     with Peer(small) as witness:
-        reader, writer = await _log_in(big)
-        # A PUBLISH that says it is larger than the broker takes; not a byte of it need follow.
-        writer.write(b"\x30" + _varint(limit + 1) + b"\x00\x01x")
-        async with asyncio.timeout(10):
-            rest = await reader.read()  # up to the end: the broker hangs up
+        async with _logged_in(big) as (reader, writer):
+            # A PUBLISH that says it is larger than the broker takes; not a byte of it need follow.
+            writer.write(b"\x30" + _varint(limit + 1) + b"\x00\x01x")
+            async with asyncio.timeout(10):
+                rest = await reader.read()  # up to the end: the broker hangs up
         assert rest == b"" or rest[0] >> 4 == 14, "a goodbye (DISCONNECT), or none"
-        writer.close()
         assert witness.subscribe([site.topics.pattern("result", client="small")]) == [True]
         assert not witness.ended.is_set()
 
@@ -158,7 +157,7 @@ async def test_a_flood_of_connections_keeps_nobody_out(site: Site) -> None:
             silent = held.enter_context(socket.socket())
             silent.connect(("127.0.0.1", site.running.port))
         guest = replace(url, password="guess")
-        results = await asyncio.gather(*(_greeting(guest) for _ in range(50)))
+        results = await asyncio.gather(*(_let_in(guest) for _ in range(50)))
         assert not any(results)
         with Peer(url) as late:
             late.settle()
@@ -166,29 +165,35 @@ async def test_a_flood_of_connections_keeps_nobody_out(site: Site) -> None:
         assert not resident.ended.is_set()
 
 
-async def _log_in(url: BrokerUrl) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """An MQTT 3.1.1 connection by hand, past the greeting."""
+@contextlib.asynccontextmanager
+async def _logged_in(
+    url: BrokerUrl,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """An MQTT 3.1.1 connection by hand, past the greeting, which has to be a welcome."""
     reader, writer = await asyncio.open_connection(url.host, url.port, ssl=url.tls_context())
-    assert url.username is not None
-    assert url.password is not None
-    texts = b"".join(
-        len(text).to_bytes(2, "big") + text
-        for text in (b"by-hand", url.username.encode(), url.password.encode())
-    )
-    body = b"\x00\x04MQTT\x04\xc2\x00\x3c" + texts
-    writer.write(b"\x10" + _varint(len(body)) + body)
-    assert (await reader.readexactly(4))[3] == 0, "let in"
-    return reader, writer
-
-
-async def _greeting(url: BrokerUrl) -> bool:
-    """Whether a login is let in."""
     try:
-        _, writer = await _log_in(url)
+        assert url.username is not None
+        assert url.password is not None
+        texts = b"".join(
+            len(text).to_bytes(2, "big") + text
+            for text in (b"by-hand", url.username.encode(), url.password.encode())
+        )
+        body = b"\x00\x04MQTT\x04\xc2\x00\x3c" + texts
+        writer.write(b"\x10" + _varint(len(body)) + body)
+        assert (await reader.readexactly(4))[3] == 0, "let in"
+        yield reader, writer
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):  # hung up by the other side
+            await writer.wait_closed()
+
+
+async def _let_in(url: BrokerUrl) -> bool:
+    try:
+        async with _logged_in(url):
+            return True
     except (AssertionError, OSError, asyncio.IncompleteReadError):
         return False
-    writer.close()
-    return True
 
 
 def _varint(number: int) -> bytes:
