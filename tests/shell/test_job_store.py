@@ -96,6 +96,29 @@ def test_the_last_beat_is_kept(tmp_path: Path) -> None:
     store.close()
 
 
+def test_the_term_of_its_leader_is_kept(tmp_path: Path) -> None:
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    assert store.open().term == 0
+    store.leads(7)
+    store.beat(3)
+    store.close()
+    store = JobStore(tmp_path / "jobs.sqlite3")
+    recovered = store.open()
+    assert (recovered.term, recovered.beat) == (7, 3)
+    store.close()
+
+
+def test_who_has_resigned_writes_no_more(tmp_path: Path) -> None:
+    """The file may be the new leader's by now, and the jobs are."""
+    path = tmp_path / "jobs.sqlite3"
+    store, _, _ = opened(path, after_s=3600.0)
+    store.accepted("a", job(1))
+    store.close(resigned=True)
+    store, jobs, _ = opened(path)
+    assert jobs == []
+    store.close()
+
+
 def test_closing_writes_what_is_left(tmp_path: Path) -> None:
     path = tmp_path / "jobs.sqlite3"
     store, *_ = opened(path)

@@ -58,3 +58,20 @@ def test_a_damaged_file_and_a_disk_that_fails_stop_nothing(tmp_path: Path) -> No
     nowhere = ServedFile(tmp_path / "none" / "served.json", "root")
     nowhere.write("m", state(1))
     assert nowhere.read() == {}
+
+
+def test_a_file_of_before_another_led_says_nothing(tmp_path: Path) -> None:
+    """Under term 4 the model may have been stopped: only we do not know."""
+    path = tmp_path / "served.json"
+    ServedFile(path, "root", term=3).write("m", state(3))
+    assert ServedFile(path, "root", term=5, before=4).read() == {}
+    assert ServedFile(path, "root", term=4, before=3).read() == {"m": state(3)}
+
+
+def test_who_takes_over_makes_the_file_its_own_though_nothing_changes(tmp_path: Path) -> None:
+    path = tmp_path / "served.json"
+    ServedFile(path, "root", term=3).write("m", state(3))
+    taken = ServedFile(path, "root", term=4, before=3)
+    taken.read()
+    taken.settle()
+    assert ServedFile(path, "root", term=5, before=4).read() == {"m": state(3)}
