@@ -154,7 +154,9 @@ class Candidate:
         log.info(
             "%s stands by: %s leads under term %d", self.name, title.name or "another", title.term
         )
-        if self._replica is None:
+        if self._replica is not None:
+            self._replica[0].tell()
+        else:
             bus = self._make_replica(self._client_id("standby"))
             replica = Replica(
                 bus,
@@ -164,7 +166,6 @@ class Candidate:
                 library=self._library,
                 ready=self._watch.ready,
             )
-            self._watch.ready(False)
             task = asyncio.create_task(replica.run(), name="replica")
             self._replica = replica, task
 

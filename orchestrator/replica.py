@@ -87,9 +87,10 @@ class Replica:
             with contextlib.suppress(BrokerError):
                 await self._bus.round_trip()
                 self._listed = True
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
+        """Say again whether all is here: another leads, and who listens has begun to doubt it."""
         if self._over:
             return
         self._ready(self._listed and all(task.done() for task in self._bringing.values()))
@@ -105,7 +106,7 @@ class Replica:
             self._end(model)
             self.states.pop(model, None)
             self._forget()
-            self._tell()
+            self.tell()
             return
         state = decode_json(message.payload, ModelState)
         before, self.states[model] = self.states.get(model), state
@@ -115,9 +116,9 @@ class Replica:
             self._end(model)
             manifest = Blob(digest=state.manifest, size=state.manifest_bytes)
             task = asyncio.create_task(self._bring(model, manifest), name=f"replicate {model}")
-            task.add_done_callback(lambda _: self._tell())
+            task.add_done_callback(lambda _: self.tell())
             self._bringing[model] = task
-            self._tell()
+            self.tell()
 
     def _end(self, model: str) -> None:
         task = self._bringing.pop(model, None)

@@ -254,6 +254,7 @@ class Leadership:
     _term: int = 0
     """The greatest heard of, nodes' included."""
     _ready: bool = True
+    """Whether we have what is served; where nobody leads there is nothing to have."""
     _connected: bool = False
     _connections: int = 0
     _ticked: float = math.inf
@@ -365,6 +366,8 @@ class Leadership:
             why = f"{title.name or 'another'} leads under term {title.term}"
             actions += self._resign(why, math.inf)
         if title != self.leader and state in {"starting", "online"}:
+            # What it serves may be new to us, and be it only that we do not know yet.
+            self._ready = False
             actions.append(Follow(title))
         self.leader = title
         self._left = title if state == "offline" else None
@@ -442,7 +445,7 @@ class Leadership:
             return []
         self._serial += 1
         self._signed_at = now
-        return [Sign(self._serial, self._ready)]
+        return [Sign(self._serial, self._ready and self.leader is not None)]
 
     def _go_on(self, tick: Tick) -> list[Action]:
         now, title = tick.now, self.title

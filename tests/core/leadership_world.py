@@ -179,6 +179,8 @@ class World:
                     process.leads = None
                     if self.holder is not None and self.holder[0] == process.name:
                         self.holder = None  # it disconnects without a will
+                case core.Follow():
+                    process.core.step(core.ReadyChanged(self.now, ready=True))
                 case _ if process.cut:
                     continue  # words into the void
                 case core.Claim(title):
@@ -189,7 +191,7 @@ class World:
                     self._bring(core.BeatSeen(self.now, title, count, retained=False))
                 case core.Sign(serial):
                     self._bring(core.SignSeen(self.now, process.name, serial))
-                case core.Follow() | core.StandbysChanged():
+                case core.StandbysChanged():
                     pass
 
     def _dial(self, process: Process) -> None:

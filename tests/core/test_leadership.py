@@ -49,8 +49,10 @@ SETTLED_S = LEASE_S + 1.0
 class One:
     """One core, and the time."""
 
-    def __init__(self, name: str = "m") -> None:
+    def __init__(self, name: str = "m", *, ready: bool = True) -> None:
         self.core = Leadership(name)
+        self.ready = ready
+        """Whether it has at once what a leader serves."""
         self.now = 0.0
 
     def step(self, event: Event) -> list[Action]:
@@ -71,7 +73,10 @@ class One:
     def seen(
         self, title: Title, state: State = "online", *, retained: bool = False
     ) -> list[Action]:
-        return self.step(LeaderSeen(self.now, title, state, retained))
+        actions = self.step(LeaderSeen(self.now, title, state, retained))
+        if self.ready and any(isinstance(action, Follow) for action in actions):
+            self.step(ReadyChanged(self.now, ready=True))
+        return actions
 
     def back(self, title: Title) -> list[Action]:
         """Our claim comes back."""
@@ -97,7 +102,7 @@ def test_alone_on_a_new_broker_it_leads_after_two_round_trips() -> None:
     assert one.tick() == [], "nothing is said without a connection"
     one.step(Connected(one.now))
     signed = one.tick()
-    assert signed == [Sign(1)]
+    assert signed == [Sign(1, ready=False)], "nobody leads: there is nothing to be ready for"
     assert one.sign_back(signed) == [Claim(Title(1, "m"))]
     assert one.core.confirmed_at < 0, "a claim is no lease yet"
     assert one.back(Title(1, "m")) == [Lead(Title(1, "m"), before=0, beat=0)]
@@ -255,10 +260,9 @@ def test_standbys_of_greater_names_come_first() -> None:
 
 
 def test_a_standby_that_is_not_ready_lets_those_that_are_go_first() -> None:
-    one = One("z")
+    one = One("z", ready=False)
     one.step(Connected(one.now))
     one.seen(OTHER, retained=True)
-    one.step(ReadyChanged(one.now, ready=False))
     assert one.tick() == [Sign(1, ready=False)]
     one.step(SignSeen(one.now, "a", 1))
     one.step(SignSeen(one.now, "zz", 1, ready=False))
