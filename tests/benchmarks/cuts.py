@@ -8,6 +8,7 @@ to run elsewhere. After that its network is mended.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from dataclasses import replace
 
@@ -24,6 +25,8 @@ from tests.benchmarks.watch import Watch, watching
 _PERIOD_S = 0.1
 _WITHIN_S = 120.0
 _METHOD = "onnxruntime, 10 JPEGs a second, three stages at 0.5/0.3/0.2 CPU; each agent in turn"
+_STRIDE_S = 0.381966
+"""Cuts fall anywhere between two telemetries, evenly (the golden section)."""
 _RECOVERY = Bar(3.0, of="high")
 
 
@@ -50,7 +53,7 @@ async def run(context: Context) -> list[Row]:
             for cycle in range(cycles):
                 name = list(cluster.agents)[cycle % len(SHARES)]
                 context.say(f"cut: {cycle + 1} of {cycles}, {name}")
-                await cuts.cut(name)
+                await cuts.cut(name, after_s=cycle * _STRIDE_S % 1.0)
                 await cuts.heal(name)
     for error in trickle.failed[:5]:
         context.say(f"cut: a job failed: {error}")
@@ -70,9 +73,10 @@ class _Cuts:
         self._back: list[float] = []
         self._used: list[float] = []
 
-    async def cut(self, name: str) -> None:
-        """Cut an agent off, and wait until everything that was asked by then is answered."""
+    async def cut(self, name: str, *, after_s: float) -> None:
+        """Cut an agent off a moment later, and wait until what was asked by then is answered."""
         await self._watch.quiet(_WITHIN_S)
+        await asyncio.sleep(after_s)
         began = time.monotonic()
         self._cluster.network.cut(name)
         left = await self._watch.happening("node_left", began, _WITHIN_S)
