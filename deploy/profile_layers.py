@@ -157,11 +157,12 @@ def _layer(node: Node, block: int, specs: Mapping[str, TensorSpec], graph: Graph
 def _attributes(node: Node, specs: Mapping[str, TensorSpec]) -> dict[str, Any]:
     """The operator's own attributes, with the sizes of its kernel where it has one."""
     found: dict[str, Any] = dict(node.kwargs)
-    if node.op in ("conv2d", "linear"):
+    op = node.op.removeprefix("q_")
+    if op in ("conv2d", "linear"):
         weight = specs[node.refs()[1]].shape
         groups = int(found.get("groups", 1))
         found |= {"in": weight[1] * groups, "out": weight[0]}
-        if node.op == "conv2d":
+        if op == "conv2d":
             found["kernel"] = weight[2:]
     return found
 
@@ -190,9 +191,9 @@ def _without_operator(
 
 
 def kernel_text(row: Layer) -> str:
-    """Type and sizes in short: `conv 3x3/2 3>32`, `dwconv 3x3 96` (depthwise), `linear 8>4`."""
+    """Type and sizes in short: `conv 3x3/2 3>32`, `dwconv 3x3 96` (depthwise), `linear 8>4`; int8 alike."""
     known = row.attributes
-    match row.op:
+    match row.op.removeprefix("q_"):
         case "":
             return f"{row.type} (merged)" if row.paper_cost else row.type
         case "conv2d":

@@ -129,7 +129,9 @@ def _of(file: Path, inputs: Sequence[Value], transform: Transform | None) -> lis
                 raise _bad(file, f"an .npz file with {_names(inputs)}{hint}", "an image")
             case _:
                 (value,) = inputs
-                return [{value.name: check_tensor(preprocess(data, transform), value.spec)}]
+                return [
+                    {value.name: check_tensor(preprocess(data, transform), value.spec, value.name)}
+                ]
     except JobError as error:
         raise ConfigurationError(
             f"--calibrate {file}: {error.message}", expected=error.expected, got=error.got

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from deploy.levels import check_agreement
+from deploy.profile_layers import kernel_text, layers_of
 from deploy.quantising import agreement, quantise_model
 from deploy.samples import Inputs, Samples
 from edge_agent.runtimes import open_runtime
@@ -99,6 +100,13 @@ def test_all_of_it_is_on_eight_bits_and_a_quarter_of_the_size() -> None:
     weights = [sum(b.weight_bytes for b in each.blocks) for each in (manifest, before)]
     assert weights[0] < 0.4 * weights[1]  # biases and scales of so small a net count
     assert {leaf.name for leaf in manifest.leaves} == {leaf.name for leaf in before.leaves}
+
+
+def test_layers_are_shown_as_what_they_are() -> None:
+    words = {layer.name: kernel_text(layer) for layer in layers_of(quantised().manifest)}
+    assert words["deep.0"] == "dwconv 3x3 16"
+    assert words["stem.0"] == "conv 3x3/2 3>16"
+    assert words["head"] == "linear 32>6"
 
 
 def test_no_two_weights_can_saturate_sixteen_bits() -> None:
