@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.flags import ServeFlags
-from deploy.local import LocalCluster
+from deploy.local import POLL_S, ChildEndedError, LocalCluster
 from deploy.supervisor import Child
 from tests.fakes.delay import DelayRelay
 
@@ -19,6 +19,7 @@ MODEL = "mobilenet_v2"
 CPUS = 0.45
 """Of each agent; the rest of two cores is for broker, orchestrator and clients."""
 STAGES = 2
+_STANDBY_POLLS = 900
 
 
 @dataclass(slots=True)
@@ -63,6 +64,18 @@ class Plant:
         return {child.name: child.log_tail() for child in children if not child.alive}
 
 
+async def _held_ready(standby: Child) -> None:
+    """Wait until it could take over: a leader that dies before takes the only copy of the model along.
+
+    Nothing but its log says so.
+    """
+    for _ in range(_STANDBY_POLLS):
+        if f"{MODEL} is held ready" in standby.log.read_text():
+            return
+        await asyncio.sleep(POLL_S)
+    raise ChildEndedError(f"the standby does not hold {MODEL} ready:\n{standby.log_tail()}")
+
+
 @asynccontextmanager
 async def plant(
     directory: Path, runtime: str, *, orchestrator_arguments: Sequence[str] = ()
@@ -89,7 +102,7 @@ async def plant(
                 timeout_s=110,
             )
             await cluster.serve(MODEL, flags)
-            await cluster.start_standby()
+            await _held_ready(await cluster.start_standby())
             try:
                 yield made
             finally:

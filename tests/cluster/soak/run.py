@@ -141,10 +141,14 @@ async def _progress(soak: Soak) -> None:
     while True:
         await asyncio.sleep(_PROGRESS_S)
         ledger = soak.ledger
-        held = {name: life[-1].resident_bytes / 1e6 for name, life in soak.usage.lives()}
-        memory = ", ".join(f"{name} {value:.0f}" for name, value in held.items() if value)
+        now = time.monotonic()
+        memory = ", ".join(
+            f"{name} {life[-1].resident_bytes / 1e6:.0f}"
+            for name, life in soak.usage.lives()
+            if life[-1].at > now - _LOOK_S  # the others have ended
+        )
         last = soak.looks[-1] if soak.looks else Look(0.0, 0, 0)
         say(
-            f"{time.monotonic() - soak.began_at:5.0f} s  {len(ledger.jobs) - ledger.open} answered,"
+            f"{now - soak.began_at:5.0f} s  {len(ledger.jobs) - ledger.open} answered,"
             f" {ledger.open} open, {last.retained} retained, {last.queued} queued; MB: {memory}"
         )
