@@ -47,6 +47,8 @@ _QUEUE_S: Final = 0.4
 _MIN_QUEUE_BYTES: Final = 128 * 1024
 """What may wait in front of a rate before packets are dropped: this, or what passes in `_QUEUE_S`."""
 _STOP_S: Final = 20.0
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
+"""Root in a container has user id 0 and not these; numbers from linux/capability.h."""
 _NAMESPACES: Final = Path("/run/netns")
 
 # Deletes what it was told of once its input ends: with our `close`, or with us.
@@ -69,12 +71,21 @@ def network_missing() -> str:
     """Why this process cannot have a `Network`; empty when it can, as far as looking tells."""
     if not sys.platform.startswith("linux"):
         return "network namespaces are Linux's"
-    if os.geteuid() != 0:
-        return "network namespaces need root"
+    lacking = [name for name, bit in _CAPABILITIES.items() if not _capable(bit)]
+    if lacking:
+        return f"network namespaces need root; this process has no {' and no '.join(lacking)}"
     missing = [tool for tool in ("ip", "bridge", "tc", "nsenter") if shutil.which(tool) is None]
     if missing:
         return f"there is no {' and no '.join(missing)}: install iproute2 and util-linux"
     return ""
+
+
+def _capable(bit: int) -> bool:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        name, _, value = line.partition(":")
+        if name == "CapEff":
+            return bool(int(value, 16) >> bit & 1)
+    return False
 
 
 @dataclass(frozen=True, slots=True)
