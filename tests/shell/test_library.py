@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.core.cluster_events import StageRef
-from orchestrator.library import Library, choose_runtime, entry_of
+from orchestrator.library import MOST_STAGES, Library, choose_runtime, entry_of
 from shared.artifact_store import ArtifactStore
 from shared.codec import decode_json
 from shared.errors import ArtifactError, ConfigurationError
@@ -74,6 +74,24 @@ def test_what_is_in_use_is_pinned_and_let_go_after(store: ArtifactStore) -> None
     library.keep_only({model.manifest.digest})
     assert set(store._pins) == {*model.blobs, graph.digest}
     library.keep_only(set())
+    assert not store._pins
+
+
+def test_plans_that_move_hold_no_more_and_more_files(store: ArtifactStore) -> None:
+    model = Model(blocks=20)
+    fill(store, model)
+    library = Library(store)
+    ranges = [(start, stop) for start in range(20) for stop in range(start + 1, 21)]
+    assert len(ranges) > MOST_STAGES
+    first = library.assignment(stage(model, ranges[0]))
+    for blocks in ranges[1:]:
+        library.assignment(stage(model, ranges[1]))
+        library.assignment(stage(model, blocks))
+    assert len(store._pins) == len(model.blobs) + MOST_STAGES
+    kept = library.assignment(stage(model, ranges[1])).graph
+    assert kept.digest in store._pins, "what is asked for stays"
+    assert library.assignment(stage(model, ranges[0])) == first, "and what went is cut again"
+    library.keep_only(())
     assert not store._pins
 
 
