@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from itertools import islice, pairwise
 from typing import cast
 
@@ -145,10 +146,10 @@ def test_ghosts_are_what_nobody_alive_accounts_for() -> None:
     assert expected.missing(found - {"r/model/m/state"}) == ["r/model/m/state"]
 
 
-def life(values: list[int]) -> Usage:
+def life(values: list[int], name: str = "orchestrator") -> Usage:
     usage = Usage(cast("LocalCluster", None))
     usage.seen = [
-        Held(float(at), "agent", 7, value * 1_000_000, 20, 5) for at, value in enumerate(values)
+        Held(float(at), name, 7, value * 1_000_000, 20, 5) for at, value in enumerate(values)
     ]
     return usage
 
@@ -157,6 +158,17 @@ def test_a_process_that_grows_is_told() -> None:
     assert broken(Ledger(), usage=life([100] * 200)) == set()
     assert broken(Ledger(), usage=life([100 + at for at in range(200)])) == {"leaks"}
     assert broken(Ledger(), usage=life([50 + 5 * at for at in range(20)] + [150] * 180)) == set()
+
+
+def test_an_agent_may_hold_what_any_of_them_held_before() -> None:
+    late = life([50] * 60 + [150] * 140, "agent-1")
+    assert broken(Ledger(), usage=late) == set(), "it got a stage"
+    later = life([50] * 120 + [150] * 80, "agent-1")
+    assert broken(Ledger(), usage=later) == {"leaks"}
+    other = life([150] * 200, "agent-2")
+    later.seen += [replace(held, pid=8) for held in other.seen]
+    later.seen.sort(key=lambda held: held.at)
+    assert broken(Ledger(), usage=later) == set(), "another one held as much"
 
 
 def test_slope_is_the_median_of_all_pairs() -> None:

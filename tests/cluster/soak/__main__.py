@@ -1,4 +1,8 @@
-"""`python -m tests.cluster.soak [--minutes 15]`: exit status 1 when something grows or goes unanswered."""
+"""`python -m tests.cluster.soak [--minutes 15]`: exit status 1 when something grows or goes unanswered.
+
+The memory of broker and orchestrators is judged from the eleventh minute on, when what they remember for ten
+minutes is full; a shorter soak says nothing about it.
+"""
 
 from __future__ import annotations
 

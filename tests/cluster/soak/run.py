@@ -12,7 +12,7 @@ from shared.client import Client
 from tests.benchmarks.report import say
 from tests.cluster.chaos.ledger import Ledger, Outcome
 from tests.cluster.chaos.load import Load
-from tests.cluster.chaos.plant import MODEL, Plant, plant
+from tests.cluster.chaos.plant import AGENTS, MODEL, Plant, plant
 from tests.cluster.chaos.retained import retained_topics
 from tests.cluster.chaos.samples import make_samples
 from tests.cluster.chaos.usage import Usage
@@ -25,6 +25,11 @@ _PROGRESS_S = 15.0
 _FORGET_S = 120.0
 """After a sixth of it a guest that left is forgotten, and so is what was retained of it."""
 _LEAST_POINTS = 20
+_START_S = 5.0
+_REMEMBERED_S = 630.0
+"""An orchestrator remembers answers for 10 minutes: until then it fills, and so may what stands beside it."""
+_AGENT_MB, _OTHERS_MB = 32.0, 4.0
+"""What may be more after half the time. Guests change the plan, and so how much of the model an agent has."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,18 @@ class Soak:
         return sum(job.outcome is not Outcome.RIGHT for job in self.ledger.jobs)
 
     def _trends(self) -> Iterator[Trend]:
+        full_at = self.began_at + _REMEMBERED_S
         for name, life in self.usage.lives():
-            if life[0].at > self.began_at + _LOOK_S or len(life) < _LEAST_POINTS:
+            if life[0].at > self.began_at + _START_S or len(life) < _LEAST_POINTS:
                 continue
+            agent = name in AGENTS
+            steady = life if agent else [held for held in life if held.at >= full_at]
+            if len(steady) >= _LEAST_POINTS:
+                times = [held.at for held in steady]
+                memory = [held.resident_bytes / 1e6 for held in steady]
+                allowed = _AGENT_MB if agent else _OTHERS_MB
+                yield trend(f"{name} memory", "MB", times, memory, allowed=allowed)
             times = [held.at for held in life]
-            memory = [held.resident_bytes / 1e6 for held in life]
-            yield trend(f"{name} memory", "MB", times, memory, allowed=4.0, allowed_ratio=0.03)
             files = [float(held.files) for held in life]
             yield trend(f"{name} files", "open", times, files, allowed=1.0)
             threads = [float(held.threads) for held in life]
