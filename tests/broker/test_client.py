@@ -16,6 +16,7 @@ from amp4ec import BrokerUnreachableError, Client, ConfigurationError, ErrorCode
 from broker.launcher import Broker
 from shared.bus import BrokerUrl, Message, MqttControlBus
 from shared.client import client as client_module
+from shared.client.pending import Pending
 from shared.codec import decode_json, decode_msgpack, encode_json, encode_msgpack
 from shared.messages.job import (
     Answer,
@@ -234,14 +235,21 @@ async def test_silence_is_met_with_the_same_job(
     assert len(stand.requests) >= 3
 
 
-async def test_leaving_ends_the_wait_for_room(url: BrokerUrl, stand: Stand) -> None:
+async def test_leaving_ends_the_wait_for_room(
+    url: BrokerUrl, stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stand.script = lambda message: [error(message, ErrorCode.OVERLOADED, retry_after_s=30.0)]
+    waits = asyncio.Event()
+    refused = Pending.refused
+
+    def and_waits(pending: Pending) -> None:
+        refused(pending)
+        waits.set()
+
+    monkeypatch.setattr(Pending, "refused", and_waits)
     async with Client(url) as client:
         job = asyncio.create_task(client.infer("m", JPEG, timeout_s=300))
-        await until(lambda: len(stand.requests) == 1)
-        (pending,) = client._pending.values()
-        first = pending.answer
-        await until(lambda: pending.answer is not first)
+        await waits.wait()
     with pytest.raises(asyncio.CancelledError):
         await job
 
