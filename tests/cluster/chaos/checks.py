@@ -35,7 +35,9 @@ _LIFE_S = 60.0
 _WARM_S = 20.0
 _FILES, _THREADS = 8, 4
 _COPIES = 3
-"""Of one stage's weights: of the generation in force, the next one, and one that is being let go."""
+"""Of one artifact: of the generation in force, the next one, and one that is being let go."""
+_ARTIFACTS = 256
+"""The weights of the one model, and the stages that an orchestrator keeps at hand (`library.MOST_STAGES`)."""
 _MEMORY_RATIO, _MEMORY_BYTES = 0.2, 24 * 1024**2
 
 
@@ -219,7 +221,9 @@ def _grown(
         if last > first + room:
             yield f"{name} ({pid}): {what} {first:g} -> {last:g}"
     if after[-1].copies > _COPIES:
-        yield f"{name} ({pid}): the same weights are open {after[-1].copies} times"
+        yield f"{name} ({pid}): the same artifact is open {after[-1].copies} times"
+    if after[-1].artifacts > _ARTIFACTS:
+        yield f"{name} ({pid}): {after[-1].artifacts} artifacts are open"
     first, last = typical(before, "resident_bytes"), typical(after, "resident_bytes")
     first = max(first, known_bytes)
     if last > first * (1 + _MEMORY_RATIO) + _MEMORY_BYTES:

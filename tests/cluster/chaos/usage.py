@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -14,16 +15,16 @@ from deploy.local import LocalCluster
 
 PERIOD_S = 1.0
 _KIB = 1024
-_WEIGHTS = "/blobs/"
-"""In the path of what an artifact store keeps."""
+_ARTIFACT = re.compile(r"/[0-9a-f]{2}/[0-9a-f]{64}$")
+"""The path of what an artifact store keeps."""
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
     """What a process held at a moment (monotonic).
 
-    `files` are open file descriptors, but for the weights of stages, whose number depends on the plan;
-    `copies` is how often the most opened one of them is open.
+    `files` are open file descriptors, but for artifacts (weights, graphs), whose number follows the plans;
+    these are `artifacts`, and `copies` is how often the most opened one of them is open.
     """
 
     at: float
@@ -32,6 +33,7 @@ class Held:
     resident_bytes: int
     files: int
     threads: int
+    artifacts: int = 0
     copies: int = 0
 
 
@@ -89,13 +91,14 @@ def _held(name: str, pid: int) -> Held:
         line.split(":", 1) for line in (folder / "status").read_text().splitlines() if ":" in line
     )
     open_files = [str(entry.readlink()) for entry in (folder / "fd").iterdir()]
-    weights = Counter(path for path in open_files if _WEIGHTS in path)
+    artifacts = Counter(path for path in open_files if _ARTIFACT.search(path))
     return Held(
         at=time.monotonic(),
         name=name,
         pid=pid,
         resident_bytes=int(status["VmRSS"].split()[0]) * _KIB,
-        files=len(open_files) - weights.total(),
+        files=len(open_files) - artifacts.total(),
         threads=int(status["Threads"]),
-        copies=max(weights.values(), default=0),
+        artifacts=artifacts.total(),
+        copies=max(artifacts.values(), default=0),
     )

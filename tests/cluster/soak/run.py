@@ -28,6 +28,8 @@ _LEAST_POINTS = 20
 _START_S = 5.0
 _REMEMBERED_S = 630.0
 """An orchestrator remembers answers for 10 minutes: until then it fills, and so may what stands beside it."""
+_ARTIFACTS = 64.0
+"""What plans that move may have an orchestrator keep, which has a bound; an agent has those of its stages."""
 _AGENT_MB, _OTHERS_MB = 32.0, 4.0
 """What may be more after half the time. Guests change the plan, and so how much of the model an agent has."""
 
@@ -78,6 +80,8 @@ class Soak:
             times = [held.at for held in life]
             files = [float(held.files) for held in life]
             yield trend(f"{name} files", "open", times, files, allowed=1.0)
+            artifacts = [float(held.artifacts) for held in life]
+            yield trend(f"{name} artifacts", "open", times, artifacts, allowed=_ARTIFACTS)
             threads = [float(held.threads) for held in life]
             yield trend(f"{name} threads", "running", times, threads, allowed=1.0)
         times = [look.at for look in self.looks]
