@@ -134,6 +134,7 @@ class Deployer:
         stages = action.plan.stages
         hops_s = (*(stage.receive_s for stage in stages), stages[-1].send_s)
         latency_s, rate = usable_figures(action.latency_s, action.throughput_per_s)
+        rounded = not all(Compression.parse(stage.compression).exact for stage in stages)
         return PipelineSpec(
             model=action.entry.name,
             pipeline=action.pipeline,
@@ -141,11 +142,8 @@ class Deployer:
             num_stages=len(stages),
             throughput_per_s=rate,
             latency_s=latency_s,
-            shown=self._shown(
-                action.entry,
-                hops_s,
-                rounded=not all(Compression.parse(stage.compression).exact for stage in stages),
-            ),
+            shown=self._shown(action.entry, hops_s, rounded=rounded),
+            max_error=action.entry.options.max_error if rounded else None,
         )
 
 

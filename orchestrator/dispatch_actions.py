@@ -20,6 +20,7 @@ from orchestrator.inputs import Input
 from orchestrator.job_requests import Envelope
 from orchestrator.job_store import JobStore, SetAside, StoredAnswer
 from orchestrator.replies import Replies
+from orchestrator.rounding_guard import RoundingGuard, Sample
 from shared.bus import DataBus, Message, Properties
 from shared.codec import encode_msgpack
 from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
@@ -92,6 +93,7 @@ class Performer:
         self._notify = notify
         self._store = store
         self._keys = keys
+        self._guard = RoundingGuard()
 
     def perform(self, actions: list[core.Action]) -> None:
         """Perform actions in order, and what follows from them."""
@@ -110,10 +112,18 @@ class Performer:
         match action:
             case core.Dispatch():
                 return self._dispatch(action)
+            case core.Answer(context=Sample() as sample):
+                measured = self._guard.compared(action, sample)
+                if measured is not None:
+                    self._notify(measured)
+            case core.Reject(context=Sample()):
+                pass  # no room for it
             case core.Answer():
                 payload = self._answer(action, action.context, action.handles)
                 self._tally.answer(action)
                 self._answered(action, payload)
+                again = self._guard.answered(time.monotonic(), action)
+                return [] if again is None else self._core.step(again)
             case core.AnswerAgain():
                 self._answer(action.first, action.context, (action.handle,))
             case core.Reject():
@@ -150,6 +160,8 @@ class Performer:
     def _make_up_for(self, action: core.Action, error: Exception) -> None:
         """An action failed by our own fault: whoever waits for an answer still gets one."""
         match action:
+            case core.Answer(context=Sample()):
+                return  # nobody waits for it
             case core.Answer(model=model, reply_to=reply, context=context, handles=handles):
                 pass
             case core.AnswerAgain(first=first, context=context, handle=handle):
@@ -170,6 +182,9 @@ class Performer:
     def _dispatch(self, action: core.Dispatch) -> list[core.Action]:
         item = action.payload
         assert isinstance(item, Input)
+        spec = self._known.pipelines.get((action.pipeline, action.generation))
+        if spec is not None and spec.max_error is not None:
+            self._guard.sent(time.monotonic(), action, item, spec)
         activation = Activation(
             job=action.request_id,
             item=action.item_index,
@@ -177,6 +192,7 @@ class Performer:
             tensors=item.tensors or {},
             body=item.body,
             content_type=item.content_type,
+            exact=item.exact,
             watched=action.watched,
         )
         topic = self._topics.topic(
@@ -240,6 +256,10 @@ class Performer:
             payload = write_error(answer.model, context, failure)
             self._replies.send(answer.reply_to, payload, context, handles)
         return payload
+
+    def forget(self, model: str) -> None:
+        """A model is not served any more."""
+        self._guard.forget(model)
 
     def refuse(self, envelope: Envelope, failure: core.Failure, message: Message) -> None:
         """Answer a request that the core never saw, and acknowledge it."""

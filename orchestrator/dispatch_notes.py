@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.answers import Shown
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_stats import Snapshot
+from orchestrator.core.rounding import RoundingError
 from shared.errors import ErrorCode
 from shared.messages.job import StageResult
 
@@ -28,7 +29,10 @@ class ModelSpec:
 
 @dataclass(frozen=True, slots=True)
 class PipelineSpec:
-    """A pipeline that becomes active. `shown` is of the weights that it runs."""
+    """A pipeline that becomes active. `shown` is of the weights that it runs.
+
+    `max_error` is what was allowed where it rounds tensors between stages, None where it does not.
+    """
 
     model: str
     pipeline: str
@@ -37,6 +41,7 @@ class PipelineSpec:
     throughput_per_s: float
     latency_s: float
     shown: Shown
+    max_error: float | None = None
 
 
 Command = (
@@ -90,7 +95,18 @@ class Report:
     """CPU seconds of this thread since it started."""
 
 
-Note = Report | core.PipelineDrained | core.Decided | core.Poisoned
+@dataclass(frozen=True, slots=True)
+class RoundingMeasured:
+    """What the samples of a model's generation say; `hurts`: more than was allowed."""
+
+    model: str
+    generation: int
+    error: RoundingError
+    max_error: float
+    hurts: bool
+
+
+Note = Report | core.PipelineDrained | core.Decided | core.Poisoned | RoundingMeasured
 
 
 class Tally:

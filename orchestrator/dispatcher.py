@@ -227,6 +227,7 @@ class DispatchThread(threading.Thread):
                     actions = self._core.step(_activated(now, command))
                 case core.ModelStopped():
                     self._known.models.pop(command.model, None)
+                    self._performer.forget(command.model)
                     actions = self._core.step(command)
                 case core.PipelineDraining() | core.PipelineLost() | core.PipelineFigures():
                     actions = self._core.step(command)

@@ -30,12 +30,16 @@ memory; a photograph's worth of them is 3 MB."""
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One item for stage 0: a file's bytes with their content type, or tensors by name."""
+    """One item for stage 0: a file's bytes with their content type, or tensors by name.
+
+    `exact`: nothing of it may be rounded between stages.
+    """
 
     body: memoryview | None = None
     content_type: str = ""
     tensors: dict[str, WireTensor] | None = None
     size_bytes: int = 0
+    exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)

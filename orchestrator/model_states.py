@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.core.cluster import Cluster
-from orchestrator.dispatch_notes import Report
+from orchestrator.core.rounding import RoundingError
+from orchestrator.dispatch_notes import Report, RoundingMeasured
 from orchestrator.figures import Measured
 from orchestrator.library import Library
 from orchestrator.outbox import Outbox
-from shared.messages.model import ModelState
+from shared.messages.model import ModelState, Rounding
 
 REFRESH_S = 5.0
 """Who watches `model/+/state` wants to read it like a log."""
@@ -24,13 +25,27 @@ class ModelStates:
         self._outbox = outbox
         self._measured = Measured()
         self._published: dict[str, tuple[float, ModelState]] = {}
+        self._rounding: dict[str, tuple[int, RoundingError]] = {}
+
+    def rounding_measured(self, note: RoundingMeasured) -> None:
+        """What rounding does to answers; published with the next state."""
+        self._rounding[note.model] = (note.generation, note.error)
 
     def state(self, model: str, now: float) -> ModelState | None:
         """A model's state now; None when it is not served."""
         state = self._cluster.model_state(model, self._measured.figures(model, now))
         if state is None or state.manifest is None:
             return state
-        return replace(state, manifest_bytes=self._library.manifest_bytes(state.manifest))
+        manifest_bytes = self._library.manifest_bytes(state.manifest)
+        number, error = self._rounding.get(model, (-1, None))
+        if error is not None and number == state.generation:
+            rounding = Rounding(
+                error_ratio=error.error_ratio,
+                agreement_ratio=error.agreement_ratio,
+                samples=error.samples,
+            )
+            state = replace(state, rounding=rounding)
+        return replace(state, manifest_bytes=manifest_bytes)
 
     def publish(self, model: str, now: float) -> ModelState | None:
         """Something was decided: publish the state, or clear it when the model is not served any more.
@@ -41,6 +56,7 @@ class ModelStates:
         if state is None:
             self._published.pop(model, None)
             self._measured.forget(model)
+            self._rounding.pop(model, None)
             self._outbox.publish("model_state", None, retain=True, model=model)
             return None
         known = self._published.get(model)

@@ -26,7 +26,7 @@ from orchestrator.core import dispatch_events as dispatch
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.deployer import Deployer
-from orchestrator.dispatch_notes import Report
+from orchestrator.dispatch_notes import Report, RoundingMeasured
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.doubts import LIVE_S, Doubts
 from orchestrator.figures import metrics
@@ -427,6 +427,8 @@ class Orchestrator:
                         self._step(events.PipelineDrained(now, model, pipeline, generation))
                     case dispatch.Decided():
                         self._announcer.decided(note)
+                    case RoundingMeasured():
+                        self._rounding_measured(note)
                     case dispatch.Poisoned():
                         self._announcer.poisoned(note, self._jobs.path)
                     case Report():
@@ -436,6 +438,12 @@ class Orchestrator:
             except Exception:
                 self._counters["internal_errors"] += 1
                 log.exception("a note of the dispatcher failed")
+
+    def _rounding_measured(self, note: RoundingMeasured) -> None:
+        self._states.rounding_measured(note)
+        if note.hurts:
+            now, error = time.monotonic(), note.error.error_ratio
+            self._step(events.RoundingHurt(now, note.model, note.generation, error))
 
     def _reported(self, report: Report) -> None:
         now = time.monotonic()

@@ -67,6 +67,7 @@ from orchestrator.core.cluster_events import (
     QuestionSeen,
     ReplanAsked,
     RestoreEnded,
+    RoundingHurt,
     ServeAsked,
     StageMeasured,
     StageRef,
@@ -175,6 +176,8 @@ class Cluster:
                 cluster_requests.restore_ended(context, event)
             case PipelineDrained():
                 cluster_stages.drained(context, event)
+            case RoundingHurt():
+                cluster_requests.rounding_hurt(context, event)
             case StageMeasured():
                 cluster_stages.measured(context, event)
             case Tick(now):

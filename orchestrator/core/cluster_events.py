@@ -184,6 +184,16 @@ class StageMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class RoundingHurt:
+    """What a generation rounds between stages changes answers by more than was allowed."""
+
+    now: float
+    model: str
+    generation: int
+    error_ratio: float
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """Time passes."""
 
@@ -204,6 +214,7 @@ Event = (
     | ModelRestored
     | RestoreEnded
     | PipelineDrained
+    | RoundingHurt
     | StageMeasured
     | Tick
 )

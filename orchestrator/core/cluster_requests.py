@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 from orchestrator.core import cluster_sharing, model_view, replan
@@ -14,12 +15,14 @@ from orchestrator.core.cluster_events import (
     PublishModel,
     ReplanAsked,
     RestoreEnded,
+    RoundingHurt,
     ServeAsked,
     StopAsked,
 )
 from orchestrator.core.cluster_planning import consider, reprice
 from orchestrator.core.cluster_stages import activate, announce, give_up_replacing
 from orchestrator.core.generation import Generation
+from orchestrator.core.plan import AUTO
 from orchestrator.core.served import Served, Waiting
 from shared.errors import ConfigurationError, ErrorCode
 
@@ -78,6 +81,23 @@ def stop(context: Context, event: StopAsked) -> None:
     context.tell("model_stopped", f"{event.model} is not served any more", model=event.model)
     context.actions.append(PublishModel(event.model))
     context.finish(event.model, asked)
+
+
+def rounding_hurt(context: Context, event: RoundingHurt) -> None:
+    """Round no more between the stages of a model, until it is asked for anew."""
+    served = context.models.get(event.model)
+    if served is None or served.active is None or served.replaces:
+        return
+    if served.active.number != event.generation or served.active.entry.options.max_error == 0.0:
+        return
+    text = (
+        f"{event.model}: rounding between stages changes answers by {event.error_ratio:.2g} of the largest"
+        f" output, and {served.entry.options.max_error:g} was allowed: it is given up"
+    )
+    context.tell("rounding_stopped", text, model=event.model, generation=event.generation)
+    options = dataclasses.replace(served.entry.options, max_error=0.0, compression=AUTO)
+    _replace(served, dataclasses.replace(served.entry, options=options), event.now)
+    consider(context, event.now, served, "rounding between stages changed answers too much")
 
 
 def replan_asked(context: Context, event: ReplanAsked) -> None:

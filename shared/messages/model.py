@@ -69,6 +69,19 @@ class PredictionError:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Rounding:
+    """What rounding between stages does to the latest jobs that were run again without it.
+
+    `error_ratio` is the median of the largest difference relative to the largest output, `agreement_ratio`
+    the share of those whose largest output was the same one.
+    """
+
+    error_ratio: float
+    agreement_ratio: Ratio
+    samples: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AlternativeRow:
     """A plan that was not chosen, with its predicted figures and why it lost."""
 
@@ -123,6 +136,7 @@ class ModelState:
     predicted: Figures = field(default_factory=Figures)
     measured: Figures = field(default_factory=Figures)
     prediction_error: PredictionError | None = None
+    rounding: Rounding | None = None
     reason: str = ""
     weights: str = ""
     manifest: Digest | None = None
