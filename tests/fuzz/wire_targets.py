@@ -21,6 +21,7 @@ from shared.bus.mqtt5_reader import PacketReader
 from shared.bus.mqtt5_values import BadPacketError
 from shared.client.results import read_answer
 from shared.codec import decode_json, decode_msgpack, encode_json, encode_msgpack
+from shared.compression import COMPRESSIONS, PackedTensor, pack, unpack
 from shared.errors import ForgedError, JobError, ProtocolError
 from shared.graph import TensorSpec, Value
 from shared.job_options import parse_priority
@@ -89,6 +90,19 @@ def _msgpack(data: bytes) -> object:
         for tensor in message.tensors.values():
             from_wire(tensor)
     return message
+
+
+def _packed(data: bytes) -> object:
+    """A compressed tensor, as a stage unpacks it: of a size that its graph says."""
+    return unpack(decode_msgpack(data, PackedTensor), most_bytes=1 << 16)
+
+
+def _packed_tensors(seed: int) -> list[bytes]:
+    random = np.random.default_rng(seed)
+    array = np.maximum(random.standard_normal((1, 4, 8, 8)), 0).astype(np.float32)
+    last = np.ascontiguousarray(array.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    sent = [pack(each, how) for each in (array, last) for how in COMPRESSIONS]
+    return [bytes(encode_msgpack(each)) for each in sent if isinstance(each, PackedTensor)]
 
 
 def _messages(kinds: tuple[Any, ...], encode: Any, seed: int) -> list[bytes]:
@@ -312,6 +326,10 @@ TARGETS = (
     Target(
         name="msgpack-messages", decode=_msgpack, allowed=(ProtocolError,), covers=CODEC[1:], share=8,
         seeds=lambda seed: _messages(MSGPACK_MESSAGES, encode_msgpack, seed),
+    ),
+    Target(
+        name="compressed-tensors", decode=_packed, allowed=(ProtocolError,), seeds=_packed_tensors, share=3,
+        covers=("shared.compression.unpack",),
     ),
     Target(
         name="mqtt-stream", decode=_stream, allowed=(BadPacketError,), seeds=_packets, share=3,

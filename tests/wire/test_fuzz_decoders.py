@@ -45,7 +45,7 @@ def public_decoders() -> Iterator[str]:
             module = ".".join(path.relative_to(TOP).with_suffix("").parts)
             for node in ast.parse(path.read_text()).body:
                 if isinstance(node, ast.FunctionDef) and (
-                    node.name in ("parse", "load", "from_wire")
+                    node.name in ("parse", "load", "from_wire", "unpack")
                     or node.name.startswith(("decode_", "read_", "parse_", "load_"))
                 ):
                     yield f"{module}.{node.name}"
