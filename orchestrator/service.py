@@ -20,7 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Literal, assert_never
 
-from orchestrator.announcer import Announcer, error_body
+from orchestrator.announcer import Announcer
+from orchestrator.cluster_actions import ClusterActions
 from orchestrator.core import cluster_events as events
 from orchestrator.core import dispatch_events as dispatch
 from orchestrator.core.cluster import Cluster
@@ -53,11 +54,10 @@ from shared.bus import (
     MqttDataBus,
     Publication,
 )
-from shared.codec import encode_json, to_builtins
-from shared.errors import BrokerError, JobError
+from shared.codec import encode_json
+from shared.errors import BrokerError
 from shared.ids import ORCHESTRATOR
 from shared.messages.model import ModelState
-from shared.messages.node import Ping
 from shared.messages.operation import OrchestratorState
 from shared.signing import Admission
 from shared.topics import Topics
@@ -108,6 +108,7 @@ class Orchestrator:
         self.incarnation = self._tenure.incarnation
         self._standbys: tuple[str, ...] = ()
         self._counted = counted
+        self._counters: Counter[str] = Counter()
         self._cluster = Cluster(self.incarnation, options.cluster, restoring=True)
         self._num_set_aside = 0
         self._library = library or open_library(options)
@@ -161,12 +162,19 @@ class Orchestrator:
             term=self._tenure.title.term,
             before=self._tenure.before,
         )
+        self._actions = ClusterActions(
+            outbox=self._outbox,
+            announcer=self._announcer,
+            deployer=self._deployer,
+            states=self._states,
+            served=self._served,
+            counters=self._counters,
+        )
         self._restore = Restore(
             self._library, self._outbox, self._announcer, self._served, known or {}
         )
         self._dispatched: Snapshot | None = None
         self._doubts = Doubts()
-        self._counters: Counter[str] = Counter()
         vouching = Vouching(Admission(options.broker.credentials), self._counters, self._announcer)
         self._intake = Intake(
             self._topics,
@@ -358,55 +366,7 @@ class Orchestrator:
     # --- what is decided
 
     def _step(self, event: events.Event) -> None:
-        for action in self._cluster.step(event):
-            try:
-                self._perform(action)
-            except Exception as error:
-                self._counters["internal_errors"] += 1
-                log.exception("%s failed", type(action).__name__)
-                if isinstance(action, events.Finish):
-                    self._announcer.failed(action.verb, action.transaction, error_body(error))
-                model = getattr(action, "model", None)
-                text = f"{type(action).__name__} failed: {error}"
-                self._announcer.happened(events.Tell("internal_error", text, model=model))
-
-    def _perform(self, action: events.Action) -> None:
-        match action:
-            case events.AskNode(node):
-                self._outbox.publish("ping", Ping(node=node), qos=0, node=node)
-            case events.PushAssignment():
-                self._deployer.assign(action)
-            case events.ClearAssignment():
-                self._deployer.clear(action)
-            case events.ForgetNode():
-                self._deployer.forget(action)
-            case (
-                events.ModelKnown()
-                | events.ModelForgotten()
-                | events.ActivatePipeline()
-                | events.DrainPipeline()
-                | events.LosePipeline()
-            ):
-                self._deployer.tell(action)
-            case events.PublishModel(model):
-                self._served.write(model, self._states.publish(model, time.monotonic()))
-            case events.Tell():
-                self._announcer.happened(action)
-            case events.Progress(transaction, verb, text):
-                self._announcer.progress(verb, transaction, text)
-            case events.Finish():
-                self._finish(action)
-            case _:
-                assert_never(action)
-
-    def _finish(self, action: events.Finish) -> None:
-        if action.error is not None:
-            error = JobError(action.code, action.error)
-            self._announcer.failed(action.verb, action.transaction, error_body(error))
-            return
-        state = self._states.state(action.model, time.monotonic())
-        data = {"model": action.model} if state is None else to_builtins(state)
-        self._announcer.done(action.verb, action.transaction, data)
+        self._actions.perform(self._cluster.step(event))
 
     # --- the dispatcher's side, and time
 
