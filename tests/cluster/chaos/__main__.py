@@ -16,6 +16,7 @@ from shared.codec import encode_json
 from shared.errors import Amp4ecError
 from tests.benchmarks.report import say
 from tests.cluster.chaos.faults import missing
+from tests.cluster.chaos.flags import positive
 from tests.cluster.chaos.report import make_report, print_report
 from tests.cluster.chaos.run import Options, run
 from tests.cluster.chaos.schedule import FaultKind
@@ -73,7 +74,7 @@ def _parse() -> argparse.Namespace:
         description="A real cluster under load while things break; exit status 1 when a promise is broken.",
         epilog=f"faults: {', '.join(FaultKind)}",
     )
-    parser.add_argument("--minutes", type=float, default=10.0, help="how long things break")
+    parser.add_argument("--minutes", type=positive, default=10.0, help="how long things break")
     parser.add_argument(
         "--seed",
         type=int,
@@ -83,7 +84,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument(
         "--faults", type=_kinds, default=tuple(FaultKind), metavar="A,B,...", help="only these"
     )
-    parser.add_argument("--rate", type=float, default=40.0, help="jobs per second, all clients")
+    parser.add_argument("--rate", type=positive, default=40.0, help="jobs per second, all clients")
     parser.add_argument("--runtime", default="onnxruntime", choices=("onnxruntime", "torch"))
     parser.add_argument("--quick", action="store_true", help="each fault once, about a minute")
     parser.add_argument("--report", type=Path, metavar="FILE.json")

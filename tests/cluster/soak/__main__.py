@@ -18,6 +18,7 @@ from pathlib import Path
 from shared.codec import encode_json
 from shared.errors import Amp4ecError
 from tests.benchmarks.report import Machine, say, this_machine
+from tests.cluster.chaos.flags import positive
 from tests.cluster.soak.run import Soak, run
 from tests.cluster.soak.trend import Trend
 
@@ -104,9 +105,9 @@ def _parse() -> argparse.Namespace:
         prog="python -m tests.cluster.soak",
         description="A cluster at half load, nodes coming and going; exit status 1 when something grows.",
     )
-    parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--minutes", type=positive, default=15.0)
     parser.add_argument("--seed", type=int, default=0, help="of the inputs")
-    parser.add_argument("--rate", type=float, default=_HALF_LOAD_PER_S, help="jobs per second")
+    parser.add_argument("--rate", type=positive, default=_HALF_LOAD_PER_S, help="jobs per second")
     parser.add_argument("--runtime", default="onnxruntime", choices=("onnxruntime", "torch"))
     parser.add_argument("--report", type=Path, metavar="FILE.json")
     parser.add_argument("--draw", type=Path, metavar="FILE.png")
