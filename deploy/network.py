@@ -90,6 +90,7 @@ def _capable(bit: int) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Node:
+    number: int
     namespace: str
     link: str
     """The end of its cable on our side, a port of the bridge."""
@@ -202,6 +203,17 @@ class Network:
         _tc(f"qdisc replace dev {found.link} root pfifo")
         _tc("qdisc replace dev eth0 root pfifo", namespace=found.namespace)
 
+    def remove(self, node: str) -> None:
+        """Take a node away that nothing runs on any more; its name and its address may be used again.
+
+        Raises:
+            ConfigurationError: there is no such node.
+        """
+        with self._lock:
+            found = self._of(node)
+            _ip(f"link delete {found.link}", f"netns delete {found.namespace}")
+            del self._nodes[node]
+
     def close(self) -> None:
         """Take bridge, cables and namespaces away; processes that still run inside reach nobody."""
         assert self._janitor.stdin is not None
@@ -243,8 +255,10 @@ class Network:
                 raise ConfigurationError(
                     "the network is full", expected=f"at most {_MAX_NODES} nodes", got=node
                 )
-            address = str(self._net[2 + len(self._nodes)])
-            made = _Node(namespace=f"{self._bridge}-{len(self._nodes)}", link=_name("v"))
+            taken = {made.number for made in self._nodes.values()}
+            number = next(free for free in itertools.count() if free not in taken)
+            address = str(self._net[2 + number])
+            made = _Node(number=number, namespace=_name("n"), link=_name("v"))
             self._will_need("namespace", made.namespace)
             self._will_need("link", made.link)
             _ip(

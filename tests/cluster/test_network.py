@@ -136,6 +136,22 @@ def test_a_rate_of_nothing_is_refused(network: Network) -> None:
         network.rate("node", 0)
 
 
+def test_a_removed_node_leaves_its_place_to_another(network: Network) -> None:
+    for name in ("stays", "goes"):
+        network.entry(name)
+    with Sender(network, "goes") as sender:
+        address = sender.address
+    before = interfaces(), namespaces()
+    network.remove("goes")
+    with pytest.raises(ConfigurationError, match="no node goes"):
+        network.cut("goes")
+    with Sender(network, "new") as sender, Sender(network, "stays") as other:
+        assert sender.address == address != other.address
+        sender.send(b"hello\n")
+        assert sender.receive(6, 20) == b"hello\n"
+    assert len(interfaces() - before[0]) == len(namespaces() - before[1]) == 1
+
+
 def test_nothing_is_left() -> None:
     before = interfaces(), namespaces()
     with Network() as first, Network() as second:

@@ -138,6 +138,7 @@ async def _guests(made: Plant, soak: Soak) -> None:
         await asyncio.sleep(_GUEST_S / 2)
         await made.cluster.stop_agent(name)
         made.cluster.agents.pop(name)
+        await asyncio.to_thread(made.cluster.network.remove, name)
 
 
 async def _look(made: Plant, client: Client, soak: Soak) -> None:
