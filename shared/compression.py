@@ -210,7 +210,7 @@ def _round(
             return None
         return flat.astype(DTYPES["float16"]), b"", b""
     low, high = _extremes(flat, shape, layout, rounding)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         scale = (high - low) / np.float32(_CODES)
     # Where a code of the largest could be infinite, and where a value is no number.
     if not (np.abs([low, high, scale]) <= _LARGEST / (2 * _CODES)).all():

@@ -46,9 +46,9 @@ WILL_S = 0.03
 """How long a last will is held: a broker that stops sends them all, and ends our own connection next."""
 TURN_S = 0.2
 """Standbys claim one after the other, by name: the next waits so long for the claim of the one before."""
-UNREADY_S = 5.0
-"""A standby that has not fetched yet what is served waits so much longer: it could not go on with it, and who
-can may come back."""
+UNREADY_S = 30.0
+"""A standby that has not fetched yet what is served waits so much longer: under it models would be lost that
+whoever has them, started anew, goes on with."""
 ANSWER_S = 0.5
 """A broker that has not brought back our own word by then did not get it."""
 SETTLE_S = 0.3

@@ -46,7 +46,7 @@ class Started:
             self.options = options
             return 0
 
-        monkeypatch.setattr("orchestrator.service.run_orchestrator", capture)
+        monkeypatch.setattr("orchestrator.candidate.run_orchestrator", capture)
 
     def run(self, *arguments: str, env: dict[str, str] | None = None) -> Result:
         return CliRunner().invoke(cli, arguments, env=env)

@@ -86,6 +86,12 @@ def test_values_without_a_code_travel_as_they_are(how: Compression, odd: float) 
     assert travel(array, how).tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("how", COMPRESSIONS, ids=str)
+def test_nothing_but_infinities_travels_as_it_is(how: Compression) -> None:
+    array = np.full((1, 2, 3, 3), np.inf, np.float32)
+    assert travel(array, how).tobytes() == array.tobytes()
+
+
 def test_fewer_bytes_and_no_more_than_before() -> None:
     random = np.random.default_rng(0)
     relu = np.maximum(random.normal(size=(1, 32, 28, 28)), 0).astype(np.float32)
