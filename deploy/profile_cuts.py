@@ -14,6 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from deploy.exactness import relative_error
 from deploy.photo import PHOTO
 from edge_agent.runtimes import LoadedStage, open_runtime
 from orchestrator.models.slice import slice_stage
@@ -93,13 +94,18 @@ def _ways(crossing: Values, after: Sequence[LoadedStage], outputs: Values) -> tu
             values = received
             for block in after:
                 values = block.run(values)
-            errors[how.rounding] = _error(values, outputs)
+            errors[how.rounding] = max(
+                relative_error(values[name], wanted) for name, wanted in outputs.items()
+            )
         if not np.isfinite(errors[how.rounding]):
             continue
         found.append(
             PackedCut(
                 str(how),
-                sum(tensor.data.nbytes for tensor in sent.values()),
+                sum(
+                    tensor.nbytes if isinstance(tensor, PackedTensor) else tensor.data.nbytes
+                    for tensor in sent.values()
+                ),
                 pack_s,
                 unpack_s,
                 errors[how.rounding],
@@ -129,16 +135,3 @@ def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
         made = work()
         samples.append(time.thread_time() - began)
     return made, statistics.median(samples)
-
-
-def _error(values: Values, outputs: Values) -> float:
-    """The largest difference, relative to the largest output; infinite where it makes no number."""
-    worst = 0.0
-    for name, wanted in outputs.items():
-        if wanted.dtype.kind != "f":
-            continue
-        largest = float(np.abs(wanted).max(initial=0.0))
-        difference = float(np.abs(values[name] - wanted).max(initial=0.0))
-        error = difference / largest if largest > 0.0 else float(difference > 0.0)
-        worst = max(worst, error if np.isfinite(error) else float("inf"))
-    return worst

@@ -111,9 +111,14 @@ class PackedTensor:
     scale: bytes = b""
     zero: bytes = b""
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of what it holds."""
+        return self.data.nbytes + len(self.scale) + len(self.zero)
+
 
 def pack(array: Array, how: Compression) -> WireTensor | PackedTensor:
-    """`array` for the wire, made smaller as `how` says, as far as it can be (see the module).
+    """`array` for the wire, made smaller as `how` says, as far as it can be (see the module); else as it is.
 
     Raises:
         ProtocolError: the dtype cannot travel.
@@ -135,12 +140,11 @@ def pack(array: Array, how: Compression) -> WireTensor | PackedTensor:
         squeezed = _compressor().compress(_planes(codes).data)
         zstd = len(squeezed) < data.nbytes
         data = memoryview(squeezed) if zstd else data
-    if rounding is Rounding.NONE and not zstd:
-        return wire
-    return PackedTensor(
+    packed = PackedTensor(
         dtype=wire.dtype, shape=wire.shape, data=data, layout=wire.layout,
         rounding=rounding, zstd=zstd, scale=scale, zero=zero,
     )  # fmt: skip
+    return packed if packed.nbytes < wire.data.nbytes else wire
 
 
 def unpack(tensor: PackedTensor, *, most_bytes: int) -> Array:

@@ -19,10 +19,12 @@ from deploy.profile import (
     time_input,
     without_entry_cost,
 )  # fmt: skip
+from deploy.profile_cuts import measure_cuts
 from edge_agent.runtimes import open_runtime
 from orchestrator.models.importer import ImportedModel, import_module
 from orchestrator.models.source import parse_source
 from shared.codec import encode_json
+from shared.compression import Compression
 from shared.errors import ConfigurationError, ModelError
 from shared.graph import CostClass
 from shared.package import read_package
@@ -121,6 +123,26 @@ def test_block_shares_without_a_reference(imported: ImportedModel) -> None:
 
 def test_input_is_timed() -> None:
     assert 0 < time_input(IMAGENET) < 1.0
+
+
+def test_every_way_to_send_a_cut_is_measured(imported: ImportedModel) -> None:
+    inputs = imported.references[-1].inputs
+    cuts = measure_cuts(imported.manifest, imported.blobs, "torch", inputs)
+    assert [cut.index for cut in cuts] == [cut.index for cut in imported.manifest.cuts]
+    for cut in cuts:
+        ways = {way.compression: way for way in cut.packed}
+        assert ways["fp16"].bytes * 2 == cut.bytes
+        assert ways["uint8"].bytes * 4 == cut.bytes + 4 * 8, "and one scale and zero"
+        # Rounding is measured in what comes out at the end: finer steps, less of it.
+        assert 0 < ways["fp16"].error < ways["uint8"].error < 0.2
+        assert ways["uint8+zstd"].error == ways["uint8"].error
+        for way in cut.packed:
+            assert Compression.parse(way.compression).exact == (way.error == 0.0)
+            assert way.bytes < cut.bytes
+            assert way.pack_s > 0
+    # The ReLU's output is half zeros, which travel for nothing.
+    after_relu = next(cut for cut in cuts if "zstd" in {way.compression for way in cut.packed})
+    assert after_relu.way("zstd").bytes < 0.8 * after_relu.bytes
 
 
 def test_photograph_is_ours() -> None:
