@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.core.dispatch_events import Answer as Ended
-from orchestrator.core.dispatch_events import EndedItem, Failure
+from orchestrator.core.dispatch_events import EndedItem, Failure, Output
 from orchestrator.core.trace import complete_trace
 from shared.codec import encode_json, encode_msgpack
 from shared.messages.job import (
@@ -28,12 +28,17 @@ MSGPACK = "application/msgpack"
 TOP = 5
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ItemResult:
-    """What the last stage sent for one item: output tensors and each stage's own times."""
+    """What the last stage sent for one item: output tensors and each stage's own times.
 
-    tensors: dict[str, WireTensor]
+    Answers are remembered for minutes, and mostly nobody asked for the tensors: when such an answer is out
+    they go (None), and what it said of them stays in `top`.
+    """
+
+    tensors: dict[str, WireTensor] | None
     trace: tuple[StageTime, ...]
+    top: list[Label] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +107,24 @@ def write_answer(ended: Ended, context: Context, shown_of: ShownOf) -> bytes:
     )
 
 
+def shorten(ended: Ended) -> None:
+    """Let go of the tensors of an answer that was written without them."""
+    for result in _results(ended):
+        result.tensors = None
+
+
+def has_tensors(ended: Ended) -> bool:
+    """Whether an answer can still be written with its tensors."""
+    return all(result.tensors is not None for result in _results(ended))
+
+
+def _results(ended: Ended) -> Iterator[ItemResult]:
+    for item in ended.items:
+        if isinstance(item.outcome, Output):
+            assert isinstance(item.outcome.value, ItemResult)
+            yield item.outcome.value
+
+
 def write_error(model: str, context: Context, failure: Failure) -> bytes:
     """The payload that answers a request which was refused."""
     return _encode(_error(model, context, failure), context)
@@ -117,12 +140,13 @@ def _item(
     assert isinstance(result, ItemResult)
     shown = shown_of(item)
     trace = _trace(item, result, shown.hops_s)
-    first = next(iter(result.tensors.values()), None)
-    top = None if first is None or len(result.tensors) != 1 else from_wire(first)
+    if result.tensors is not None and len(result.tensors) == 1:
+        (output,) = result.tensors.values()
+        result.top = classify(from_wire(output), shown.labels)
     return Answer(
         job=context.job,
         model=ended.model,
-        top=None if top is None else classify(top, shown.labels),
+        top=result.top,
         pipeline=item.pipeline or "",
         generation=item.generation or 0,
         nodes=[stage.node for stage in trace],
@@ -139,7 +163,7 @@ def _item(
         ],
         weights=shown.weights,
         exact=shown.exact,
-        tensors=result.tensors if context.msgpack else NO_TENSORS,
+        tensors=result.tensors if context.msgpack and result.tensors else NO_TENSORS,
     )
 
 

@@ -9,10 +9,18 @@ import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import assert_never
 
-from orchestrator.answers import Context, Shown, write_answer, write_error
+from orchestrator.answers import (
+    Context,
+    Shown,
+    has_tensors,
+    shorten,
+    write_answer,
+    write_error,
+)
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch import Dispatcher
 from orchestrator.dispatch_notes import ModelSpec, Note, PipelineSpec, Tally
@@ -123,9 +131,14 @@ class Performer:
                 self._tally.answer(action)
                 self._answered(action, payload)
                 again = self._guard.answered(time.monotonic(), action)
+                if not (isinstance(action.context, Context) and action.context.msgpack):
+                    shorten(action)
                 return [] if again is None else self._core.step(again)
-            case core.AnswerAgain():
-                self._answer(action.first, action.context, (action.handle,))
+            case core.AnswerAgain(first=first, context=context):
+                assert isinstance(context, Context)
+                # The first answer again, and in its first form where that had no tensors.
+                context = replace(context, msgpack=context.msgpack and has_tensors(first))
+                self._answer(first, context, (action.handle,))
             case core.Reject():
                 context = action.context
                 assert isinstance(context, Context)

@@ -62,7 +62,7 @@ class RoundingGuard:
         result = ended.outcome.value
         assert isinstance(result, ItemResult)
         number, _ = self._watched[answer.model]
-        if ended.generation != number:
+        if ended.generation != number or result.tensors is None:
             return None
         return core.RequestArrived(
             now=now,
@@ -84,6 +84,7 @@ class RoundingGuard:
             return None
         result = outcome.value
         assert isinstance(result, ItemResult)
+        assert result.tensors is not None
         error_ratio, agrees = difference(sample.rounded, result.tensors)
         watch.take(error_ratio, agrees=agrees)
         assert watch.error is not None

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator import dispatch_actions
+from orchestrator.answers import ItemResult
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_settings import DispatchSettings
 from shared.bus import Message, Properties
@@ -287,6 +288,35 @@ def test_a_repeat_gets_the_first_answer_again() -> None:
         world.until(lambda: world.unacknowledged == 0)
         assert not world.activations
         assert not world.answers
+
+
+def test_an_answer_without_tensors_is_remembered_without_them() -> None:
+    """And whoever wants them with the repeat gets the first answer again, in its first form."""
+    with running() as world:
+        world.ask()
+        world.result(*world.next_activation())
+        first = world.next_answer()
+        (kept,) = (each[0] for each in world.thread._core._requests.recent._entries.values())
+        assert isinstance(kept.items[0].outcome, core.Output)
+        value = kept.items[0].outcome.value
+        assert isinstance(value, ItemResult)
+        assert value.tensors is None
+        world.ask(user=(("accept", "application/msgpack"),))
+        world.until(lambda: world.answers)
+        assert world.answers[0].properties.content_type == "application/json"
+        assert world.next_answer() == first
+
+
+def test_a_repeat_with_tensors_has_them_again() -> None:
+    with running() as world:
+        world.ask(user=(("accept", "application/msgpack"),))
+        world.result(*world.next_activation())
+        world.until(lambda: len(world.answers) == 1)
+        world.ask(user=(("accept", "application/msgpack"),))
+        world.until(lambda: len(world.answers) == 2)
+        first, again = (msgpack.unpackb(answer.payload) for answer in world.answers)
+        assert first == again
+        assert first["tensors"]["y"]["data"] == LOGITS.tobytes()
 
 
 def test_without_a_name_nothing_is_a_repeat() -> None:
