@@ -51,6 +51,7 @@ CATALOGUE = {
     "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (75, 180)),
     "durability": Entry("durability", "what each piece of durability costs a job", (10, 60)),
     "levels": Entry("levels", "O0, O1 and int8 with both runtimes: time, memory, bytes", (45, 420)),
+    "compressing": Entry("compressing", "tensors in fewer bytes, and over thin links", (120, 420)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }
 
