@@ -58,6 +58,9 @@ def decode_json(data: bytes | bytearray | memoryview | str, type_: type[T]) -> T
         ProtocolError: not JSON, or not a `type_`; the message has the path of the field.
     """
     try:
+        if not isinstance(data, str):
+            # msgspec passes over fields that `type_` lacks without a look at their bytes.
+            str(data, "utf-8")
         decoder: msgspec.json.Decoder[T] = _json_decoder(cast(Hashable, type_))
         return decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:

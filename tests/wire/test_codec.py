@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import tracemalloc
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgpack
@@ -174,6 +175,14 @@ def test_a_size_hint_that_is_too_small_or_too_large_changes_nothing() -> None:
     plain = encode_msgpack(message)
     assert encode_msgpack(message, 8) == plain
     assert encode_msgpack(message, 4096) == plain
+
+
+@pytest.mark.parametrize("view", [bytes, bytearray, memoryview])
+def test_json_is_utf_8_also_where_nobody_reads_it(view: Callable[[bytes], bytes]) -> None:
+    text = telemetry(later="é")
+    assert decode_json(view(text), Telemetry).node == "pi-1"
+    with pytest.raises(ProtocolError):
+        decode_json(view(text.replace(b"later", b"lat\xffr")), Telemetry)
 
 
 def test_what_has_no_json_form_is_refused() -> None:
