@@ -120,11 +120,13 @@ class Attack:
         self, kind: str, name: str, topic: str, payload: bytes, properties: bytes = b""
     ) -> Shot:
         """Somewhere that nobody obeys it, where it may still be valid."""
-        if name in _CONTROL and _is_json_object(payload):
-            if "{" in SPECS[name].pattern:
+        if name in _CONTROL and _may_be_valid(payload):
+            if "{" in SPECS[name].pattern and _is_whole(payload):
                 topic, payload = self._invented(name), _renamed(payload)
             else:
-                payload = payload[:-1]  # there is but one of its kind
+                payload = payload.rstrip()[
+                    :-1
+                ]  # there is but one of its kind, or it cannot be renamed
         # Nothing retained where real things are: only the retained flag of a job is of interest there.
         retain = "evil-" in topic and self._chance.random() < 0.1
         return Shot(kind, topic, payload, properties, self._chance.randrange(2), retain)
@@ -313,9 +315,24 @@ class Attack:
         return {self._topics.parse(message.topic)[1]["model"] for message in messages}
 
 
-def _is_json_object(payload: bytes) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Anything:
+    """What any object reads as whose values nobody looks at."""
+
+
+def _may_be_valid(payload: bytes) -> bool:
+    """Whether somebody may read this who passes over fields that he does not know."""
+    return _reads_as(payload, _Anything)
+
+
+def _is_whole(payload: bytes) -> bool:
+    """Whether all of its values can be read."""
+    return _reads_as(payload, dict)
+
+
+def _reads_as(payload: bytes, type_: type) -> bool:
     try:
-        decode_json(payload, dict)
+        decode_json(payload, type_)
     except ProtocolError:
         return False
     return True
