@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from shared.bus import NO_PROPERTIES, ControlBus, Publication, Qos
@@ -48,7 +48,7 @@ class Outbox:
         self._signer = signer
         self._most_waiting = most_waiting
         self._waiting: OrderedDict[str | int, Publication] = OrderedDict()
-        self._unretained = 0
+        self._unretained: deque[int] = deque()  # their keys in `_waiting`, in order
         self._serial = 0
         self._newest: dict[str, Publication] = {}
         self._seen: dict[str, bytes | bytearray] = {}
@@ -91,16 +91,14 @@ class Outbox:
         else:
             self._serial += 1
             self._waiting[self._serial] = item
-            self._unretained += 1
-            if self._unretained > self._most_waiting:
+            self._unretained.append(self._serial)
+            if len(self._unretained) > self._most_waiting:
                 self._drop_oldest()
         self._more.set()
         self._idle.clear()
 
     def _drop_oldest(self) -> None:
-        oldest = next(key for key in self._waiting if isinstance(key, int))
-        del self._waiting[oldest]
-        self._unretained -= 1
+        del self._waiting[self._unretained.popleft()]
         self.dropped += 1
         if self.dropped.bit_count() == 1:
             log.warning("%d messages dropped so far: the broker takes none", self.dropped)
@@ -145,7 +143,8 @@ class Outbox:
                 self._more.clear()
                 await self._more.wait()
             key, item = self._waiting.popitem(last=False)
-            self._unretained -= isinstance(key, int)
+            if isinstance(key, int):
+                self._unretained.popleft()
             await self._send(item)
 
     async def _send(self, item: Publication) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.core.cluster_events import PushAssignment, StageRef
@@ -53,14 +53,15 @@ class Assignments:
         self._out.pop(node, None)
         self._told.pop(node, None)
 
-    def changed(self, desired: Callable[[str], tuple[StageRef, ...]]) -> list[PushAssignment]:
-        """What to publish, so that each node's assignment says what is desired of it."""
+    def changed(self, desired: Mapping[str, tuple[StageRef, ...]]) -> list[PushAssignment]:
+        """What to publish, so that each node's assignment says what is desired of it, by node.
+
+        Called with each event, and there may be thousands of nodes: those with no change cost a look-up.
+        """
         pushes = []
-        for node in sorted(self._out):
-            stages = desired(node)
-            if self._out[node] != stages:
-                self._out[node] = stages
-                self._revision = max(self._revision + 1, self.first)
-                self._told[node] = self._revision
-                pushes.append(PushAssignment(node, self._revision, stages))
+        for node in sorted(node for node, out in self._out.items() if out != desired.get(node, ())):
+            stages = self._out[node] = desired.get(node, ())
+            self._revision = max(self._revision + 1, self.first)
+            self._told[node] = self._revision
+            pushes.append(PushAssignment(node, self._revision, stages))
         return pushes

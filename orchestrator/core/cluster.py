@@ -284,7 +284,7 @@ class Cluster:
         for served in context.in_order():
             cluster_planning.make_room(context, now, served)
         if not context.restoring:
-            pushes = context.assignments.changed(self._desired)
+            pushes = context.assignments.changed(self._desired())
             context.actions += pushes
             for push in pushes:
                 context.members.told(push.node, push.revision)
@@ -303,9 +303,14 @@ class Cluster:
         context.actions += context.finished
         context.finished = []
 
-    def _desired(self, node: str) -> tuple[StageRef, ...]:
+    def _desired(self) -> dict[str, tuple[StageRef, ...]]:
+        """What each node is to hold, of those that are to hold something."""
         context = self._context
         generations = list(context.draining)
         for _, served in sorted(context.models.items()):
             generations += served.generations()
-        return tuple(ref for generation in generations for ref in generation.stages_on(node))
+        desired: dict[str, tuple[StageRef, ...]] = {}
+        for generation in generations:
+            for node in generation.nodes():
+                desired[node] = (*desired.get(node, ()), *generation.stages_on(node))
+        return desired

@@ -56,7 +56,9 @@ class Members:
 
     def alive(self) -> list[Node]:
         """The nodes that can be planned for, by name."""
-        return [node for _, node in sorted(self.nodes.items()) if node.alive]
+        return sorted(
+            (node for node in self.nodes.values() if node.alive), key=lambda node: node.name
+        )
 
     def is_alive(self, name: str) -> bool:
         """Whether a node of that name can be planned for."""
