@@ -79,6 +79,7 @@ class Operators:
         )
         self._early: list[tuple[str, bytes | bytearray]] | None = []
         self._preparing: dict[str, _Preparation] = {}
+        self._refused = 0
 
     @property
     def in_use(self) -> Collection[str]:
@@ -124,7 +125,11 @@ class Operators:
                     )
         except Exception as error:
             if isinstance(error, Amp4ecError):
-                log.warning("request/%s refused: %s", verb, error)
+                self._refused += 1
+                if self._refused.bit_count() == 1:  # a flood must not flood the log
+                    log.warning(
+                        "request/%s refused: %s (%d so far)", verb[:64], error, self._refused
+                    )
             else:
                 log.exception("request/%s failed", verb)
             transaction = transaction_of(payload)

@@ -180,7 +180,8 @@ class Transfers:
                     return False
         except ProtocolError as error:
             self.counters.bad_messages += 1
-            log.warning("dropped a message on %s: %s", message.topic, error)
+            if self.counters.bad_messages.bit_count() == 1:  # a flood must not flood the log
+                log.warning("dropped a message on %s: %s", message.topic, error)
         return True
 
     async def fetch(self, blob: Blob, provider: str, progress: Progress | None = None) -> Path:
@@ -273,7 +274,8 @@ class Transfers:
             payload = await asyncio.to_thread(self._read_piece, want)
         except (ArtifactError, OSError) as error:
             self.counters.wants_refused += 1
-            log.warning("%s asked for a blob that is not here: %s", want.reply, want.digest)
+            if self.counters.wants_refused.bit_count() == 1:  # a flood must not flood the log
+                log.warning("%s asked for a blob that is not here: %s", want.reply, want.digest)
             return encode_msgpack(_refusal(want, str(error)))
         self._cache[key] = payload
         if len(self._cache) > _CACHED_PIECES:
