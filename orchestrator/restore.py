@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 ECHO_TIMEOUT_S = 5.0
 """Connected for so long without our own birth: this broker does not let us read it."""
 _POLL_S = 0.1
+MOST_FOUND = 1000
+"""Models that are taken over at most; whoever may write retained states can leave more."""
+_MOST_TOLD = 20
+"""Of those that cannot be taken over, each on a line of `event` of its own."""
 
 
 class Restore:
@@ -49,6 +53,7 @@ class Restore:
         self._marked = asyncio.Event()
         self._found: dict[str, ModelState] = {}
         self._waited = False
+        self._num_refused = 0
         self.over = False
         """Whether all was taken over."""
 
@@ -62,8 +67,8 @@ class Restore:
         self._marked.set()
 
     def found(self, model: str, state: ModelState) -> None:
-        """A model's state was retained."""
-        if not self._waited:
+        """A model's state was retained; what is beyond the bound stays where it is."""
+        if not self._waited and (model in self._found or len(self._found) < MOST_FOUND):
             self._found[model] = state
 
     async def run(self, bus: ControlBus, step: Callable[[events.Event], None]) -> None:
@@ -88,18 +93,27 @@ class Restore:
                 entry = entry_of(package, state.manifest, state.options, state.runtime)
                 step(events.ModelRestored(time.monotonic(), entry, state))
             except Exception as error:
-                if isinstance(error, Amp4ecError):
-                    log.error("%s was served, but cannot be taken over: %s", name, error)
-                else:
-                    log.exception("%s was served, but cannot be taken over", name)
-                text = f"{name} was served before the restart and cannot be taken over: {error}"
-                self._announcer.happened(events.Tell("model_lost", text, model=name))
-                self._outbox.publish("model_state", None, retain=True, model=name)
-                self._served.write(name, None)
+                if not isinstance(error, Amp4ecError):
+                    log.exception("taking over %s failed", name)
+                self._refuse(name, error)
+        if self._num_refused > _MOST_TOLD:
+            text = f"{self._num_refused} models in all cannot be taken over: somebody invents them"
+            log.error("%s", text)
+            self._announcer.happened(events.Tell("model_lost", text))
         self._found.clear()
         self._served.settle()
         step(events.RestoreEnded(time.monotonic()))
         self.over = True
+
+    def _refuse(self, model: str, error: Exception) -> None:
+        """It is served no more, if it ever was: the broker, our file and whoever watches learn it."""
+        self._num_refused += 1
+        if self._num_refused <= _MOST_TOLD:
+            log.error("%s was served, but cannot be taken over: %s", model, error)
+            text = f"{model} was served before the restart and cannot be taken over: {error}"
+            self._announcer.happened(events.Tell("model_lost", text, model=model))
+        self._outbox.publish("model_state", None, retain=True, model=model)
+        self._served.write(model, None)
 
     async def _wait(self, bus: ControlBus) -> None:
         since: float | None = None

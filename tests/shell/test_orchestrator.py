@@ -278,6 +278,26 @@ async def test_a_model_that_cannot_be_taken_over_is_told_about(
         await until(lambda: world.operator.state() is None)
 
 
+async def test_models_that_somebody_invents_are_cleared_and_not_each_told_of(world: World) -> None:
+    async with world.agents("a"):
+        async with world.orchestrator():
+            assert (await world.operator.serve(Model())).status == "ok"
+        genuine = bytes(world.broker.retained[TOPICS.topic("model_state", model="m")].payload)
+        digest = json.loads(genuine)["manifest"].encode()
+        invented = [TOPICS.topic("model_state", model=f"evil-{number}") for number in range(50)]
+        for index, topic in enumerate(invented):
+            # packages that nobody has, and the one that we have, under another name
+            payload = genuine if index % 2 else genuine.replace(digest, b"0" * 64)
+            world.broker.publish(topic, payload, 1, retain=True)
+        async with world.orchestrator() as second:
+            await until(lambda: not set(invented) & set(world.broker.retained))
+            assert set(second._cluster.models) == {"m"}
+            assert (await world.answer())["status"] == "ok"
+            lost = [told.text for told in world.operator.told("model_lost")]
+            assert len(lost) == 21
+            assert "50 models in all" in lost[-1]
+
+
 async def test_without_a_broker_nothing_is_decided(world: World) -> None:
     async with world.orchestrator(), world.agents("a") as (agent,):
         assert (await world.operator.serve(Model())).status == "ok"
