@@ -45,8 +45,8 @@ class BrokerConfig:
     """How much a broker that is killed may forget. A clean stop forgets nothing."""
     max_queued_messages: int = 20_000
     """Messages kept for one client that is away or slow."""
-    max_queued_bytes: int = 512 * _MIB
-    """The same in bytes."""
+    max_queued_bytes: int = 256 * _MIB
+    """The same in bytes: four models' queues at the orchestrator's own bound (orchestrator/QUEUES.md)."""
     max_packet_size: int = 128 * _MIB
     """The largest MQTT packet in bytes, topic and properties included."""
     persistent_client_expiration: str = "7d"
@@ -126,6 +126,8 @@ max_inflight_messages 0
 # without a word, so it is far more than ours let wait: the orchestrator itself bounds jobs at 1,000
 # or 64 MiB per model and answers the rest with "overloaded". While it is away its session holds
 # what comes, for {self.max_queued_messages:,} small messages or {self.max_queued_bytes // _MIB} MiB.
+# Mosquitto 2.0 knows no bound per client: whoever may connect can leave a session behind that
+# holds as much, so it is no more than that.
 max_queued_messages {self.max_queued_messages}
 max_queued_bytes {self.max_queued_bytes}
 
