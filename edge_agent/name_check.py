@@ -19,10 +19,11 @@ from shared.codec import decode_json, encode_json
 from shared.errors import BrokerError, ConfigurationError, ProtocolError
 from shared.messages.node import NodeState, Ping
 from shared.messages.stage import Report
-from shared.topics import Topics
+from shared.topics import Topics, largest_packet
 
 log = logging.getLogger(__name__)
 
+_ROWS = ("node_state", "report", "ping")
 ANSWER_S = 4.0
 """How long a life that the broker takes for alive has to answer: at 0.2 CPU an import silences an agent for
 seconds. It is waited for only where the last one ended without the broker noticing."""
@@ -51,7 +52,9 @@ async def name_is_free(options: AgentOptions, stop: asyncio.Event) -> int | None
         BrokerError: the broker does not let this agent look.
     """
     control = MqttControlBus(
-        options.broker, client_id=f"amp4ec-agent-{options.node}-{secrets.token_hex(8)}"
+        options.broker,
+        client_id=f"amp4ec-agent-{options.node}-{secrets.token_hex(8)}",
+        maximum_packet_bytes=largest_packet(_ROWS),
     )
     looking = asyncio.create_task(look(control, Topics(options.root), options.node))
     stopping = asyncio.create_task(stop.wait())
@@ -91,7 +94,7 @@ async def look(
     seen, asked = _Look(), Ping(node=node)
     ping = topics.topic("ping", node=node)
     async with control:
-        for name in ("node_state", "report", "ping"):
+        for name in _ROWS:
             await control.subscribe(topics.topic(name, node=node))
         reader = asyncio.create_task(_read(control, topics, node, seen), name="name: look")
         try:

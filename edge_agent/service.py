@@ -49,7 +49,7 @@ from shared.messages.node import NodeState
 from shared.messages.operation import OrchestratorState
 from shared.messages.stage import Assignment, VouchedTopic
 from shared.signing import Admission
-from shared.topics import Topics
+from shared.topics import Topics, largest_packet
 from shared.transfer import Transfers
 
 __all__ = ["Agent", "AgentOptions", "run_agent"]
@@ -57,6 +57,7 @@ __all__ = ["Agent", "AgentOptions", "run_agent"]
 log = logging.getLogger(__name__)
 
 _LAST_WORDS_S = 3.0
+_ROWS = ("assignment", "node_state", "ping", "orchestrator_state")
 _SESSION_EXPIRY_S = 60
 """How long the broker keeps activations for a data connection that was cut."""
 
@@ -108,7 +109,12 @@ async def run_agent(options: AgentOptions) -> int:
 
 
 def _control_bus(options: AgentOptions, will: Publication) -> ControlBus:
-    return MqttControlBus(options.broker, client_id=f"amp4ec-agent-{options.node}", will=will)
+    return MqttControlBus(
+        options.broker,
+        client_id=f"amp4ec-agent-{options.node}",
+        will=will,
+        maximum_packet_bytes=largest_packet((*_ROWS, "artifact_piece", "artifact_probe")),
+    )
 
 
 class Agent:
@@ -215,9 +221,8 @@ class Agent:
         self._ended = asyncio.get_running_loop().create_future()
         node = self._options.node
         self._control.on_connect(self._greet)
-        for name in ("assignment", "node_state", "ping"):
-            await self._control.subscribe(self._topics.topic(name, node=node))
-        await self._control.subscribe(self._topics.topic("orchestrator_state"))
+        for name in _ROWS:
+            await self._control.subscribe(self._topics.pattern(name, node=node))
         if self._options.preload:
             # Before the birth: a plan that counts on this node need not wait for the import.
             await self._keeper.preload(tuple(self._runtimes))

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import assert_never
 
+from orchestrator import leader_watch
 from orchestrator.core.leadership import Title
 from orchestrator.identity import process_name
 from orchestrator.leader_watch import (
@@ -34,7 +35,7 @@ from orchestrator.service import Orchestrator, open_library
 from shared.bus import ControlBus, DataBus, MqttControlBus, MqttDataBus
 from shared.messages.model import ModelState
 from shared.signing import Admission
-from shared.topics import Topics
+from shared.topics import Topics, largest_packet
 
 log = logging.getLogger(__name__)
 
@@ -90,10 +91,16 @@ class Candidate:
         return f"amp4ec-{use}-{self._options.root.replace('/', '-')}-{self.name}"
 
     def _mqtt_watch(self, client_id: str) -> DataBus:
-        return MqttDataBus(self._options.broker, client_id)
+        return MqttDataBus(
+            self._options.broker, client_id, maximum_packet_bytes=largest_packet(leader_watch.ROWS)
+        )
 
     def _mqtt_replica(self, client_id: str) -> ControlBus:
-        return MqttControlBus(self._options.broker, client_id=client_id)
+        return MqttControlBus(
+            self._options.broker,
+            client_id=client_id,
+            maximum_packet_bytes=largest_packet(("model_state", "artifact_piece")),
+        )
 
     async def run(self, stop: asyncio.Event) -> int:
         """Run until `stop` is set; 0 after a clean end, 1 when it could not go on."""

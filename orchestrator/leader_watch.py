@@ -27,10 +27,12 @@ from shared.codec import decode_json, encode_json
 from shared.errors import ProtocolError
 from shared.messages.operation import Beat, OrchestratorState, Standby
 from shared.signing import Admission
-from shared.topics import Topics, check_payload
+from shared.topics import SPECS, Topics, check_payload
 
 log = logging.getLogger(__name__)
 
+ROWS = ("orchestrator_state", "orchestrator_beat", "standby")
+"""What it reads; a connection for it need not take larger packets (`shared.topics.largest_packet`)."""
 _TURN_S = 0.1
 _KEPT_EACH = 2
 """Once a second is often enough for the disk."""
@@ -154,9 +156,8 @@ class LeaderWatch(threading.Thread):
     def run(self) -> None:
         """Until `stop`."""
         try:
-            self._bus.subscribe(self._topics.topic("orchestrator_state"), 1)
-            for name in ("orchestrator_beat", "standby"):
-                self._bus.subscribe(self._topics.pattern(name), 0)
+            for name in ROWS:
+                self._bus.subscribe(self._topics.pattern(name), SPECS[name].qos)
             self._bus.connect()
             while not self._stopping.is_set():
                 try:

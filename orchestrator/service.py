@@ -60,7 +60,7 @@ from shared.ids import ORCHESTRATOR
 from shared.messages.model import ModelState
 from shared.messages.operation import OrchestratorState
 from shared.signing import Admission
-from shared.topics import Topics
+from shared.topics import Topics, largest_packet
 from shared.transfer import Transfers
 
 __all__ = ["Orchestrator", "OrchestratorOptions"]
@@ -205,6 +205,7 @@ class Orchestrator:
             self._options.broker,
             client_id=f"amp4ec-orchestrator-{name}",
             will=will,
+            maximum_packet_bytes=largest_packet((*SUBSCRIPTIONS, "artifact_piece")),
             fence=self._tenure.lease,
         )
 

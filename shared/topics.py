@@ -7,6 +7,7 @@ JSON; what may be binary lives under `pipeline/#`, `artifact/#`, `model/+/infer/
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -297,6 +298,8 @@ TABLE: tuple[TopicSpec, ...] = (
 SPECS = {spec.name: spec for spec in TABLE}
 _LONGEST_LEVEL = 1024
 """Characters: names have 64, a client's own id for its job may have more."""
+_HEADER_BYTES = 64 * KIB
+"""For a packet's topic and properties: a topic has as many at most, signatures a few hundred."""
 _LEVEL = re.compile(r"\{[a-z]+\}")
 
 
@@ -313,6 +316,11 @@ def check_payload(name: str, payload_bytes: int) -> None:
             expected=f"at most {limit} bytes",
             got=f"{payload_bytes} bytes",
         )
+
+
+def largest_packet(names: Iterable[str]) -> int:
+    """The largest MQTT packet in bytes of who reads these rows only: what is larger needs not come at all."""
+    return max(SPECS[name].max_bytes for name in names) + _HEADER_BYTES
 
 
 class Topics:

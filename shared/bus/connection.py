@@ -1,10 +1,11 @@
 """One connection of the control face: an aiomqtt client, and what waits for its broker.
 
-aiomqtt owns the socket, its place in the event loop, and subscriptions. It also acknowledges QoS 1
-before anybody has seen the message, drops messages when its queue is full, hides the broker's answer
-to a publication, and lets callers wait on after the connection is gone. So messages and
-acknowledgements go past it to the paho client underneath, which is private to it: this file is the
-only one to take it, and pyproject pins aiomqtt below 3.
+aiomqtt owns the socket and its place in the event loop. It also acknowledges QoS 1 before anybody has
+seen the message, drops messages when its queue is full, hides the broker's answer to a publication,
+logs a traceback over an answer for which nobody waits any more, and lets callers wait on after the
+connection is gone. So messages, acknowledgements and subscriptions go past it to the paho client
+underneath, which is private to it: this file is the only one to take it, and pyproject pins aiomqtt
+below 3.
 
 Messages are decoded by `mqtt5`, not by paho: paho ends the connection over properties that Mosquitto hands on
 (a user property with U+FEFF in it), again on each new one where such a message is retained, and its time
@@ -16,7 +17,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import math
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
@@ -70,6 +70,7 @@ class ConnectionSettings:
     will: Publication | None
     session_expiry_s: int
     receive_maximum: int
+    maximum_packet_bytes: int
     keepalive_s: int
 
 
@@ -93,7 +94,7 @@ class Connection:
         self._deliver = deliver
         self._serial = 0
         self._held: dict[int, int] = {}  # packet identifier -> serial of the message it is now
-        self._answers: dict[int, asyncio.Future[ReasonCode]] = {}
+        self._answers: dict[int, asyncio.Future[list[ReasonCode]]] = {}
         self._waiting: set[asyncio.Timeout] = set()
         self._client = _new_client(settings, clean_start=clean_start)
         self._paho: PahoClient = self._client._client  # noqa: SLF001 (see this module's docstring)
@@ -161,18 +162,10 @@ class Connection:
         check_size(topic, len(payload), self._payload_limit)
         async with self._bound(deadline):
             info = self._paho.publish(topic, payload, qos, retain, to_paho(properties))
-            if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
-                # No socket, or 65,535 messages unanswered: this connection is of no more use.
-                self._end()
-                raise ConnectionLostError(error_string(info.rc))
-            if qos == 0:
+            if qos == 0 and info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS:
                 return None
-            answer: asyncio.Future[ReasonCode] = asyncio.get_running_loop().create_future()
-            self._answers[info.mid] = answer
-            try:
-                return await answer
-            finally:
-                self._answers.pop(info.mid, None)
+            (answer,) = await self._answer(info.rc, info.mid)
+            return answer
         raise AssertionError("unreachable: _bound lets no exception through")
 
     async def subscribe(
@@ -185,11 +178,11 @@ class Connection:
         """
         options = [(pattern, SubscribeOptions(qos=qos)) for pattern, qos in wishes]
         async with self._bound(deadline):
-            answers = await self._client.subscribe(options, timeout=math.inf)
+            answers = await self._answer(*self._paho.subscribe(options))
         return {
             pattern: answer
             for (pattern, _), answer in zip(options, answers, strict=True)
-            if isinstance(answer, ReasonCode) and answer.is_failure
+            if answer.is_failure
         }
 
     async def unsubscribe(self, pattern: str, deadline: float) -> None:
@@ -199,7 +192,20 @@ class Connection:
             ConnectionLostError, TimeoutError: no answer.
         """
         async with self._bound(deadline):
-            await self._client.unsubscribe(pattern, timeout=math.inf)
+            await self._answer(*self._paho.unsubscribe(pattern))
+
+    async def _answer(self, result: MQTTErrorCode, packet_id: int | None) -> list[ReasonCode]:
+        """What the broker says to a packet that was sent with this result."""
+        if result != MQTTErrorCode.MQTT_ERR_SUCCESS or packet_id is None:
+            # No socket, or 65,535 messages unanswered: this connection is of no more use.
+            self._end()
+            raise ConnectionLostError(error_string(result))
+        answer: asyncio.Future[list[ReasonCode]] = asyncio.get_running_loop().create_future()
+        self._answers[packet_id] = answer
+        try:
+            return await answer
+        finally:
+            self._answers.pop(packet_id, None)
 
     def acknowledge(self, handle: Handle) -> None:
         """Tell the broker once that this message is done; nothing if it is not one of ours."""
@@ -272,6 +278,8 @@ class Connection:
         self._paho.on_connect = on_connect
         self._paho._handle_publish = self._on_publish_packet  # type: ignore[method-assign]  # noqa: SLF001
         self._paho.on_publish = self._on_publish
+        self._paho.on_subscribe = self._on_answers
+        self._paho.on_unsubscribe = self._on_answers
 
     def _on_publish_packet(self) -> MQTTErrorCode:
         """In place of paho's own: a PUBLISH has come completely."""
@@ -306,10 +314,21 @@ class Connection:
         reason: ReasonCode,
         properties: PahoProperties | None,
     ) -> None:
+        self._on_answers(paho, userdata, mid, [reason], properties)
+
+    def _on_answers(
+        self,
+        paho: PahoClient,
+        userdata: Any,
+        mid: int,
+        reasons: list[ReasonCode],
+        properties: PahoProperties | None,
+    ) -> None:
+        """A late one, for which nobody waits any more, says nothing."""
         del paho, userdata, properties
         answer = self._answers.get(mid)
         if answer is not None and not answer.done():
-            answer.set_result(reason)
+            answer.set_result(reasons)
 
 
 def _why(error: aiomqtt.MqttError) -> str:
@@ -351,7 +370,9 @@ def _new_client(settings: ConnectionSettings, *, clean_start: bool) -> aiomqtt.C
         timeout=CONNECT_TIMEOUT_S,
         max_inflight_messages=MAX_INFLIGHT,
         properties=connect_properties(
-            session_expiry_s=settings.session_expiry_s, receive_maximum=settings.receive_maximum
+            session_expiry_s=settings.session_expiry_s,
+            receive_maximum=settings.receive_maximum,
+            maximum_packet_bytes=settings.maximum_packet_bytes,
         ),
         tls_context=settings.tls_context,
         socket_options=socket_options(settings.keepalive_s),

@@ -23,6 +23,7 @@ from shared.bus.backoff import Backoff
 from shared.bus.connection import Connection, ConnectionLostError, ConnectionSettings
 from shared.bus.faces import ConnectCallback
 from shared.bus.fence import ASK_AGAIN_S, Fence
+from shared.bus.limits import MAX_PACKET_BYTES
 from shared.bus.message import Message, Properties, Publication, Qos
 from shared.bus.url import BrokerUrl
 from shared.errors import BrokerError, BrokerUnreachableError
@@ -48,6 +49,7 @@ class MqttControlBus:
             back for the next.
         receive_maximum: Messages of QoS 1 the broker may have under way to us, 1 to 65,535. As many
             of QoS 0 may wait here; those beyond are dropped and counted.
+        maximum_packet_bytes: The broker keeps larger packets from us: those that nobody here would read.
         keepalive_s: Silence after which the connection is questioned.
         publish_timeout_s: How long to wait for a connection and the broker's answer together.
         first_connect_timeout_s: Where given, entering waits for the first connection and raises
@@ -70,6 +72,7 @@ class MqttControlBus:
         session_expiry_s: int = 0,
         manual_ack: bool = False,
         receive_maximum: int = 256,
+        maximum_packet_bytes: int = MAX_PACKET_BYTES,
         keepalive_s: int = 15,
         publish_timeout_s: float = 10.0,
         first_connect_timeout_s: float | None = None,
@@ -85,6 +88,7 @@ class MqttControlBus:
             will=will,
             session_expiry_s=session_expiry_s,
             receive_maximum=receive_maximum,
+            maximum_packet_bytes=maximum_packet_bytes,
             keepalive_s=keepalive_s,
         )
         self._url = url

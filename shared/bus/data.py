@@ -25,7 +25,7 @@ from typing import Final
 
 from shared.bus.backoff import Backoff
 from shared.bus.fence import ASK_AGAIN_S, SESSION_TAKEN_OVER, Fence
-from shared.bus.limits import socket_options
+from shared.bus.limits import MAX_PACKET_BYTES, socket_options
 from shared.bus.link import Address, Link, resolve
 from shared.bus.message import Message, Properties, Qos
 from shared.bus.mqtt5_values import BadPacketError
@@ -67,6 +67,7 @@ class MqttDataBus:
         manual_ack: Messages of QoS 1 are done when `acknowledge` says so, not when they arrive.
         receive_maximum: QoS 1 messages the broker may have under way to us, 1 to 65,535; with
             `manual_ack` the bound on what waits here.
+        maximum_packet_bytes: The broker keeps larger packets from us: those that nobody here would read.
         keepalive_s: Silence after which the connection is questioned.
         inbox_limit: Messages kept for `receive`. At the limit `poll` stops reading and TCP holds
             the broker back; an owner that polls and never receives loses its connection.
@@ -89,6 +90,7 @@ class MqttDataBus:
         session_expiry_s: int = 0,
         manual_ack: bool = False,
         receive_maximum: int = 64,
+        maximum_packet_bytes: int = MAX_PACKET_BYTES,
         keepalive_s: int = 30,
         inbox_limit: int = 1024,
         inbox_bytes: int = 64 << 20,
@@ -115,6 +117,7 @@ class MqttDataBus:
                 session_expiry_s=session_expiry_s,
                 manual_ack=manual_ack,
                 receive_maximum=receive_maximum,
+                maximum_packet_bytes=maximum_packet_bytes,
                 inbox_bytes=inbox_bytes,
                 keepalive_s=keepalive_s,
                 queue_messages=queue_messages,

@@ -13,6 +13,9 @@ MAX_PAYLOAD_BYTES: Final = 127 << 20
 A broker ends the connection of a client that sends more than it takes, the client sends again on the
 next one, and so for ever; what is too large is refused before the wire.
 """
+MAX_PACKET_BYTES: Final = 128 << 20
+"""The largest packet that we take, unless the owner of a connection takes less; the broker is told so, and
+keeps larger ones to itself (MQTT 5, 3.1.2.11.4)."""
 LOST_AFTER_S: Final = 10
 """TCP that is not acknowledged for so long is lost; no more than the keep-alive."""
 PROBE_AFTER_S: Final = 5

@@ -22,11 +22,14 @@ limit before connecting, so this is the smallest default among common brokers (H
 """
 
 
-def connect_properties(*, session_expiry_s: int, receive_maximum: int) -> PahoProperties:
+def connect_properties(
+    *, session_expiry_s: int, receive_maximum: int, maximum_packet_bytes: int
+) -> PahoProperties:
     """What CONNECT says about the session (MQTT 5, section 3.1.2.11)."""
     properties = PahoProperties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     properties.SessionExpiryInterval = min(session_expiry_s, LONGEST_EXPIRY_S)
     properties.ReceiveMaximum = receive_maximum
+    properties.MaximumPacketSize = maximum_packet_bytes
     return properties
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, assert_never
+from typing import assert_never
 
 from shared.bus.limits import MAX_PAYLOAD_BYTES, check_size, payload_limit
 from shared.bus.message import NO_PROPERTIES, Handle, Message, Properties, Qos
@@ -44,9 +44,6 @@ from shared.bus.mqtt5_reader import PacketReader
 from shared.bus.mqtt5_values import BadPacketError
 from shared.bus.outbox import Outbox, Payload
 
-MAX_PACKET_BYTES: Final = 128 << 20
-"""The largest packet that we take; the broker is told so, and keeps larger ones to itself (3.1.2.11.4)."""
-
 
 class RefusedError(Exception):
     """The broker ended the connection, or did not make it, and said why. Never leaves `shared.bus`."""
@@ -67,6 +64,7 @@ class SessionSettings:
     session_expiry_s: int
     manual_ack: bool
     receive_maximum: int
+    maximum_packet_bytes: int
     inbox_bytes: int
     keepalive_s: int
     queue_messages: int
@@ -83,7 +81,7 @@ class Session:
         self.outgoing_bytes = 0
         self.pressing = False
         self.complaints: list[str] = []
-        self.reader = PacketReader(MAX_PACKET_BYTES)
+        self.reader = PacketReader(settings.maximum_packet_bytes)
         self.outbox = Outbox(settings.queue_messages, settings.queue_bytes)
         self.connected = False
         self.number = 0
@@ -107,7 +105,7 @@ class Session:
     def begin(self) -> None:
         """A connection stands: introduce ourselves."""
         settings = self._settings
-        self.reader = PacketReader(MAX_PACKET_BYTES)
+        self.reader = PacketReader(self._settings.maximum_packet_bytes)
         # With an expiry the session is ours from the first connection on, and is kept over the next.
         clean_start = settings.clean_start and (not settings.session_expiry_s or not self.number)
         self._send(
@@ -117,7 +115,7 @@ class Session:
                     clean_start=clean_start,
                     session_expiry_s=settings.session_expiry_s,
                     receive_maximum=settings.receive_maximum,
-                    maximum_packet_bytes=MAX_PACKET_BYTES,
+                    maximum_packet_bytes=settings.maximum_packet_bytes,
                     keepalive_s=settings.keepalive_s,
                     username=settings.username,
                     password=settings.password,

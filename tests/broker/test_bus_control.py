@@ -273,6 +273,40 @@ async def test_round_trip_is_measured_without_a_message(url: BrokerUrl) -> None:
     assert message.topic == "marker"
 
 
+async def test_an_answer_for_which_nobody_waits_any_more(
+    broker: Broker, url: BrokerUrl, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with control(url, "one", publish_timeout_s=0.05) as bus:
+        assert broker.pid is not None
+        os.kill(broker.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(BrokerUnreachableError):
+                await bus.round_trip()
+        finally:
+            os.kill(broker.pid, signal.SIGCONT)
+        # In the same stream as the late answer, and after it.
+        await bus.subscribe("a")
+        await bus.publish("a", b"1", timeout_s=10.0)
+        assert [m.payload for m in await take(bus, 1)] == [b"1"]
+    assert caplog.text == ""
+
+
+async def test_what_is_larger_than_the_owner_takes_does_not_come(url: BrokerUrl) -> None:
+    async with (
+        control(url, "source") as source,
+        control(url, "small", maximum_packet_bytes=1000) as small,
+    ):
+        await small.subscribe("a")
+        for qos in (0, 1):
+            for size in (5000, 10, 2000, 20):
+                await source.publish("a", bytes(size), qos)
+        await source.publish("a", bytes(3000), retain=True)
+        await small.subscribe("a")
+        await source.publish("a", b"last")
+        sizes = [len(m.payload) for m in await take(small, 5)]
+    assert sizes == [10, 20, 10, 20, 4]
+
+
 async def test_a_payload_of_20_mb(url: BrokerUrl) -> None:
     payload = bytes(range(256)) * (20_000_000 // 256)
     async with control(url, "one") as bus:

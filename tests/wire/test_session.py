@@ -23,6 +23,7 @@ SETTINGS = SessionSettings(
     clean_start=True,
     session_expiry_s=0,
     manual_ack=False,
+    maximum_packet_bytes=128 << 20,
     receive_maximum=64,
     inbox_bytes=1 << 20,
     keepalive_s=30,
