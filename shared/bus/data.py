@@ -45,6 +45,7 @@ _WORTH_WAKING_BYTES: Final = 9
 """The broker acknowledges a message in 4 bytes; messages on topics of two letters and more are longer
 than two of those. Woken for each, a thread pays up to 0.15 ms of CPU where caches are cold, so they are
 read with the next message, once a second, and in `flush`."""
+_ACKNOWLEDGEMENT_BYTES: Final = 4
 _WORTH_GATHERING_BYTES: Final = 32 << 10
 _MOST_GATHERED_BYTES: Final = 1 << 20
 """Of a payload that is under way so much is waited for at once: 602 KB come in ten pieces and more."""
@@ -425,13 +426,18 @@ class MqttDataBus:
             self._ended(str(error))
 
     def _gather(self) -> None:
-        """Be woken for what is worth it: a message, or most of a large one."""
+        """Be woken for what is worth it: a message, its last bytes, or most of a large one."""
         if not self._standing or self._link is None:
             return
-        missing = self._session.reader.missing_bytes
+        reader, window = self._session.reader, self._session.outbox.window
+        missing = reader.missing_bytes
         least = self._least_bytes
         if missing >= _WORTH_GATHERING_BYTES:
             least = min(missing, _MOST_GATHERED_BYTES)
+        elif reader.in_packet or window * _ACKNOWLEDGEMENT_BYTES < least:
+            # Networks cut where they like, so the end of a message may come alone. And where all that
+            # may be under way is acknowledged in fewer bytes, the next publication waits for just that.
+            least = 1
         self._link.wake_from(least)
 
     # Its beginning, its upkeep, and its end

@@ -53,6 +53,11 @@ class PacketReader:
         """How much of a payload with a buffer of its own is yet to come."""
         return 0 if self._rest is None else len(self._rest)
 
+    @property
+    def in_packet(self) -> bool:
+        """Whether something is here of a packet that has not come completely, or was not taken."""
+        return self._rest is not None or self._start != self._stop
+
     def space(self) -> memoryview:
         """Where the next bytes belong; never empty. Take all packets first."""
         if self._rest is not None:

@@ -38,10 +38,11 @@ class Outbox:
 
     limit_messages: int
     limit_bytes: int
+    window: int = field(default=0, init=False)
+    """Publications that may be under way; 0 without a connection."""
     _kept: dict[int, _Kept] = field(default_factory=dict)  # in the order of publication
     _waiting: deque[int] = field(default_factory=deque)
     _bytes: int = 0
-    _window: int = 0
     _last_id: int = 0
     _reserved: set[int] = field(default_factory=set)
 
@@ -86,7 +87,7 @@ class Outbox:
 
     def add(self, packet_id: int, header: bytes, payload: Payload, size_bytes: int) -> bool:
         """Keep a publication; whether it is to be sent now, or waits for its turn."""
-        now = len(self._kept) - len(self._waiting) < self._window
+        now = len(self._kept) - len(self._waiting) < self.window
         self._kept[packet_id] = _Kept(header, payload, sent=now, seen=now)
         self._bytes += size_bytes
         if not now:
@@ -105,7 +106,7 @@ class Outbox:
 
     def opened(self, window: int, *, session_present: bool) -> None:
         """A connection stands on which `window` publications may be under way; all are to be sent again."""
-        self._window = window
+        self.window = window
         self._waiting = deque(self._kept)
         for kept in self._kept.values():
             kept.sent = False
@@ -113,12 +114,12 @@ class Outbox:
 
     def closed(self) -> None:
         """The connection is gone: what comes now waits."""
-        self._window = 0
+        self.window = 0
         self._reserved.clear()
 
     def due(self) -> tuple[bytes, Payload] | None:
         """The next to be sent, header and payload; None when none waits or the window is full."""
-        if not self._waiting or len(self._kept) - len(self._waiting) >= self._window:
+        if not self._waiting or len(self._kept) - len(self._waiting) >= self.window:
             return None
         kept = self._kept[self._waiting.popleft()]
         header = mark_duplicate(kept.header) if kept.seen else kept.header

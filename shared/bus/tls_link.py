@@ -18,6 +18,41 @@ _PIECE_BYTES: Final = 64 << 10
 """Of encrypted data taken from the socket, or made for it, at once."""
 _RECORD_BYTES: Final = 21
 """The least that TLS adds to a record (1.2 with ChaCha20; 1.3 adds one more)."""
+_HEADER_BYTES: Final = 5
+"""Of a record: type, version, and the length of the rest in two bytes (RFC 8446, section 5.1)."""
+
+
+class RecordCounter:
+    """Follows the records of a stream, to know how much of the last one has come.
+
+    OpenSSL takes what there is of a record out of the buffer that it reads from, and does not tell.
+    """
+
+    def __init__(self) -> None:
+        self._rest = 0  # of the record that has begun, its header known
+        self._size = 0
+        self._header = b""  # of the next one, while it is not whole
+
+    @property
+    def begun_bytes(self) -> int:
+        """What has come of a record that is not whole; 0 between two."""
+        return self._size - self._rest if self._rest else len(self._header)
+
+    def take(self, piece: memoryview) -> None:
+        """`piece` has come."""
+        at, end = min(self._rest, len(piece)), len(piece)
+        self._rest -= at
+        while at < end:
+            header = self._header + bytes(piece[at : at + _HEADER_BYTES - len(self._header)])
+            at += len(header) - len(self._header)
+            if len(header) < _HEADER_BYTES:
+                self._header = header
+                return
+            self._header = b""
+            length = int.from_bytes(header[3:])
+            self._size = _HEADER_BYTES + length
+            self._rest = max(0, length - (end - at))
+            at += length
 
 
 class TlsLink(Link):
@@ -46,6 +81,7 @@ class TlsLink(Link):
         self._drained = False  # the socket gave less than it was asked for
         self._piece = memoryview(bytearray(_PIECE_BYTES))
         self._unsent = memoryview(b"")
+        self._records = RecordCounter()
         self._whole_records = True  # what came and was not read yet may hold a whole record
 
     def advance(self) -> bool:
@@ -98,6 +134,7 @@ class TlsLink(Link):
         if count is None:
             return False
         self._came.write(self._piece[:count])
+        self._records.take(self._piece[:count])
         self._whole_records = True
         self._drained = count < _PIECE_BYTES
         return True
@@ -138,7 +175,7 @@ class TlsLink(Link):
     def wake_from(self, least_bytes: int) -> None:
         """See `Link`; `least_bytes` are of the message, and the kernel counts the records around it."""
         if least_bytes > 1:
-            least_bytes = max(1, least_bytes + _RECORD_BYTES - self._came.pending)
+            least_bytes = max(1, least_bytes + _RECORD_BYTES - self._records.begun_bytes)
         super().wake_from(least_bytes)
 
 

@@ -22,6 +22,20 @@ async def broker(tmp_path: Path) -> AsyncIterator[Broker]:
 
 
 @pytest.fixture
+async def certificate(tmp_path: Path) -> tuple[Path, Path]:
+    """A certificate for this host, which signs itself, and its key."""
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    making = await asyncio.create_subprocess_exec(
+        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+        *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
+        *("-keyout", key, "-out", certificate),
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert await making.wait() == 0
+    return certificate, key
+
+
+@pytest.fixture
 def url(broker: Broker) -> BrokerUrl:
     return BrokerUrl.parse(broker.url)
 

@@ -19,24 +19,19 @@ pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs o
 
 
 @pytest.fixture
-async def tls_url(tmp_path: Path, unused_port: int) -> AsyncIterator[BrokerUrl]:
-    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    making = await asyncio.create_subprocess_exec(
-        *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-        *("-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost"),
-        *("-keyout", key, "-out", certificate),
-        stderr=asyncio.subprocess.DEVNULL,
-    )
-    assert await making.wait() == 0
+async def tls_url(
+    tmp_path: Path, certificate: tuple[Path, Path], unused_port: int
+) -> AsyncIterator[BrokerUrl]:
+    file, key = certificate
     config = tmp_path / "tls.conf"
     config.write_text(
-        f"listener {unused_port} 127.0.0.1\ncertfile {certificate}\nkeyfile {key}\n"
+        f"listener {unused_port} 127.0.0.1\ncertfile {file}\nkeyfile {key}\n"
         "allow_anonymous true\nset_tcp_nodelay true\nuser root\n"
     )
     process = await asyncio.create_subprocess_exec(
         find_mosquitto(), "-c", config, stderr=asyncio.subprocess.DEVNULL
     )
-    yield BrokerUrl.parse(f"mqtts://localhost:{unused_port}?ca={certificate}")
+    yield BrokerUrl.parse(f"mqtts://localhost:{unused_port}?ca={file}")
     process.terminate()
     await process.wait()
 
