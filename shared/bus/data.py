@@ -71,7 +71,7 @@ class MqttDataBus:
         maximum_packet_bytes: The broker keeps larger packets from us: those that nobody here would read.
         keepalive_s: Silence after which the connection is questioned.
         inbox_limit: Messages kept for `receive`. At the limit `poll` stops reading and TCP holds
-            the broker back; an owner that polls and never receives loses its connection.
+            the broker back.
         inbox_bytes: The same for their payload bytes; one message is always taken.
         queue_messages: Publications that may wait for the broker's acknowledgement, connected or
             not; beyond it `publish` raises.
@@ -499,10 +499,12 @@ class MqttDataBus:
         keepalive_s = session.keepalive_s
         if self._link is None or not keepalive_s:
             return
-        self._heard_at = now if self._heard else self._heard_at
+        # Who has no room does not read, and hears nothing of a broker that is there; it is asked all the
+        # same, so that it hears of us.
+        self._heard_at = now if self._heard or self._held_back else self._heard_at
         self._spoke_at = now if self._spoke else self._spoke_at
         self._heard = self._spoke = False
-        if session.awaits_pingresp:
+        if session.awaits_pingresp and not self._held_back:
             if now - max(self._pinged_at, self._heard_at) >= keepalive_s:
                 self._ended(f"the broker has been silent for {keepalive_s} s")
         elif now - min(self._heard_at, self._spoke_at) >= keepalive_s:

@@ -327,6 +327,36 @@ async def test_the_connection_outlives_a_computation_longer_than_the_keep_alive(
     await asyncio.to_thread(scenario)
 
 
+async def test_the_connection_outlives_a_backlog_longer_than_the_keep_alive(url: BrokerUrl) -> None:
+    def scenario() -> None:
+        source = data(url, "source")
+        slow = data(url, "slow", keepalive_s=1, inbox_limit=1, manual_ack=True)
+        slow.subscribe("a")
+        assert source.connect(10)
+        assert slow.connect(10)
+        settle(slow)
+        for number in range(999):
+            source.publish("a", b"%d" % number)
+        assert source.flush(10)
+        # All of them come at once, and there is no reason to read again while they are worked on.
+        deadline = time.monotonic() + 3.5
+        taken = 0
+        while time.monotonic() < deadline:
+            assert slow.poll(1.0)
+            message = slow.receive()
+            assert message is not None
+            assert message.payload == b"%d" % taken
+            taken += 1
+            slow.acknowledge(message)
+            threading.Event().wait(0.01)
+        assert taken < 999, "the backlog was too short"
+        assert (slow.connected, slow.sessions) == (True, 1)
+        source.close()
+        slow.close()
+
+    await asyncio.to_thread(scenario)
+
+
 async def test_what_the_socket_does_not_take_at_once_goes_later(url: BrokerUrl) -> None:
     def scenario() -> None:
         bus = data(url, "one")
