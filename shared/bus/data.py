@@ -306,7 +306,7 @@ class MqttDataBus:
             happened = self._exchange(min(deadline, self._due), inbox_limit)
             now = time.monotonic()
             if now >= self._due and self._link is not None:
-                self._look_after(now, inbox_limit)
+                happened = self._look_after(now, inbox_limit) or happened
             if happened or now >= deadline:
                 self._left_at = now
                 return
@@ -486,19 +486,21 @@ class MqttDataBus:
         keepalive_s = self._session.keepalive_s
         return min(1.0, keepalive_s / 4) if keepalive_s else 1.0
 
-    def _look_after(self, now: float, inbox_limit: int | None) -> None:
-        """Once a second: read what was not worth waking for, then judge the keep-alive (3.1.2.10)."""
+    def _look_after(self, now: float, inbox_limit: int | None) -> bool:
+        """Once a second: read what was not worth waking for, then judge the keep-alive (3.1.2.10).
+
+        Whether anything was read: a message may have come just then.
+        """
         link, session = self._link, self._session
         if link is None or not self._standing:
             self._ended(f"no answer within {CONNECT_TIMEOUT_S:g} s")
-            return
+            return False
         self._due = now + self._upkeep_s()
         self._ask_what_went(link, now)
-        if not self._held_back:
-            self._read(link, inbox_limit)
+        happened = not self._held_back and self._read(link, inbox_limit)
         keepalive_s = session.keepalive_s
         if self._link is None or not keepalive_s:
-            return
+            return happened
         # Who has no room does not read, and hears nothing of a broker that is there; it is asked all the
         # same, so that it hears of us.
         self._heard_at = now if self._heard or self._held_back else self._heard_at
@@ -511,6 +513,7 @@ class MqttDataBus:
             self._pinged_at = now
             session.ping()
             self._write_what_presses()
+        return happened
 
     def _ask_what_went(self, link: Link, now: float) -> None:
         writes, self._writes = self._writes, 0

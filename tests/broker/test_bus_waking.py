@@ -188,3 +188,22 @@ def test_where_one_publication_may_be_under_way_its_acknowledgement_wakes(
     assert bus.unacknowledged == 0
     bus.close()
     peer.close()
+
+
+def test_what_the_look_once_a_second_finds_ends_the_wait(
+    server: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(MqttDataBus, "_upkeep_s", lambda _: 0.2)
+    bus = MqttDataBus(BrokerUrl(host="127.0.0.1", port=server.getsockname()[1]), "one")
+    peer = Peer(server, bus)
+    peer.greet()
+    packet = publish_packet("a")
+    assert len(packet) < 9, "it would wake by itself"
+    for _ in range(3):
+        peer.send(packet)
+        deadline = time.monotonic() + 10
+        assert bus.poll(10)
+        assert time.monotonic() < deadline, "it waited for the end of its time, the message at hand"
+        assert bus.receive() is not None
+    bus.close()
+    peer.close()
