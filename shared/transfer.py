@@ -343,8 +343,8 @@ class Transfers:
                 return await self._drive(job, pieces, progress)
             finally:
                 self.counters.bad_pieces += job.machine.bad_pieces
-                if not job.committed:
-                    part.keep()
+                # Also after a commit, which may have failed, or been called off before a thread took it up.
+                part.keep()
 
     async def _drive(
         self, job: _Job, pieces: asyncio.Queue[Piece], progress: list[Progress]
@@ -375,7 +375,6 @@ class Transfers:
                     log.warning("blob %s came out wrong: starting over", job.part.digest[:12])
                     await asyncio.to_thread(job.part.restart)
                 case Finish():
-                    job.committed = True
                     job.path = await asyncio.to_thread(job.part.commit)
                 case GiveUp(reason, expected, got):
                     raise ArtifactError(
@@ -424,7 +423,6 @@ class _Job:
     part: Part
     machine: Fetch
     provider: str
-    committed: bool = False
     path: Path | None = field(default=None)
 
 

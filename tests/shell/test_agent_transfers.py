@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import random
+import threading
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -244,6 +247,32 @@ async def test_cancelled_and_wanted_again_at_once(store: ArtifactStore) -> None:
         assert (await b.fetch(BLOB, "a")).read_bytes() == DATA
         with pytest.raises(asyncio.CancelledError):
             await first
+
+
+async def test_cancelled_before_a_thread_puts_it_in_its_place(store: ArtifactStore) -> None:
+    broker, gate, whole = FakeBroker(), threading.Event(), asyncio.Event()
+    pool = ThreadPoolExecutor(1)
+    loop = asyncio.get_running_loop()
+    loop.set_default_executor(pool)
+
+    def progress(written: int, size: int) -> None:
+        if written == size and not whole.is_set():
+            whole.set()
+            pool.submit(gate.wait)
+
+    async with (
+        peer(broker, "a", source=MemoryBlobs({BLOB.digest: DATA})),
+        peer(broker, "b", store=store) as b,
+    ):
+        first = asyncio.create_task(b.fetch(BLOB, "a", progress))
+        await whole.wait()
+        await until(pool._work_queue.qsize)
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        gate.set()
+        assert [path.suffix for path in (store.directory / "part").iterdir()] == [".part"]
+        gc.collect()  # a file that is still open is said here
+        assert (await b.fetch(BLOB, "a")).read_bytes() == DATA
 
 
 async def test_survives_a_cut(store: ArtifactStore) -> None:
