@@ -14,6 +14,7 @@ from deploy.supervisor import Child
 from tests.fakes.delay import DelayRelay
 
 AGENTS = ("agent-1", "agent-2", "agent-3")
+ORCHESTRATORS = ("orchestrator", "standby-1")
 FAR = AGENTS[-1]
 MODEL = "mobilenet_v2"
 CPUS = 0.45
