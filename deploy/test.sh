@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 layers="core wire shell broker cluster"
 cat <<'TEXT'
 AMP4EC tests: lint, types, import fence, then the layers core, wire, shell, broker and cluster.
-About 11 minutes on two cores, once Mosquitto and the environment (.venv, here) are installed.
+About 20 minutes on two cores, once Mosquitto and the environment (.venv, here) are installed.
 TEXT
 
 install_mosquitto
