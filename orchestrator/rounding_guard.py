@@ -41,12 +41,11 @@ class RoundingGuard:
     def sent(self, now: float, dispatch: core.Dispatch, item: Input, spec: PipelineSpec) -> None:
         """An item goes to a pipeline that rounds; it may be the next sample."""
         assert spec.max_error is not None
-        number, watch = self._watched.get(spec.model, (-1, RoundingWatch(0.0)))
-        if number != spec.generation:
-            watch = RoundingWatch(spec.max_error)
-            self._watched[spec.model] = (spec.generation, watch)
+        known = self._watched.get(spec.model)
+        if known is None or known[0] != spec.generation:
+            known = self._watched[spec.model] = (spec.generation, RoundingWatch(spec.max_error))
             self._chosen.pop(spec.model, None)
-        if not item.exact and watch.due(now):
+        if not item.exact and known[1].due(now):
             self._chosen[spec.model] = (dispatch.request_id, dispatch.item_index, item)
 
     def answered(self, now: float, answer: core.Answer) -> core.RequestArrived | None:

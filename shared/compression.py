@@ -7,6 +7,8 @@ Two steps, each of which may be left out:
 2. `zstd`, lossless: the bytes of each element are first put apart, so that the exponents of all elements
    lie side by side. Mantissas hardly compress, exponents and rounded codes do.
 
+One thread of a process may pack and unpack, as the one that runs stages: zstd's state is made once.
+
 A tensor that a step cannot take travels without it: rounding takes finite float32 only (a NaN has no code),
 and `fp16` nothing beyond its range. Which was taken stands in the message, so a receiver need not be told.
 
@@ -322,6 +324,12 @@ def _compressor() -> zstandard.ZstdCompressor:
     return made
 
 
+@lru_cache(maxsize=1)
+def _decompressor() -> zstandard.ZstdDecompressor:
+    made: zstandard.ZstdDecompressor = _library().ZstdDecompressor()
+    return made
+
+
 def _planes(codes: Array) -> NDArray[np.uint8]:
     """The bytes of each element apart: all first ones, all second ones, ..."""
     width = codes.itemsize
@@ -354,7 +362,7 @@ def _codes(tensor: PackedTensor, dtype: np.dtype[Any], size: int) -> Array:
             claimed = library.frame_content_size(data)
             # Before the buffer is made: a frame of some bytes may claim terabytes.
             if claimed == wanted:
-                data = library.ZstdDecompressor().decompress(data, max_output_size=wanted)
+                data = _decompressor().decompress(data, max_output_size=wanted)
         except library.ZstdError as error:
             raise ProtocolError(
                 "a tensor's zstd frame is damaged", expected=f"{wanted} bytes", got=str(error)
