@@ -179,6 +179,7 @@ def agent_command(
     Example, on a Raspberry Pi:
         amp4ec agent --broker mqtt://192.168.1.5 --zone home
     """  # noqa: D301
+    from edge_agent.leaving import leave
     from edge_agent.options import AgentOptions
     from edge_agent.service import run_agent
 
@@ -197,7 +198,9 @@ def agent_command(
         preload=preload,
         runtimes=runtimes or None,
     )
-    return asyncio.run(run_agent(options))
+    code = asyncio.run(run_agent(options))
+    leave(code)
+    return code
 
 
 def _node_name(broker: BrokerUrl) -> str:

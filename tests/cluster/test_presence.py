@@ -121,7 +121,7 @@ async def test_of_two_agents_that_start_together_one_stays(
     assert f"(process {stayed.pid} on " in ended.log_tail()
     await becomes(cluster, "twin", "online")
     assert (await states(cluster))["twin"].pid == stayed.pid
-    assert await stayed.stop() == 0
+    assert await stayed.stop() == 0, stayed.log_tail()
     await becomes(cluster, "twin", "offline")
 
 
