@@ -142,6 +142,11 @@ class Whole:
         return bytes(encode_msgpack(activation))
 
 
+def _nobody(topic: str, payload: bytes | bytearray) -> None:
+    """Whom a stage tells where a watched item is; there are none here."""
+    raise AssertionError((topic, payload))
+
+
 def main() -> None:
     """`python -m tests.benchmarks.whole_model`: answers `Ask` by `Ran`."""
     library = ModelLibrary()
@@ -155,8 +160,3 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
-
-
-def _nobody(topic: str, payload: bytes | bytearray) -> None:
-    """Whom a stage tells where a watched item is; there are none here."""
-    raise AssertionError((topic, payload))
