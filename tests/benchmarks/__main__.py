@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
+from deploy.machine import this_machine
 from shared.codec import encode_json
 from tests.benchmarks.context import Benchmark, Context
-from tests.benchmarks.report import Report, Row, print_report, say, this_machine
+from tests.benchmarks.report import Report, Row, print_report, say
 
 _EXACTNESS = "exactness"
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 import aiomqtt
 
 from broker.launcher import Broker
+from deploy.peer import Peer
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.codec import decode_msgpack
 from shared.errors import BrokerUnreachableError
@@ -24,7 +25,6 @@ from shared.tensor import Array, from_wire
 from tests.benchmarks.bus_echo import PING, PONG, bare_client
 from tests.benchmarks.context import Context
 from tests.benchmarks.payloads import CUTS, NAME, activation_array, encode_activation
-from tests.benchmarks.peers import Peer
 from tests.benchmarks.report import Bar, Row
 
 _METHOD = "half a round trip between two processes, QoS 1, TCP_NODELAY, in turn item by item"
@@ -43,8 +43,8 @@ async def run(context: Context) -> list[Row]:
     async with Broker(directory=context.directory / "bus") as broker:
         url = BrokerUrl.parse(broker.url)
         async with (
-            await Peer.start("bus_echo", "data", broker.url),
-            await Peer.start("bus_echo", "bare", broker.url),
+            await Peer.start("tests.benchmarks.bus_echo", "data", broker.url),
+            await Peer.start("tests.benchmarks.bus_echo", "bare", broker.url),
             bare_client(url, "bench-bare") as bare,
         ):
             await bare.subscribe(PONG.format("bare"), qos=1)

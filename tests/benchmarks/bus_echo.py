@@ -12,12 +12,12 @@ import threading
 
 import aiomqtt
 
+from deploy.peer import be_ready, wait_for_end
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.codec import decode_msgpack
 from shared.messages.job import Activation
 from shared.tensor import from_wire
 from tests.benchmarks.payloads import NAME, encode_activation
-from tests.benchmarks.peers import be_ready, wait_for_end
 
 PING, PONG = "bench/{}/ping", "bench/{}/pong"
 

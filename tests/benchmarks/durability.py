@@ -19,6 +19,7 @@ import numpy as np
 
 from broker.config import BrokerConfig
 from broker.launcher import Broker
+from deploy.peer import Peer
 from shared.bus import BrokerUrl, MqttDataBus, Properties
 from shared.codec import decode_msgpack, encode_json, encode_msgpack
 from shared.errors import BrokerUnreachableError
@@ -28,7 +29,6 @@ from shared.topics import Topics
 from tests.benchmarks.context import Context
 from tests.benchmarks.durable_dispatcher import GENERATION, MODEL, PIPELINE, Setting
 from tests.benchmarks.payloads import jpeg_input, tensor_input
-from tests.benchmarks.peers import Peer
 from tests.benchmarks.processes import cpu_s
 from tests.benchmarks.report import Bar, Row
 
@@ -62,7 +62,9 @@ async def run(context: Context) -> list[Row]:
         for number, (name, setting) in enumerate(_settings(forgets.url, saves.url).items()):
             store = str(context.directory / f"jobs-{number}.sqlite3") if setting.store else ""
             own = replace(setting, root=f"bench-{number}", store=store)
-            peer = await Peer.start("durable_dispatcher", encode_json(own).decode())
+            peer = await Peer.start(
+                "tests.benchmarks.durable_dispatcher", encode_json(own).decode()
+            )
             await stack.enter_async_context(peer)
             lanes[name] = _Lane(own, peer.pid)
             stack.callback(lanes[name].close)

@@ -8,6 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.peer import be_ready, wait_for_end
 from orchestrator import job_store
 from orchestrator.answers import Shown
 from orchestrator.dispatch_notes import ModelSpec, PipelineSpec
@@ -16,7 +17,6 @@ from orchestrator.job_store import JobStore
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.codec import decode_json
 from shared.topics import Topics
-from tests.benchmarks.peers import be_ready, wait_for_end
 
 MODEL, PIPELINE, GENERATION = "m", "m-0", 1
 _RECEIVE_MAXIMUM = 65_535

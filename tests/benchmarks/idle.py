@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 
+from deploy.peer import Peer
 from tests.benchmarks.clusters import calibrated
 from tests.benchmarks.context import Context
-from tests.benchmarks.peers import Peer
 from tests.benchmarks.processes import cpu_s, resident_bytes
 from tests.benchmarks.report import Bar, Row
 
@@ -28,7 +28,7 @@ async def run(context: Context) -> list[Row]:
     megabytes: list[float] = []
     async with (
         calibrated(context, "idle", agents=1, cpus=None) as cluster,
-        await Peer.start("idle_floor") as floor,
+        await Peer.start("tests.benchmarks.idle_floor") as floor,
     ):
         await asyncio.sleep(_SETTLE_S)  # the calibration's child has just ended
         context.say(f"idle: {seconds} s of nothing")

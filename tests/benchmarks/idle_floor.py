@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 import psutil
 
-from tests.benchmarks.peers import be_ready, wait_for_end
+from deploy.peer import be_ready, wait_for_end
 
 LIBRARIES = (aiomqtt, msgspec, np, psutil)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from deploy.peer import Peer
 from deploy.quantising import quantise_model
 from deploy.samples import Samples
 from orchestrator.models.importer import ImportedModel, import_torchvision
@@ -27,7 +28,6 @@ from shared.graph import Kernels, Value
 from shared.manifest import Manifest
 from tests.benchmarks.context import Context
 from tests.benchmarks.levels_stage import Ask, Ran
-from tests.benchmarks.peers import Peer
 from tests.benchmarks.report import Bar, Row
 
 _MODELS = ("mobilenet_v2", "resnet50", "efficientnet_b0", "vit_b_16")
@@ -78,7 +78,7 @@ async def _model(context: Context, name: str) -> list[Row]:
         for kind in kinds:
             folder = context.directory / "levels" / f"{name}-{kind.runtime}-{kind.level}"
             await asyncio.to_thread(_write, folder, kind)
-            peer = await Peer.start("levels_stage", kind.runtime, str(folder))
+            peer = await Peer.start("tests.benchmarks.levels_stage", kind.runtime, str(folder))
             peers.append(await stack.enter_async_context(peer))
         context.say(f"levels: running {name}")
         counts = []

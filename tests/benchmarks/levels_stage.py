@@ -11,10 +11,10 @@ import numpy as np
 import psutil
 
 import edge_agent.service  # noqa: F401  # what an agent holds anyway is in its memory
+from deploy.peer import serve_peer
 from edge_agent.runtimes import open_runtime
 from shared.codec import decode_json
 from shared.graph import StageGraph
-from tests.benchmarks.peers import serve_peer
 
 
 @dataclass(frozen=True, slots=True)

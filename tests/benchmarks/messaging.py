@@ -13,11 +13,11 @@ import time
 from contextlib import AsyncExitStack
 
 from broker.launcher import Broker
+from deploy.peer import Peer
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.errors import BrokerUnreachableError
 from tests.benchmarks.context import Context
 from tests.benchmarks.payloads import activation_array, encode_activation
-from tests.benchmarks.peers import Peer
 from tests.benchmarks.processes import cpu_s
 from tests.benchmarks.relay import FROM, INPUT, MAC, OUTPUT, TO
 from tests.benchmarks.report import Bar, Row
@@ -38,7 +38,9 @@ async def run(context: Context) -> list[Row]:
     async with AsyncExitStack() as stack:
         broker = await stack.enter_async_context(Broker(directory=context.directory / "messaging"))
         peers = {
-            kind: await stack.enter_async_context(await Peer.start("relay", kind, broker.url))
+            kind: await stack.enter_async_context(
+                await Peer.start("tests.benchmarks.relay", kind, broker.url)
+            )
             for kind in ("stage", "sealed", "bare")
         }
         feeder = _Feeder(BrokerUrl.parse(broker.url))

@@ -9,6 +9,7 @@ import sys
 import threading
 from functools import partial
 
+from deploy.peer import be_ready, wait_for_end
 from edge_agent.stage import Stage
 from edge_agent.stage_input import StageInputs
 from edge_agent.stage_thread import MAX_ITEMS, Attached, Notice, StageThread
@@ -18,7 +19,6 @@ from shared.pipeline_mac import PipelineMac
 from shared.tensor import Array
 from shared.topics import Topics
 from tests.benchmarks.payloads import CUTS, NAME, activation_array, encode_activation
-from tests.benchmarks.peers import be_ready, wait_for_end
 
 INPUT, OUTPUT = "50 KB", "31 KB"
 _topics = Topics("bench")

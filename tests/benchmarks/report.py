@@ -5,24 +5,15 @@ Nothing here fails when a bar is not reached: a time depends on the machine, and
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Literal
 
-from broker.launcher import find_mosquitto
-from edge_agent.probe import Probe
-from shared.errors import BrokerError
+from deploy.machine import Machine
 from tests.benchmarks.stats import Summary, summarise
 
-_PACKAGES = ("torch", "torchvision", "numpy", "aiomqtt", "paho-mqtt", "msgspec", "pillow")
-_TOP = Path(__file__).resolve().parents[2]
 _LEAST_WIDTH = 170
 """Columns of the table where nobody reads it on a terminal."""
 
@@ -90,21 +81,6 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Machine:
-    """Where and with what the figures were measured."""
-
-    at: str
-    cpu_model: str
-    cores: int
-    memory_bytes: int
-    system: str
-    load_average: float
-    """Of the minute before the start: what else ran."""
-    commit: str
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Report:
     """One run of the command."""
 
@@ -116,25 +92,6 @@ class Report:
     """Benchmarks that ended in an error, with the error."""
     seconds: dict[str, float] = field(default_factory=dict)
     """How long each benchmark took."""
-
-
-def this_machine() -> Machine:
-    """The machine as it is now."""
-    hardware = Probe().hardware()
-    return Machine(
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        cpu_model=hardware.cpu_model,
-        cores=hardware.cores,
-        memory_bytes=hardware.memory_bytes,
-        system=hardware.system,
-        load_average=round(os.getloadavg()[0], 2),
-        commit=_commit(),
-        versions={
-            "python": platform.python_version(),
-            "mosquitto": _mosquitto(),
-            **{name: _version(name) for name in _PACKAGES},
-        },
-    )
 
 
 def print_report(report: Report) -> None:
@@ -226,33 +183,3 @@ def say(text: str) -> None:
     """A line of progress, on standard error: standard output is the report's."""
     sys.stderr.write(f"[{datetime.now(UTC):%H:%M:%S}] {text}\n")
     sys.stderr.flush()
-
-
-def _commit() -> str:
-    try:
-        found = subprocess.run(
-            ["git", "-C", str(_TOP), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):  # not a checkout
-        return "unknown"
-    return found.stdout.strip()
-
-
-def _mosquitto() -> str:
-    try:
-        program = find_mosquitto()
-    except BrokerError:
-        return "none"
-    # `-h` prints the version and ends with status 3.
-    found = subprocess.run([str(program), "-h"], capture_output=True, text=True, check=False)
-    return found.stdout.partition("\n")[0].rpartition(" ")[2]
-
-
-def _version(name: str) -> str:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return "none"

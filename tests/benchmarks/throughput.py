@@ -14,6 +14,7 @@ from typing import get_args
 
 from deploy.cgroup import limit_cpu
 from deploy.local import LocalCluster
+from deploy.peer import Peer
 from orchestrator.core.dispatch_settings import default_window
 from shared.client import Client
 from shared.messages.model import ModelState, PipelineRow
@@ -27,7 +28,6 @@ from tests.benchmarks.clusters import (
 )
 from tests.benchmarks.context import Context
 from tests.benchmarks.load import Saturation, describe
-from tests.benchmarks.peers import Peer
 from tests.benchmarks.report import Bar, Row
 from tests.benchmarks.usage import read_usage
 from tests.benchmarks.watch import Watch, watching
@@ -55,7 +55,9 @@ async def run(context: Context) -> list[Row]:
             # After serving, which has imported the model: the child finds it in the same cache.
             context.say("throughput: loading the whole model")
             limit = limit_cpu(f"amp4ec-bench-whole-{os.getpid()}", 1.0)
-            whole = await stack.enter_async_context(await Peer.start("whole_model", limit=limit))
+            whole = await stack.enter_async_context(
+                await Peer.start("tests.benchmarks.whole_model", limit=limit)
+            )
             bench = _Bench(context, cluster, watch, client, whole)
             rows += await bench.plan("three stages", kind, context.choose(2, 5), stages=True)
             await serve(context, cluster, CHOSEN_FREELY)

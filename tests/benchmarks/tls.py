@@ -16,6 +16,7 @@ from operator import attrgetter
 
 from broker.access import Role
 from deploy.local import LocalCluster
+from deploy.peer import Peer
 from orchestrator.core.dispatch_settings import default_window
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.errors import BrokerUnreachableError
@@ -23,7 +24,6 @@ from tests.benchmarks.clusters import MODEL, THREE_STAGES, calibrated, serve
 from tests.benchmarks.context import Context
 from tests.benchmarks.load import Saturation, describe
 from tests.benchmarks.payloads import jpeg_input
-from tests.benchmarks.peers import Peer
 from tests.benchmarks.processes import cpu_s
 from tests.benchmarks.report import Bar, Row
 from tests.benchmarks.sites import (
@@ -171,7 +171,7 @@ class _Line:
 
 
 async def _line(stack: AsyncExitStack, site: OpenSite | ClosedSite) -> _Line:
-    relay = await Peer.start("tls_relay", site.login("relay", Role.AGENT))
+    relay = await Peer.start("tests.benchmarks.tls_relay", site.login("relay", Role.AGENT))
     await stack.enter_async_context(relay)
     line = _Line(BrokerUrl.parse(site.login("feeder", Role.AGENT)), site.broker.pid, relay.pid)
     stack.callback(line.close)

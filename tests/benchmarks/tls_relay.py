@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 import threading
 
+from deploy.peer import be_ready, wait_for_end
 from shared.bus import BrokerUrl, MqttDataBus
 from shared.topics import Topics
-from tests.benchmarks.peers import be_ready, wait_for_end
 
 _topics = Topics()
 THERE = _topics.topic("activation", pipeline="bench", generation=1, stage=0)

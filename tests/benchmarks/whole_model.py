@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from deploy.library import ModelLibrary, Prepared
+from deploy.peer import serve_peer
 from edge_agent.runtimes import LoadedStage, open_runtime
 from edge_agent.stage import Item, Stage, process
 from edge_agent.stage_input import StageInputs
@@ -21,7 +22,6 @@ from shared.messages.job import Activation
 from shared.tensor import Array
 from tests.benchmarks.clusters import MODEL, THREE_STAGES
 from tests.benchmarks.payloads import jpeg_input, tensor_input
-from tests.benchmarks.peers import serve_peer
 
 Kind = Literal["tensor", "jpeg"]
 INPUTS = {

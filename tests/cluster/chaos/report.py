@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tests.benchmarks.report import Machine, this_machine
+from deploy.machine import Machine, this_machine
 from tests.cluster.chaos.checks import Check
 from tests.cluster.chaos.ledger import Kind, Outcome
 from tests.cluster.chaos.run import Options, Outcomes

@@ -15,9 +15,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.machine import Machine, this_machine
 from shared.codec import encode_json
 from shared.errors import Amp4ecError
-from tests.benchmarks.report import Machine, say, this_machine
+from tests.benchmarks.report import say
 from tests.cluster.chaos.flags import positive
 from tests.cluster.soak.run import Soak, run
 from tests.cluster.soak.trend import Trend

@@ -1,4 +1,4 @@
-"""Child processes of the benchmarks: a module of this folder at the end of a pipe, a JSON line each way.
+"""Child processes that are measured: a module of ours at the end of a pipe, a JSON line each way.
 
 The child's side is `serve_peer`: it says `ready` once, and then answers each line until its input ends.
 """
@@ -36,13 +36,13 @@ class Peer:
     limit: CpuLimit | None = None
 
     @classmethod
-    async def start(cls, name: str, *arguments: str, limit: CpuLimit | None = None) -> Self:
-        """Run `python -m tests.benchmarks.NAME ARGUMENTS` and wait until it is ready.
+    async def start(cls, module: str, *arguments: str, limit: CpuLimit | None = None) -> Self:
+        """Run `python -m MODULE ARGUMENTS`, within `limit`, and wait until it is ready.
 
         Raises:
             PeerEndedError: it ended instead.
         """
-        line = [sys.executable, "-m", f"tests.benchmarks.{name}", *arguments]
+        line = [sys.executable, "-m", module, *arguments]
         process = await asyncio.create_subprocess_exec(
             *(line if limit is None else limit.wrap(line)),
             stdin=asyncio.subprocess.PIPE,
@@ -51,10 +51,10 @@ class Peer:
             limit=_LINE_BYTES,
             start_new_session=True,
         )
-        peer = cls(name, process, limit)
+        peer = cls(module, process, limit)
         try:
             if await peer._line() != _READY:
-                raise PeerEndedError(f"{name} is not ready")
+                raise PeerEndedError(f"{module} is not ready")
         except BaseException:
             await peer.stop()
             raise

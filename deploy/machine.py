@@ -1,0 +1,91 @@
+"""What figures were measured on: the machine, the versions, and what else ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from broker.launcher import find_mosquitto
+from edge_agent.probe import Probe
+from shared.errors import BrokerError
+
+_PACKAGES = (
+    "torch",
+    "torchvision",
+    "onnxruntime",
+    "numpy",
+    "aiomqtt",
+    "paho-mqtt",
+    "msgspec",
+    "pillow",
+)
+_TOP = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Machine:
+    """Where and with what the figures were measured."""
+
+    at: str
+    cpu_model: str
+    cores: int
+    memory_bytes: int
+    system: str
+    load_average: float
+    """Of the minute before the start: what else ran."""
+    commit: str
+    versions: dict[str, str]
+
+
+def this_machine() -> Machine:
+    """The machine as it is now."""
+    hardware = Probe().hardware()
+    return Machine(
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        cpu_model=hardware.cpu_model,
+        cores=hardware.cores,
+        memory_bytes=hardware.memory_bytes,
+        system=hardware.system,
+        load_average=round(os.getloadavg()[0], 2),
+        commit=_commit(),
+        versions={
+            "python": platform.python_version(),
+            "mosquitto": _mosquitto(),
+            **{name: _version(name) for name in _PACKAGES},
+        },
+    )
+
+
+def _commit() -> str:
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(_TOP), "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):  # not a checkout
+        return "unknown"
+    return found.stdout.strip()
+
+
+def _mosquitto() -> str:
+    try:
+        program = find_mosquitto()
+    except BrokerError:
+        return "none"
+    # `-h` prints the version and ends with status 3.
+    found = subprocess.run([str(program), "-h"], capture_output=True, text=True, check=False)
+    return found.stdout.partition("\n")[0].rpartition(" ")[2]
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "none"
