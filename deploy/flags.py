@@ -8,6 +8,7 @@ from pathlib import Path
 
 from deploy.levels import MIN_AGREEMENT
 from orchestrator.core.limits import NO_LIMITS, Limits
+from orchestrator.core.result_cache import DEFAULT_KEEP_S
 from orchestrator.models.source import DEFAULT, InputShape, ModelSource, parse_source
 from shared.messages.model import ServeOptions
 
@@ -31,6 +32,8 @@ class ServeFlags:
     rate_per_s: float | None = None
     compression: str = "auto"
     max_error: float = 0.0
+    cache_bytes: int = 0
+    cache_for_s: float = DEFAULT_KEEP_S
     runtime: str = "auto"
     preprocess: str | None = None
     labels: Path | None = None
@@ -57,6 +60,8 @@ class ServeFlags:
             keep_input_in=self.keep_input_in,
             compression=self.compression,
             max_error=self.max_error,
+            cache_bytes=self.cache_bytes,
+            cache_for_s=self.cache_for_s,
         )
 
     def arguments(self) -> list[str]:
@@ -80,6 +85,8 @@ class ServeFlags:
             "--rate": _exactly(self.rate_per_s),
             "--compression": self.compression,
             "--max-error": _exactly(self.max_error),
+            "--cache": str(self.cache_bytes) if self.cache_bytes else "off",
+            "--cache-for": f"{self.cache_for_s:.12g}s" if self.cache_bytes else None,
             "--runtime": self.runtime,
             "--preprocess": self.preprocess,
             "--labels": self.labels,

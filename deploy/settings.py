@@ -27,6 +27,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from orchestrator.core.result_cache import DEFAULT_BYTES
 from shared.errors import ConfigurationError
 
 _ADDRESS = ("broker", "broker_url")
@@ -134,6 +135,25 @@ def size_bytes(text: str) -> int:
             "not a size", expected="bytes above 0, or a number with K, M, G, Ki, Mi, Gi", got=text
         )
     return size
+
+
+def cache_bytes(text: str) -> int:
+    """Bytes of a result cache: 0 of `off`, the usual of `on`, else a size.
+
+    Raises:
+        ConfigurationError: none of these.
+    """
+    match text.strip().lower():
+        case "off":
+            return 0
+        case "on":
+            return DEFAULT_BYTES
+    try:
+        return size_bytes(text)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            error.message, expected=f"off, on, or {error.expected}", got=error.got
+        ) from error
 
 
 def cpu_shares(text: str, agents: int, *, cores: int | None = None) -> list[float]:

@@ -139,7 +139,8 @@ def _item(
     result = outcome.value
     assert isinstance(result, ItemResult)
     shown = shown_of(item)
-    trace = _trace(item, result, shown.hops_s)
+    # Who made a cached answer can be told, but its job went nowhere.
+    trace = () if item.cached else _trace(item, result, shown.hops_s)
     if result.tensors is not None and len(result.tensors) == 1:
         (output,) = result.tensors.values()
         result.top = classify(from_wire(output), shown.labels)
@@ -149,7 +150,7 @@ def _item(
         top=result.top,
         pipeline=item.pipeline or "",
         generation=item.generation or 0,
-        nodes=[stage.node for stage in trace],
+        nodes=[stage.node for stage in result.trace],
         latency_ms=round(item.latency_s * 1000, 3),
         trace=[
             TraceEntry(
@@ -163,6 +164,7 @@ def _item(
         ],
         weights=shown.weights,
         exact=shown.exact,
+        cached=item.cached,
         tensors=result.tensors if context.msgpack and result.tensors else NO_TENSORS,
     )
 

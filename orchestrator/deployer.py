@@ -10,6 +10,7 @@ from dataclasses import replace
 from orchestrator.answers import Shown
 from orchestrator.core import cluster_events as events
 from orchestrator.core import dispatch_events as dispatch
+from orchestrator.core.result_cache import CacheSettings
 from orchestrator.dispatch_notes import Command, ModelSpec, PipelineSpec
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.library import Library
@@ -113,7 +114,8 @@ class Deployer:
             case events.ModelKnown():
                 manifest = self._library.open(action.entry.manifest).manifest
                 names = tuple(value.name for value in manifest.graph.inputs)
-                return ModelSpec(action.entry.name, names, self._shown(action.entry))
+                shown, cache = self._shown(action.entry), cache_of(action.entry)
+                return ModelSpec(action.entry.name, names, shown, cache)
             case events.ModelForgotten():
                 return dispatch.ModelStopped(now, action.model)
             case events.ActivatePipeline():
@@ -144,7 +146,24 @@ class Deployer:
             latency_s=latency_s,
             shown=self._shown(action.entry, hops_s, rounded=rounded),
             max_error=action.entry.options.max_error if rounded else None,
+            identity=_identity(action.entry),
         )
+
+
+def cache_of(entry: events.ModelEntry) -> CacheSettings | None:
+    """How the model's answers are kept; None where that was not asked for."""
+    options = entry.options
+    if not options.cache_bytes:
+        return None
+    return CacheSettings(
+        identity=_identity(entry), max_bytes=options.cache_bytes, keep_s=options.cache_for_s
+    )
+
+
+def _identity(entry: events.ModelEntry) -> str:
+    """Of all that an answer depends on but its input: the package has weights, level, transform, labels."""
+    options = entry.options
+    return f"{entry.manifest} {entry.runtime} {options.compression} {options.max_error!r}"
 
 
 def usable_figures(latency_s: float, throughput_per_s: float) -> tuple[float, float]:

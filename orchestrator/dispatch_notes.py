@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.answers import Shown
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_stats import Snapshot
+from orchestrator.core.result_cache import CacheSettings
 from orchestrator.core.rounding import RoundingError
 from shared.errors import ErrorCode
 from shared.messages.job import StageResult
@@ -20,11 +21,15 @@ TELL_AGAIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What requests of a model are read by, and answers written by that no pipeline had a part in."""
+    """What requests of a model are read by, and answers written by that no pipeline had a part in.
+
+    `cache`: how its answers are kept; None where they are not.
+    """
 
     model: str
     input_names: tuple[str, ...]
     shown: Shown
+    cache: CacheSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class PipelineSpec:
     """A pipeline that becomes active. `shown` is of the weights that it runs.
 
     `max_error` is what was allowed where it rounds tensors between stages, None where it does not.
+    `identity` is that of the cached answers which it would give as well.
     """
 
     model: str
@@ -42,6 +48,7 @@ class PipelineSpec:
     latency_s: float
     shown: Shown
     max_error: float | None = None
+    identity: str = ""
 
 
 Command = (
@@ -73,8 +80,11 @@ class Answered:
 
     requests: int = 0
     items: int = 0
+    """Those that were run: what is measured of a plan, which the cache's are not."""
     latencies_s: list[float] = field(default_factory=list)
-    """Of the items, from the request's arrival; at most `MOST_LATENCIES`."""
+    """Of those, from the request's arrival; at most `MOST_LATENCIES`."""
+    cached_latencies_s: list[float] = field(default_factory=list)
+    """Of the others; at most as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +149,11 @@ class Tally:
         if known is None:
             known = self._answered[answer.model] = Answered()
         known.requests += 1
-        known.items += len(answer.items)
-        if len(known.latencies_s) < MOST_LATENCIES:
-            known.latencies_s += [item.latency_s for item in answer.items]
+        for item in answer.items:
+            latencies_s = known.cached_latencies_s if item.cached else known.latencies_s
+            known.items += not item.cached
+            if len(latencies_s) < MOST_LATENCIES:
+                latencies_s.append(item.latency_s)
 
     def drop(self, why: str, text: str) -> bool:
         """Count a message that nobody can be told about; whether it is worth a line in the log.

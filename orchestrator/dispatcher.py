@@ -221,7 +221,7 @@ class DispatchThread(threading.Thread):
             match command:
                 case ModelSpec():
                     self._known.models[command.model] = command
-                    actions = self._core.step(core.ModelServed(now, command.model))
+                    actions = self._core.step(core.ModelServed(now, command.model, command.cache))
                 case PipelineSpec():
                     self._known.add(command)
                     actions = self._core.step(_activated(now, command))
@@ -303,6 +303,7 @@ class DispatchThread(threading.Thread):
                 input_names=None if spec is None else spec.input_names,
                 max_item_bytes=self._settings.max_item_bytes,
                 delivery=delivery or self._replies.delivery(message),
+                cache=None if spec is None or spec.cache is None else spec.cache.identity,
             )
             if isinstance(request, core.Failure):
                 self._tally.refused[request.code] += 1
@@ -392,6 +393,7 @@ def _activated(now: float, spec: PipelineSpec) -> core.PipelineActivated:
         num_stages=spec.num_stages,
         throughput_per_s=spec.throughput_per_s,
         latency_s=spec.latency_s,
+        identity=spec.identity,
     )
 
 

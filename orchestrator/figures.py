@@ -8,10 +8,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from orchestrator.core.result_cache import CacheLoad
 from orchestrator.dispatch_notes import Report
 from shared.codec import to_builtins
 from shared.messages.model import Figures, PredictionError
-from shared.messages.operation import Metrics, ModelMetrics, NodeStanding
+from shared.messages.operation import CacheMetrics, Metrics, ModelMetrics, NodeStanding
 
 WINDOW_S = 10.0
 _MOST_LATENCIES = 8192
@@ -97,7 +98,7 @@ def metrics(
     models = {}
     for load in report.snapshot.models:
         answered = report.answered.get(load.model)
-        latencies_s = sorted(answered.latencies_s) if answered else []
+        latencies_s = sorted(answered.latencies_s + answered.cached_latencies_s) if answered else []
         models[load.model] = ModelMetrics(
             queued=load.queued_items,
             in_flight=sum(pipeline.in_flight for pipeline in load.pipelines),
@@ -105,6 +106,7 @@ def metrics(
             latency_p50_s=_quantile(latencies_s, 0.5),
             latency_p95_s=_quantile(latencies_s, 0.95),
             prediction_error=errors.get(load.model),
+            cache=_cache(load.cache),
         )
     return Metrics(
         counters=totals,
@@ -113,6 +115,21 @@ def metrics(
         nodes=dict(standings),
         cpu_s=round(usage.ru_utime + usage.ru_stime, 2),
         memory_bytes=usage.ru_maxrss * 1024,
+    )
+
+
+def _cache(load: CacheLoad | None) -> CacheMetrics | None:
+    if load is None:
+        return None
+    known = load.hits + load.joined
+    asked = known + load.misses
+    return CacheMetrics(
+        hits=load.hits,
+        joined=load.joined,
+        misses=load.misses,
+        hit_ratio=round(known / asked, 4) if asked else None,
+        entries=load.entries,
+        size_bytes=load.size_bytes,
     )
 
 

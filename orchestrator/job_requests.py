@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.answers import MSGPACK, Context
 from orchestrator.core.dispatch_events import Failure, InputItem, RequestArrived
+from orchestrator.input_key import input_key
 from orchestrator.inputs import Input, parse_input
 from shared.bus import Message, Properties
 from shared.errors import ErrorCode, JobError
@@ -83,6 +84,7 @@ def read_request(
     input_names: tuple[str, ...] | None,
     max_item_bytes: int,
     delivery: Hashable | None,
+    cache: str | None = None,
 ) -> RequestArrived | Failure:
     """The request, its payload told apart; or why it is refused.
 
@@ -94,6 +96,7 @@ def read_request(
         input_names: of the model, in order; None when it is not served.
         max_item_bytes: a larger message is one input that the core refuses for its size.
         delivery: see `RequestArrived`.
+        cache: the identity under which answers of the model are kept; None where none are.
     """
     context = envelope.context
     size_bytes = len(message.payload)
@@ -120,7 +123,14 @@ def read_request(
         request_id=request_id,
         model=envelope.model,
         reply_to=envelope.reply_to,
-        items=tuple(InputItem(item, item.size_bytes) for item in inputs),
+        items=tuple(
+            InputItem(
+                item,
+                item.size_bytes,
+                None if cache is None else input_key(cache, item, msgpack=context.msgpack),
+            )
+            for item in inputs
+        ),
         handle=message,
         job=envelope.key,
         deadline=deadline,

@@ -26,6 +26,7 @@ from deploy.cli.limits import (
 )
 from deploy.flags import ServeFlags
 from deploy.levels import MIN_AGREEMENT, check_level
+from orchestrator.core.result_cache import check_cache
 from orchestrator.core.scheduler_settings import weights_of
 from orchestrator.models.source import SHAPE_FORM, InputShape
 from shared.bus import BrokerUrl
@@ -89,6 +90,7 @@ ROOT = _Parsed("TOPIC", _root)
 NAME = _Parsed("NAME", _name)
 DURATION = _Parsed("DURATION", settings.duration_s)
 SIZE = _Parsed("SIZE", settings.size_bytes)
+CACHE = _Parsed("off|on|SIZE", settings.cache_bytes)
 INPUT_SHAPE = _Parsed("SHAPE", InputShape.parse)
 SCHEDULER_WEIGHTS = _Parsed("R,L,P,B", weights_of)
 
@@ -248,6 +250,23 @@ def serve_options(function: F) -> F:
         help="Keep CPU for so many jobs per second, whatever else is served.",
     )
     @_all(SENDING)
+    @click.option(
+        "--cache",
+        "cache_bytes",
+        type=CACHE,
+        default="off",
+        show_default=True,
+        metavar="off|on|SIZE",
+        help="Keep answers for who asks the same again, in so much memory; on: 64Mi.",
+    )
+    @click.option(
+        "--cache-for",
+        "cache_for_s",
+        type=DURATION,
+        default="1h",
+        show_default=True,
+        help="How long an answer is kept.",
+    )
     @click.option("--runtime", default="auto", show_default=True, help="What runs the stages.")
     @click.option(
         "--preprocess",
@@ -272,7 +291,7 @@ def serve_options(function: F) -> F:
             *("name", "weights", "input_shapes", "level", "min_stages", "max_stages", "strategy"),
             *("calibrate", "min_agreement"),
             *("objective", "keep_input_in", "rate_per_s", "runtime", "preprocess", "labels"),
-            *("compression", "max_error"),
+            *("compression", "max_error", "cache_bytes", "cache_for_s"),
         )
         taken = {name: values.pop(name) for name in names}
         taken["limits"] = take_limits(values)
@@ -285,6 +304,7 @@ def serve_options(function: F) -> F:
         if low is not None and high is not None and low > high:
             raise click.UsageError(f"--min-stages {low} is above --max-stages {high}.")
         flags = ServeFlags(timeout_s=values.pop("timeout"), **taken)
+        check_cache(flags.cache_bytes, flags.max_error)
         return function(flags=flags, **values)
 
     return wrapper  # type: ignore[return-value]

@@ -8,7 +8,7 @@ from orchestrator.core.dispatch_events import Failure
 from shared.errors import ErrorCode
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from orchestrator.core.dispatch_events import RequestArrived
     from orchestrator.core.dispatch_lineup import Model
@@ -19,12 +19,15 @@ _SHORTEST_RETRY_S = 0.1
 
 
 def admit(
-    event: RequestArrived, models: Mapping[str, Model], settings: DispatchSettings
+    event: RequestArrived,
+    models: Mapping[str, Model],
+    settings: DispatchSettings,
+    known: Collection[int] = (),
 ) -> list[Item] | Failure:
     """The waiting items that give way to the request, mostly none; or why it is not accepted.
 
     A batch comes in whole or not at all. One that could never fit is `too_large`, not `overloaded`:
-    coming back later would not help.
+    coming back later would not help. Of its items those at `known` have their answers, and do not wait.
     """
     model = models.get(event.model)
     if model is None or not model.served:
@@ -52,6 +55,12 @@ def admit(
             expected="a deadline to come",
             got=f"{event.now - event.deadline:.3f} s ago",
         )
+    if known:
+        waiting = [item for index, item in enumerate(event.items) if index not in known]
+        num_items = len(waiting)
+        size_bytes = sum(item.size_bytes for item in waiting)
+        if not num_items:
+            return []
     queue = model.queue
     if (
         len(queue) + num_items <= settings.max_queued_items

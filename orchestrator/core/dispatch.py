@@ -38,6 +38,7 @@ from orchestrator.core.item_flow import Actions, ItemFlow, count
 from orchestrator.core.job_failures import frame_superseded, model_stopped
 from orchestrator.core.nsa import standing
 from orchestrator.core.request_book import RequestBook
+from orchestrator.core.result_cache import Cached, ResultCache
 
 
 class Dispatcher:
@@ -108,7 +109,8 @@ class Dispatcher:
     def _request_arrived(self, event: RequestArrived, actions: Actions) -> None:
         if self._requests.came_before(event, actions):
             return
-        displaced = admit(event, self._models, self._settings)
+        known = self._known_answers(event)
+        displaced = admit(event, self._models, self._settings, known)
         if isinstance(displaced, Failure):
             count(self._counters.rejected, displaced.code)
             actions.append(
@@ -140,29 +142,50 @@ class Dispatcher:
                 event.client,
                 event.priority,
                 event.now,
+                model.key_of(given),
             )
             request.items.append(item)
-            model.queue.push(item)
+            if index not in known:
+                self._items.line_up(item)
         if request.latest:
             # After the push: a client whose line is never empty keeps its turn, however fast its frames come.
             model.frames[request.client] = request
             for old in superseded:
-                self._items.end(old, frame_superseded(model.name), None, event.now, actions)
+                self._items.end_alone(old, frame_superseded(model.name), event.now, actions)
         if request.deadline is not None:
             self._items.timers.schedule(request, request.deadline)
         model.live_requests += 1
         self._counters.accepted += 1
+        for index, equal in known.items():
+            self._items.end_known(request.items[index], equal, event.now, actions)
         self._items.settle(model, event.now, actions)
+
+    def _known_answers(self, event: RequestArrived) -> dict[int, Cached]:
+        """The cached outputs of a request's items, by their index."""
+        model = self._models.get(event.model)
+        if model is None or model.cache is None:
+            return {}
+        known = {}
+        for index, given in enumerate(event.items):
+            key = model.key_of(given)
+            cached = None if key is None else model.cache.get(key, event.now)
+            if cached is not None:
+                known[index] = cached
+        return known
 
     # --- models and pipelines -----------------------------------------------------------------
 
     def _model_served(self, event: ModelServed) -> None:
         model = self._models.get(event.model)
         if model is None:
-            self._models[event.model] = Model(event.model, unserved_since=event.now)
+            model = self._models[event.model] = Model(event.model, unserved_since=event.now)
         elif not model.served:
             model.served = True
             model.unserved_since = event.now
+        if event.cache is None:
+            model.cache = None
+        elif model.cache is None or model.cache.settings != event.cache:
+            model.cache = ResultCache(event.cache)
 
     def _model_stopped(self, event: ModelStopped, actions: Actions) -> None:
         model = self._models.get(event.model)
@@ -170,7 +193,7 @@ class Dispatcher:
             return
         model.served = False
         for item in model.queue.items():
-            self._items.end(item, model_stopped(model.name), None, event.now, actions)
+            self._items.end_alone(item, model_stopped(model.name), event.now, actions)
         for pipeline in model.pipelines.values():
             pipeline.draining = True
         model.num_draining = len(model.pipelines)
@@ -203,6 +226,7 @@ class Dispatcher:
                 throughput_per_s=event.throughput_per_s,
                 latency_s=event.latency_s,
                 chosen_turn=model.turns,
+                identity=event.identity,
             )
             model.pipelines[key] = pipeline
         else:

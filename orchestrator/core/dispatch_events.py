@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from orchestrator.core.nsa import NodeFigures
+    from orchestrator.core.result_cache import CacheKey, CacheSettings
     from orchestrator.core.selection import Decision
 
 
@@ -24,10 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class InputItem:
-    """One input of a request; `size_bytes` is what it takes in the queue."""
+    """One input of a request; `size_bytes` is what it takes in the queue.
+
+    `key` is equal for inputs that have the same answer; None where that is not to be used.
+    """
 
     payload: object
     size_bytes: int
+    key: CacheKey | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +70,7 @@ class EndedItem:
     waiting in the queue before that dispatch, so that `latency_s - flight_s` is all that passed before
     it (`waited_s` of `complete_trace`), and what of that is not `queue_s` went into attempts that
     failed. Ended without a result: `pipeline` and `generation` are None, `flight_s` is 0 and
-    `queue_s` all waiting there was.
+    `queue_s` all waiting there was. `cached`: the output is that of an equal input, which those name.
     """
 
     outcome: Outcome
@@ -75,6 +80,7 @@ class EndedItem:
     queue_s: float
     flight_s: float
     latency_s: float
+    cached: bool = False
 
 
 # --- events ---------------------------------------------------------------------------------------
@@ -136,10 +142,14 @@ class ItemProgressed:
 
 @dataclass(frozen=True, slots=True)
 class ModelServed:
-    """Requests for the model are accepted from now on, even before a pipeline is active."""
+    """Requests for the model are accepted from now on, even before a pipeline is active.
+
+    `cache`: keep its answers; None keeps none. Other settings than before begin with none.
+    """
 
     now: float
     model: str
+    cache: CacheSettings | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +168,7 @@ class PipelineActivated:
     """All stages of a pipeline of a served model are ready, or its figures have changed.
 
     `throughput_per_s` and `latency_s` are the plan's predictions; `window` None means `default_window`.
+    `identity` is that of the cache keys whose answers it makes.
     """
 
     now: float
@@ -168,6 +179,7 @@ class PipelineActivated:
     throughput_per_s: float
     latency_s: float
     window: int | None = None
+    identity: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING
 from orchestrator.core.board import Board, Standing
 from orchestrator.core.dispatch_state import Flight, Item, ItemState
 from orchestrator.core.dispatch_stats import ModelLoad, PipelineLoad
+from orchestrator.core.equal_items import EqualItems
 from orchestrator.core.item_queue import ItemQueue
 from orchestrator.core.nsa import HISTORY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from orchestrator.core.dispatch_events import PipelineActivated, RequestArrived
+    from orchestrator.core.dispatch_events import InputItem, PipelineActivated, RequestArrived
     from orchestrator.core.dispatch_state import Request
+    from orchestrator.core.result_cache import CacheKey, ResultCache
     from orchestrator.core.selection import Decision
 
 _GAIN = 0.1
@@ -42,6 +44,8 @@ class Pipeline:
     throughput_per_s: float
     latency_s: float
     chosen_turn: int
+    identity: str = ""
+    """Of the cache keys whose answers it makes."""
     draining: bool = False
     in_flight: dict[Item, None] = field(default_factory=dict)
     """In order of dispatch."""
@@ -87,6 +91,7 @@ class Pipeline:
         self.window = window
         self.throughput_per_s = event.throughput_per_s
         self.latency_s = event.latency_s
+        self.identity = event.identity
         self.draining = False
 
     def expected_flight_s(self) -> float:
@@ -186,6 +191,9 @@ class Model:
     live_requests: int = 0
     frames: dict[str, Request] = field(default_factory=dict)
     """By client, the newest request of which only the newest is to wait; until it is answered."""
+    cache: ResultCache | None = None
+    """None where answers are not kept."""
+    equals: EqualItems = field(default_factory=EqualItems)
     turns: int = 0
     """Items dispatched."""
     decision: Decision | None = None
@@ -204,6 +212,13 @@ class Model:
         if before is None:
             return ()
         return [item for item in before.items if item.state is ItemState.QUEUED]
+
+    def key_of(self, given: InputItem) -> CacheKey | None:
+        """The key of an input, where the model's answers are kept under such keys."""
+        key, cache = given.key, self.cache
+        return (
+            key if cache is not None and key and key.identity == cache.settings.identity else None
+        )
 
     def lineup(self) -> list[Pipeline]:
         """The active pipelines in order of (pipeline, generation): the rows of the board."""
@@ -244,6 +259,7 @@ class Model:
             queued_bytes=self.queue.size_bytes,
             pipelines=tuple(pipeline.load() for pipeline in self.pipelines.values()),
             decision=self.decision,
+            cache=None if self.cache is None else self.cache.load(),
         )
 
 

@@ -6,7 +6,7 @@ others. Identity is equality.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 
     from orchestrator.core.dispatch_events import Outcome, RequestArrived
     from orchestrator.core.dispatch_lineup import Model, Pipeline
+    from orchestrator.core.result_cache import Cached, CacheKey
 
 
 class ItemState(Enum):
     """See the table in `orchestrator.core.item_flow`."""
 
     QUEUED = auto()
+    HELD = auto()
     IN_FLIGHT = auto()
     ENDED = auto()
 
@@ -55,6 +57,8 @@ class Item:
     client: str
     priority: int
     queued_at: float
+    key: CacheKey | None = None
+    """Of inputs with the same answer; None where it is not shared."""
     state: ItemState = ItemState.QUEUED
     flights: list[Flight] = field(default_factory=list)
     """All attempts so far; the last one is current while the item is in flight."""
@@ -82,7 +86,7 @@ class Item:
         if flight is not None:
             # an earlier attempt may win while the item waits for, or is in, a later one
             self.queue_s = flight.queue_s
-        elif self.state is ItemState.QUEUED:
+        elif self.state is not ItemState.IN_FLIGHT:
             self.queue_s += now - self.queued_at
         self.state = ItemState.ENDED
         self.ended = EndedItem(
@@ -96,6 +100,14 @@ class Item:
         )
         self.payload = None  # the rest of a batch must not keep it
         self.flights.clear()
+
+    def end_as(self, equal: Cached, now: float) -> None:
+        """It ends with the output of an equal input."""
+        self.end(equal.output, None, now)
+        assert self.ended is not None
+        self.ended = replace(
+            self.ended, pipeline=equal.pipeline, generation=equal.generation, cached=True
+        )
 
 
 class Request:

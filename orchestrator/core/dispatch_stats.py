@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestrator.core.result_cache import CacheLoad
     from orchestrator.core.selection import Decision
     from shared.errors import ErrorCode
 
@@ -89,6 +90,8 @@ class ModelLoad:
     pipelines: tuple[PipelineLoad, ...]
     decision: Decision | None
     """Where an item went and why: the latest that was explained, one a second at most."""
+    cache: CacheLoad | None = None
+    """None where its answers are not kept."""
 
 
 @dataclass(frozen=True, slots=True)

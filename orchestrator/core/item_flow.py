@@ -9,13 +9,17 @@ state      what happens                                next       action
 (none)     repeat of a job in work                     (none)     its handle joins the Answer's
 (none)     repeat of an answered job                   (none)     AnswerAgain
 (none)     redelivery of a message in work             (none)     its handle replaces the old one
-(none)     request arrives, is accepted                queued
+(none)     request arrives, is accepted                queued     (ended, where the cache knows it)
 queued     an active pipeline has a credit             in flight  Dispatch, attempt + 1
 queued     output of an earlier attempt                ended
 queued     final failure of an earlier attempt         ended
 queued     deadline; unserved too long; model stopped  ended
 queued     room is needed for a client with less       ended
 queued     a newer frame of the client came            ended
+queued     its turn, an equal input is in flight       held
+queued     an equal input ended with an outcome        ended
+held       as the last; deadline                       ended
+held       no equal input is in flight any more        queued
 in flight  output or final failure, of any attempt     ended
 in flight  as the next three, a newer frame came       ended
 in flight  retryable failure of this attempt, timeout  queued     (ended after `max_attempts` of them)
@@ -55,6 +59,7 @@ from orchestrator.core.dispatch_events import (
     Failure,
     ItemProgressed,
     Outcome,
+    Output,
     PipelineDrained,
     Poisoned,
     ResultArrived,
@@ -74,6 +79,7 @@ from orchestrator.core.job_failures import (
     unserved,
 )
 from orchestrator.core.request_book import RequestBook
+from orchestrator.core.result_cache import Cached, CacheKey
 from orchestrator.core.timers import Timers
 
 if TYPE_CHECKING:
@@ -130,6 +136,8 @@ class ItemFlow:
 
     def _fill(self, model: Model, now: float, actions: Actions) -> None:
         while (item := model.queue.head()) is not None:
+            if item.key is not None and self._hold(item, item.key):
+                continue
             chosen = self._decider.decide(model, now)
             if chosen is None:
                 return
@@ -139,6 +147,8 @@ class ItemFlow:
                 continue
             pipeline, decision = chosen
             model.queue.take()
+            if item.key is not None:
+                self._keyed_flight(item, item.key, pipeline)
             item.state = ItemState.IN_FLIGHT
             item.queue_s += now - item.queued_at
             item.suspected = False
@@ -270,40 +280,135 @@ class ItemFlow:
 
     def _again(self, item: Item, now: float, actions: Actions) -> None:
         """Back to the front of the queue, unless the model was stopped or a newer frame came."""
-        model = item.request.model
-        if not model.served:
-            self.end(item, model_stopped(model.name), None, now, actions)
-            return
         request = item.request
-        if request.latest and model.frames.get(request.client) is not request:
-            self.end(item, frame_superseded(model.name), None, now, actions)
+        model = request.model
+        if (failure := _in_vain(request)) is not None:
+            self.end_alone(item, failure, now, actions)
             return
         item.flights[-1].pipeline.release(item)
         item.state = ItemState.QUEUED
         item.queued_at = now
         model.queue.push_again(item)
+        if item.key is not None:
+            model.equals.land(item.key, item)
+            self._release(model, item.key, now, actions)
 
     def end(
         self, item: Item, outcome: Outcome, flight: Flight | None, now: float, actions: Actions
     ) -> None:
-        """The item has ended, and with the last of them its request."""
-        request = item.request
-        if item.state is ItemState.QUEUED:
-            request.model.queue.discard(item)
-        else:
-            item.flights[-1].pipeline.release(item)
+        """The item has ended as its input does, and with it those of equal input that wait."""
+        key, model = item.key, item.request.model
+        equal = None
+        if key is not None and flight is not None and isinstance(outcome, Output):
+            equal = Cached(outcome, flight.pipeline.pipeline, flight.pipeline.generation)
+            if model.cache is not None and key.identity == model.cache.settings.identity:
+                model.cache.put(key, equal, now)
+        self._leave(item)
+        item.end(outcome, flight, now)
+        self._ended(item, now, actions)
+        if key is None:
+            return
+        for other in model.equals.others(key):
+            if model.cache is not None:
+                model.cache.joined += 1
+            self._leave(other)
+            if equal is not None:
+                other.end_as(equal, now)
+            else:
+                other.end(outcome, None, now)
+            self._ended(other, now, actions)
+
+    def end_alone(self, item: Item, failure: Failure, now: float, actions: Actions) -> None:
+        """The item has ended for a reason that says nothing of others of equal input."""
+        self._leave(item)
+        item.end(failure, None, now)
+        self._ended(item, now, actions)
+        if item.key is not None:
+            self._release(item.request.model, item.key, now, actions)
+
+    def end_known(self, item: Item, equal: Cached, now: float, actions: Actions) -> None:
+        """The item of a request that just came has its answer."""
+        cache = item.request.model.cache
+        assert cache is not None
+        cache.hits += 1
+        item.end_as(equal, now)
+        self._ended(item, now, actions)
+
+    def _leave(self, item: Item) -> None:
+        """It is nowhere any more."""
+        model = item.request.model
+        match item.state:
+            case ItemState.QUEUED:
+                model.queue.discard(item)
+            case ItemState.IN_FLIGHT:
+                item.flights[-1].pipeline.release(item)
         for attempt in item.flights:
             attempt.pipeline.given_up.pop(item, None)
-        item.end(outcome, flight, now)
+        if item.key is not None:
+            model.equals.remove(item.key, item)
+
+    def _ended(self, item: Item, now: float, actions: Actions) -> None:
+        """With the last of its items a request is answered."""
+        request = item.request
         request.open_items -= 1
         if request.open_items == 0:
             self._answer(request, now, actions)
+
+    # --- equal inputs -------------------------------------------------------------------------
+
+    def line_up(self, item: Item) -> None:
+        """A new item waits."""
+        model = item.request.model
+        model.queue.push(item)
+        if item.key is not None:
+            model.equals.add(item.key, item)
+
+    def _hold(self, item: Item, key: CacheKey) -> bool:
+        """Take the head of the queue out while an equal one is in flight; False where it is to run.
+
+        So many are held as may wait, then equal ones run beside each other: who holds them is not to be had
+        for nothing.
+        """
+        model = item.request.model
+        equals, settings = model.equals, self._settings
+        if (
+            not equals.is_flying(key)
+            or equals.num_held >= settings.max_queued_items
+            or equals.held_bytes + item.size_bytes > settings.max_queued_bytes
+        ):
+            return False
+        model.queue.take()
+        item.state = ItemState.HELD
+        equals.hold(key, item)
+        return True
+
+    def _keyed_flight(self, item: Item, key: CacheKey, pipeline: Pipeline) -> None:
+        """A keyed item leaves the queue for a pipeline."""
+        model = item.request.model
+        if pipeline.identity != key.identity:
+            # What an older or newer package makes of it is the answer of this item alone.
+            model.equals.remove(key, item)
+            item.key = None
+            return
+        model.equals.fly(key, item)
+        if model.cache is not None and not item.flights:
+            model.cache.misses += 1
+
+    def _release(self, model: Model, key: CacheKey, now: float, actions: Actions) -> None:
+        """An item left its flight without an outcome for all: those that were held for it wait again."""
+        released = model.equals.release(key)
+        for item in released:
+            item.state = ItemState.QUEUED
+            model.queue.push_again(item)
+        for item in released:
+            if (failure := _in_vain(item.request)) is not None:
+                self.end_alone(item, failure, now, actions)
 
     def displace(self, model: Model, items: list[Item], now: float, actions: Actions) -> None:
         """These give way to a client that has less waiting."""
         retry_s = retry_after_s(model, self._settings)
         for item in items:
-            self.end(item, pushed_out(model.name, retry_after_s=retry_s), None, now, actions)
+            self.end_alone(item, pushed_out(model.name, retry_after_s=retry_s), now, actions)
 
     def _answer(self, request: Request, now: float, actions: Actions) -> None:
         """The last item has ended: answer and forget."""
@@ -366,7 +471,7 @@ class ItemFlow:
                     waited_s=now - request.arrived_at,
                     in_flight=item.state is ItemState.IN_FLIGHT,
                 )
-                self.end(item, failure, None, now, actions)
+                self.end_alone(item, failure, now, actions)
 
     def _retry_overdue(self, pipeline: Pipeline, now: float, actions: Actions) -> None:
         for item in list(pipeline.in_flight):
@@ -398,7 +503,17 @@ class ItemFlow:
             if until > now:
                 self.timers.schedule(model, until)
                 return
-            self.end(item, unserved(model.name, limit_s=limit_s), None, now, actions)
+            self.end_alone(item, unserved(model.name, limit_s=limit_s), now, actions)
+
+
+def _in_vain(request: Request) -> Failure | None:
+    """Why what comes back to the queue of its model need not wait there."""
+    model = request.model
+    if not model.served:
+        return model_stopped(model.name)
+    if request.latest and model.frames.get(request.client) is not request:
+        return frame_superseded(model.name)
+    return None
 
 
 def count(counts: dict[ErrorCode, int], code: ErrorCode) -> None:

@@ -22,6 +22,7 @@ from orchestrator.core.plan import (
     Strategy,
 )
 from orchestrator.core.planner import plan as find_plan
+from orchestrator.core.result_cache import check_cache
 from orchestrator.core.served import Served, misses_rate, misses_stages
 from shared.errors import ConfigurationError, PlanError
 from shared.profile import NodeProfile
@@ -52,6 +53,7 @@ def check(entry: ModelEntry, zones: Zones) -> None:
         raise ConfigurationError(
             "rate_per_s", expected="a finite number above 0", got=f"{options.rate_per_s:g}"
         )
+    check_cache(options.cache_bytes, options.max_error)
     _request(entry, (), zones, options.min_stages or 1, options.max_stages)
     keep = _keep_input(entry)
     if keep is not None and {zones.orchestrator, zones.broker} != {keep.zone}:

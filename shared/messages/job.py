@@ -170,6 +170,7 @@ class Answer:
 
     `weights` is `none` where the model's weights are random (then the labels mean nothing). `exact` is false
     where the model is served at a lossy level (O2): its answers may differ from the original's.
+    `cached`: an equal input was run instead, on `nodes`; the trace is empty then.
     `tensors` are the raw outputs; the field is there only where msgpack was asked for.
     """
 

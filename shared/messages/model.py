@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from shared.manifest import Quantisation
 from shared.messages import Count, Digest, Name, Ratio, Seconds, Version
@@ -99,7 +101,8 @@ class ServeOptions:
     `ZONE:SHARE%` for what the first blocks make of it, too. `rate_per_s` are jobs per second to keep CPU
     for; where they cannot be had the model is served with the most that can. `compression` is how tensors
     travel between stages, `auto` leaves it to the planner; `max_error` is by how much rounding them may
-    change the output, relative to the largest output: 0 allows none.
+    change the output, relative to the largest output: 0 allows none. Answers of the last `cache_for_s`
+    seconds are kept in `cache_bytes`, for who asks the same; 0 keeps none.
     """
 
     strategy: str = "optimal"
@@ -116,6 +119,8 @@ class ServeOptions:
     keep_input_in: str | None = None
     compression: str = "auto"
     max_error: Ratio = 0.0
+    cache_bytes: Count = 0
+    cache_for_s: Annotated[float, Meta(gt=0)] = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from shared.messages import Count, Name, Seconds, Term, Version
+from shared.messages import Count, Name, Ratio, Seconds, Term, Version
 from shared.messages.job import ErrorBody
 from shared.messages.model import PredictionError, ServeOptions
 from shared.messages.stage import Blob
@@ -212,10 +212,27 @@ class Happening:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CacheMetrics:
+    """A model's result cache since it was served, in inputs, and what it holds now.
+
+    `hits` were answered from it, `joined` by the run of an equal input that was under way, `misses` were run.
+    `hit_ratio` is the share of the first two; null before the first input.
+    """
+
+    hits: Count
+    joined: Count
+    misses: Count
+    hit_ratio: Ratio | None
+    entries: Count
+    size_bytes: Count
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetrics:
     """One model over the last second, with totals since the orchestrator started.
 
     `prediction_error` is that of the plan in force, as in the model's state; null before a measurement.
+    `cache` is null where its answers are not kept.
     """
 
     queued: Count
@@ -224,6 +241,7 @@ class ModelMetrics:
     latency_p50_s: Seconds | None
     latency_p95_s: Seconds | None
     prediction_error: PredictionError | None = None
+    cache: CacheMetrics | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -262,3 +262,42 @@ async def test_a_large_input_is_not_sent_over_a_link_that_measures_slow(world: W
         state = world.operator.state()
         assert state is not None
         assert "what is measured has changed; predicted gain" in state.reason
+
+
+async def test_a_kept_answer_serves_until_the_model_is_replaced(world: World) -> None:
+    agent = FakeAgent(TOPICS, world.control, "a")
+    async with agent.running(), world.orchestrator(), world.asker() as asker:
+        assert (await world.operator.serve(Model(), cache_bytes=10**6)).status == "ok"
+
+        async def cached(job: str) -> bool:
+            await asker.ask(job)
+            await until(lambda: job in asker.answers)
+            (said,) = asker.answers[job]
+            assert said["status"] == "ok"
+            return bool(said["cached"])
+
+        assert not await cached("1")
+        assert await cached("2")
+        await until(
+            lambda: any(
+                (cache := each.models["m"].cache) is not None and cache.hits == 1
+                for each in world.operator.metrics
+                if "m" in each.models
+            )
+        )
+        other = Model(salt=b"another")
+        assert (await world.operator.serve(other, "t2", cache_bytes=10**6)).status == "ok"
+        assert not await cached("3")
+        assert await cached("4")
+        assert (await world.operator.serve(other, "t3")).status == "ok"
+        assert not await cached("5"), "kept no more"
+
+
+async def test_a_cache_is_refused_where_answers_may_differ(world: World) -> None:
+    agent = FakeAgent(TOPICS, world.control, "a")
+    async with agent.running(), world.orchestrator():
+        refused = await world.operator.serve(Model(), cache_bytes=10**6, max_error=0.01)
+        assert refused.status == "error"
+        assert refused.error is not None
+        assert refused.error.code == "bad_input"
+        assert "--max-error 0" in refused.error.message

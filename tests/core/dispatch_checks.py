@@ -13,6 +13,7 @@ from shared.job_options import PRIORITIES
 
 if TYPE_CHECKING:
     from orchestrator.core.dispatch import Dispatcher
+    from orchestrator.core.dispatch_settings import DispatchSettings
 
 
 def check(dispatcher: Dispatcher) -> None:
@@ -37,7 +38,7 @@ def check(dispatcher: Dispatcher) -> None:
         assert model.queue.size_bytes == sum(item.size_bytes for item in waiting)
         assert len(waiting) - len(again) <= settings.max_queued_items
         assert all(not item.flights for item in waiting[len(again) :])
-        assert all(item.flights for item in again)
+        assert all(item.flights or item.key for item in again), "run before, or held for one"
         assert queued.isdisjoint(waiting)
         queued.update(waiting)
         frames = {(i.request.client, i.request.request_id) for i in waiting if i.request.latest}
@@ -57,6 +58,7 @@ def check(dispatcher: Dispatcher) -> None:
             if pipeline.in_flight:
                 due = dispatcher._items.timers._live[pipeline][0]
                 assert due <= min(item.retry_at for item in pipeline.in_flight)
+        _check_equals(model, settings)
         active = [pipeline for pipeline in model.pipelines.values() if not pipeline.draining]
         if waiting:
             assert all(len(pipeline.in_flight) == pipeline.window for pipeline in active), (
@@ -72,6 +74,10 @@ def check(dispatcher: Dispatcher) -> None:
     items = [item for request in book._by_id.values() for item in request.items]
     assert queued == {item for item in items if item.state is ItemState.QUEUED}
     assert in_flight == {item for item in items if item.state is ItemState.IN_FLIGHT}
+    held = {
+        i for m in dispatcher._models.values() for g in m.equals._groups.values() for i in g.held
+    }
+    assert held == {item for item in items if item.state is ItemState.HELD}
     for item in in_flight:
         assert item in item.flights[-1].pipeline.in_flight
     for request in book._by_id.values():
@@ -92,6 +98,29 @@ def check(dispatcher: Dispatcher) -> None:
     counters = dispatcher._counters
     ended = counters.answered + sum(counters.failed.values())
     assert counters.accepted == ended + len(book)
+
+
+def _check_equals(model: Model, settings: DispatchSettings) -> None:
+    """Every open item with a key is in its group, at the place that its state says."""
+    held: list[Item] = []
+    for key, group in model.equals._groups.items():
+        assert group.waiting or group.flying
+        assert group.flying or not group.held, "held for one in flight, and there is none"
+        held += group.held
+        for items, state in (
+            (group.waiting, ItemState.QUEUED),
+            (group.flying, ItemState.IN_FLIGHT),
+            (group.held, ItemState.HELD),
+        ):
+            assert all((item.key, item.state) == (key, state) for item in items)
+    assert len(held) == model.equals.num_held <= settings.max_queued_items
+    assert sum(item.size_bytes for item in held) == model.equals.held_bytes
+    assert model.equals.held_bytes <= settings.max_queued_bytes
+    cache = model.cache
+    if cache is not None:
+        assert len(cache) <= cache.settings.max_entries
+        assert cache.size_bytes <= cache.settings.max_bytes
+        assert cache.size_bytes == sum(entry.size_bytes for entry in cache._entries.values())
 
 
 def _check_board(model: Model, active: list[Pipeline]) -> None:
@@ -116,6 +145,7 @@ def check_nothing_left(dispatcher: Dispatcher) -> None:
     for model in dispatcher._models.values():
         assert not model.queue.items()
         assert not model.frames
+        assert not len(model.equals)
         assert all(not pipeline.in_flight for pipeline in model.pipelines.values())
     timers = dispatcher._items.timers
     assert all(isinstance(key, Pipeline | Model) for key in timers._live)

@@ -24,6 +24,7 @@ from orchestrator.core.dispatch_events import (
     BusReconnected,
     Decided,
     Dispatch,
+    EndedItem,
     Event,
     Failure,
     InputItem,
@@ -45,6 +46,7 @@ from orchestrator.core.dispatch_events import (
 )
 from orchestrator.core.dispatch_settings import DispatchSettings
 from orchestrator.core.nsa import NodeFigures
+from orchestrator.core.result_cache import CacheKey, CacheSettings
 from orchestrator.core.scheduler_settings import Form, Scheduler, SchedulerSettings
 from shared.errors import ErrorCode
 from tests.core.dispatch_checks import check, check_nothing_left
@@ -168,15 +170,15 @@ class Histories(RuleBasedStateMachine):
         assert action.item_index not in job.outputs
         assert action.payload == (action.request_id, action.item_index)
         if action.attempt == 1:
-            event = job.event
-            place, line = (
-                (job.number, action.item_index),
-                (event.model, event.client, event.priority),
-            )
-            assert place > self.last_first.get(line, (0, 0)), "first come, first served"
-            self.last_first[line] = place
+            self.dispatched_first(action, job)
         assert action.watched == bool(self.crashes.get((action.request_id, action.item_index)))
         self.sent.append(action)
+
+    def dispatched_first(self, action: Dispatch, job: Job) -> None:
+        event = job.event
+        place, line = (job.number, action.item_index), (event.model, event.client, event.priority)
+        assert place > self.last_first.get(line, (0, 0)), "first come, first served"
+        self.last_first[line] = place
 
     def decided(self, action: Decided) -> None:
         assert self.log_decisions
@@ -197,11 +199,7 @@ class Histories(RuleBasedStateMachine):
         self.owed.difference_update(job.handles)
         assert len(action.items) == len(job.event.items)
         for index, item in enumerate(action.items):
-            if isinstance(item.outcome, Output):
-                assert item.outcome.value == (action.request_id, index)
-            assert (index in job.outputs) == isinstance(item.outcome, Output)
-            poison = isinstance(item.outcome, Failure) and item.outcome.code is ErrorCode.POISON
-            assert poison == ((action.request_id, index) in self.poisoned)
+            self.ended(job, index, item)
             assert item.queue_s >= 0
             assert item.flight_s >= 0
             assert item.queue_s + item.flight_s <= item.latency_s + 1e-9
@@ -209,6 +207,14 @@ class Histories(RuleBasedStateMachine):
         self.by_delivery = {
             delivery: rid for delivery, rid in self.by_delivery.items() if rid != action.request_id
         }
+
+    def ended(self, job: Job, index: int, item: EndedItem) -> None:
+        which = (job.event.request_id, index)
+        if isinstance(item.outcome, Output):
+            assert item.outcome.value == which
+        assert (index in job.outputs) == isinstance(item.outcome, Output)
+        poison = isinstance(item.outcome, Failure) and item.outcome.code is ErrorCode.POISON
+        assert poison == (which in self.poisoned)
 
     # --- rules --------------------------------------------------------------------------------
 
@@ -263,7 +269,10 @@ class Histories(RuleBasedStateMachine):
             model=model,
             reply_to=reply_to,
             job=job,
-            items=tuple(InputItem((request_id, i), size) for i, size in enumerate(sizes)),
+            items=tuple(
+                InputItem((request_id, i), size, self.key_of(model, (request_id, i)))
+                for i, size in enumerate(sizes)
+            ),
             deadline=None if allowed_s is None else self.now + allowed_s,
             handle=self.number,
             client=reply_to,
@@ -294,6 +303,11 @@ class Histories(RuleBasedStateMachine):
             assert entered.event is event
         for action in actions:
             self.observe(action)
+
+    def key_of(self, model: str, which: tuple[str, int]) -> CacheKey | None:
+        """Of an input; see `test_dispatch_cache`."""
+        del model, which
+        return None
 
     def repeat_arrives(self, event: RequestArrived, request_id: str) -> None:
         job = self.live[request_id]
@@ -352,7 +366,7 @@ class Histories(RuleBasedStateMachine):
         if job is not None and kind == "output":
             snapshot = self.dispatcher._requests._by_id[action.request_id]
             if snapshot.items[action.item_index].ended is None:
-                job.outputs.add(action.item_index)
+                self.output_comes(action, job)
         self.step(
             ResultArrived(
                 now=self.now,
@@ -364,6 +378,9 @@ class Histories(RuleBasedStateMachine):
                 outcome=outcome,
             )
         )
+
+    def output_comes(self, action: Dispatch, job: Job) -> None:
+        job.outputs.add(action.item_index)
 
     @rule(attempt=st.integers(-1, 5), index=st.integers(-1, 3), data=st.data())
     def nonsense_arrives(self, attempt: int, index: int, data: st.DataObject) -> None:
@@ -400,7 +417,12 @@ class Histories(RuleBasedStateMachine):
     @rule(model=MODELS)
     def model_is_served(self, model: str) -> None:
         self.served.add(model)
-        self.step(ModelServed(self.now, model))
+        self.step(ModelServed(self.now, model, self.cache_of(model)))
+
+    def cache_of(self, model: str) -> CacheSettings | None:
+        """What is kept of a model's answers."""
+        del model
+        return None
 
     @rule(model=MODELS)
     def model_is_stopped(self, model: str) -> None:
@@ -443,8 +465,14 @@ class Histories(RuleBasedStateMachine):
                 throughput_per_s=throughput_per_s,
                 latency_s=0.1,
                 window=window,
+                identity=self.identity_of(key),
             )
         )
+
+    def identity_of(self, key: tuple[str, str, int]) -> str:
+        """Of what a pipeline runs."""
+        del key
+        return ""
 
     @rule(model=MODELS, which=PIPELINES)
     def pipeline_drains(self, model: str, which: tuple[str, int]) -> None:
@@ -497,7 +525,10 @@ class Histories(RuleBasedStateMachine):
                     guilty.add(name)
         before_it = set(self.poisoned)
         self.step(PipelineLost(self.now, *key, crashed))
-        assert self.poisoned - before_it == guilty, "who killed, and nobody beside it"
+        self.judged(self.poisoned - before_it, guilty)
+
+    def judged(self, condemned: set[tuple[str, int]], guilty: set[tuple[str, int]]) -> None:
+        assert condemned == guilty, "who killed, and nobody beside it"
 
     @precondition(lambda self: any(self.held(key) for key in self.active))
     @rule(data=st.data(), says=st.sampled_from(["n1", "n1", "n2", None]))

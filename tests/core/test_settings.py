@@ -22,6 +22,19 @@ def test_duration(text: str, seconds: float) -> None:
     assert settings.duration_s(text) == pytest.approx(seconds)
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("off", 0), ("ON", 64 * 1024**2), ("8Mi", 8 * 1024**2), ("5000", 5000)]
+)
+def test_a_cache_is_off_on_or_of_a_size(text: str, size: int) -> None:
+    assert settings.cache_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "yes", "0", "-1"])
+def test_what_is_no_size_of_a_cache_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="off, on, or"):
+        settings.cache_bytes(text)
+
+
 @pytest.mark.parametrize("text", ["", "0", "-3", "3 days", "s", "1e3", "nan", "1..2"])
 def test_no_duration(text: str) -> None:
     with pytest.raises(ConfigurationError, match="duration"):
