@@ -28,11 +28,16 @@ trap 'rm -rf "$logs"' EXIT
 failed=""
 for layer in $layers; do
     say "Tests: $layer"
-    run="-m pytest"
+    case $layer in
     # What the pure cores are covered by says most when the pure tests alone do it.
-    if [ "$layer" = core ]; then run="-m coverage run -m pytest"; fi
+    core) how="--numprocesses 2 --dist worksteal --cov --cov-report=" ;;
+    # A file's tests share the models that they import.
+    shell) how="--numprocesses 2 --dist loadfile" ;;
+    # What times a link, or runs three agents, wants both cores for itself.
+    *) how="" ;;
+    esac
     # shellcheck disable=SC2086 # several words
-    if ! python $run "tests/$layer" -q 2>&1 | tee "$logs/$layer"; then failed="$failed $layer"; fi
+    if ! python -m pytest "tests/$layer" -q $how 2>&1 | tee "$logs/$layer"; then failed="$failed $layer"; fi
     if [ "$layer" = core ]; then
         say "Coverage of the pure cores"
         python -m coverage report --skip-covered --fail-under=95 \
