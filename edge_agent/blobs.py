@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from shared.artifact_store import ArtifactStore
 from shared.errors import ArtifactError
 from shared.ids import ORCHESTRATOR
 from shared.messages.stage import Blob, StageAssignment
-from shared.transfer import Transfers
+from shared.transfer import Fetched, Progress, Transfers
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +22,7 @@ _TRIES = 3
 
 @dataclass(frozen=True, slots=True)
 class Brought:
-    """The files of a stage's blobs by digest, and how many bytes of them came over the bus."""
+    """The files of a stage's blobs by digest, and how many bytes came over the bus for them, as they came."""
 
     paths: dict[str, Path]
     fetched_bytes: int
@@ -34,8 +36,15 @@ class Blobs:
         self._transfers = transfers
         self._pinned: dict[int, list[str]] = {}
 
-    async def bring(self, life: int, stage: StageAssignment) -> Brought:
+    async def bring(
+        self, life: int, stage: StageAssignment, progress: Callable[[int], None]
+    ) -> Brought:
         """Fetch what is missing and pin everything; on failure or cancellation nothing stays pinned.
+
+        Args:
+            life: of the stage.
+            stage: what it needs.
+            progress: called in the event loop with the bytes that are here, of all that it needs.
 
         Raises:
             ArtifactError: a blob cannot be had or stored; the first such reason.
@@ -43,20 +52,34 @@ class Blobs:
         pins = self._pinned[life] = []
         wanted = {blob.digest: blob for blob in _blobs_of(stage)}
         try:
+            here = dict.fromkeys(wanted, 0)
+
+            def arrived(digest: str, here_bytes: int, _: int) -> None:
+                here[digest] = here_bytes
+                progress(sum(here.values()))
+
             results = await asyncio.gather(
-                *(self._bring(blob, pins) for blob in wanted.values()), return_exceptions=True
+                *(
+                    self._bring(blob, pins, partial(arrived, blob.digest))
+                    for blob in wanted.values()
+                ),
+                return_exceptions=True,
             )
             paths: dict[str, Path] = {}
             fetched_bytes = 0
             for blob, result in zip(wanted.values(), results, strict=True):
                 if isinstance(result, BaseException):
                     raise result
-                paths[blob.digest], here_before = result
-                fetched_bytes += 0 if here_before else blob.size
+                paths[blob.digest] = result.path
+                fetched_bytes += result.received_bytes
         except BaseException:
             self.release(life)
             raise
         return Brought(paths, fetched_bytes)
+
+    def missing_bytes(self, stage: StageAssignment) -> int:
+        """What of a stage is not here."""
+        return sum(blob.size for blob in _blobs_of(stage) if not self._store.has(blob.digest))
 
     def release(self, life: int) -> None:
         """Let go of what `bring` pinned."""
@@ -72,15 +95,16 @@ class Blobs:
                 log.info("prefetch ended: %s", error)
                 return
 
-    async def _bring(self, blob: Blob, pins: list[str]) -> tuple[Path, bool]:
-        here_before = self._store.has(blob.digest)
+    async def _bring(self, blob: Blob, pins: list[str], progress: Progress) -> Fetched:
+        received_bytes = 0
         for _ in range(_TRIES):
-            await self._transfers.fetch(blob, ORCHESTRATOR)
+            fetched = await self._transfers.bring(blob, ORCHESTRATOR, progress)
+            received_bytes += fetched.received_bytes
             # Verified by the fetch, so this opens and locks a file and reads nothing: fit for the loop.
             path = self._store.pin(blob.digest)
             if path is not None:
                 pins.append(blob.digest)
-                return path, here_before
+                return Fetched(path, received_bytes)
         raise ArtifactError(
             f"blob {blob.digest} is evicted as soon as it comes: the cache is too small",
             expected="room for everything that is in use",

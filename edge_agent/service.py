@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
+from edge_agent.blob_pace import BlobPace
 from edge_agent.blobs import Blobs
 from edge_agent.calibration import (
     CalibrationCache,
@@ -168,7 +169,17 @@ class Agent:
         )
         self._control = self._presence.control
         self._store = ArtifactStore(options.directory / "blobs", options.cache_bytes)
-        self._transfers = Transfers(self._control, self._topics, options.node, store=self._store)
+        self._pace = BlobPace(
+            lambda: self._keeper.stage_thread.traffic, lambda: self._link, self._share.cpus
+        )
+        self._transfers = Transfers(
+            self._control,
+            self._topics,
+            options.node,
+            store=self._store,
+            link_bytes_per_s=self._pace.link_bytes_per_s,
+            allowed_bytes_per_s=self._pace.allowed_bytes_per_s,
+        )
         self._keeper = StageKeeper(
             options.node,
             core,
@@ -200,6 +211,7 @@ class Agent:
             stage_thread=self._keeper.stage_thread,
             transfers=self._transfers,
             link=self._link,
+            disk_free_bytes=self._store.disk_free_bytes,
         )
         self._group: asyncio.TaskGroup | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -235,6 +247,7 @@ class Agent:
                     (self._keeper.publish_reports(), "reports"),
                     (self._reporter.run(), "telemetry"),
                     (self._link.run(), "link"),
+                    (self._pace.run(), "pace"),
                     (self._calibrate(), "calibration"),
                     (self._wait_for(stop), "stop"),
                 ):

@@ -20,13 +20,17 @@ from edge_agent.core import desired
 from edge_agent.loader import Loader, LoaderThread
 from edge_agent.stage_thread import Attached, Detached, Forged, Notice, StageThread, ThreadEnded
 from edge_agent.terms import TermFile
+from shared.artifact_store import SPARE_BYTES
 from shared.bus import ControlBus, DataBus
 from shared.codec import encode_json
-from shared.errors import Amp4ecError, ArtifactError, BrokerError
+from shared.errors import Amp4ecError, ArtifactError, BrokerError, StorageFullError
 from shared.messages.stage import Report, StageAssignment
 from shared.topics import Topics
 
 log = logging.getLogger(__name__)
+
+_PROGRESS_S = 5.0
+"""So often a report says how much has come, so that nobody takes a thin link for a standstill."""
 
 
 class Spawn(Protocol):
@@ -156,16 +160,27 @@ class StageKeeper:
                 log.info("report not sent: %s", error)
 
     async def _fetch(self, action: desired.FetchBlobs) -> None:
+        began = said = time.monotonic()
+
+        def progress(here_bytes: int) -> None:
+            nonlocal said
+            if time.monotonic() - said >= _PROGRESS_S:
+                said = time.monotonic()
+                self.step(desired.BlobsArriving(action.life, here_bytes))
+
         try:
-            brought = await self._blobs.bring(action.life, action.stage)
+            brought = await self._blobs.bring(action.life, action.stage, progress)
         except (ArtifactError, OSError) as error:
             log.error("stage %s: %s", _text(action.stage), error)
-            self.step(desired.BlobsFailed(action.life, str(error)))
+            full = isinstance(error, StorageFullError) and error.on_disk
+            needs = self._blobs.missing_bytes(action.stage) + SPARE_BYTES if full else 0
+            self.step(desired.BlobsFailed(action.life, str(error), needs))
             return
         finally:
             self._fetching.pop(action.life, None)
         self._brought[action.life] = dict(brought.paths)
-        self.step(desired.BlobsReady(action.life, brought.fetched_bytes))
+        took_s = time.monotonic() - began
+        self.step(desired.BlobsReady(action.life, brought.fetched_bytes, took_s))
 
     async def _load(self, action: desired.Load) -> None:
         life = action.life

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 
 from edge_agent.core.links import counts
 from edge_agent.link_probe import LinkProbe
@@ -33,6 +34,7 @@ class Reporter:
         stage_thread: counts items, times and traffic.
         transfers: counts the traffic of blobs.
         link: measures the bandwidth where the stage thread's traffic does not show it.
+        disk_free_bytes: what is left where blobs are kept; None where the disk does not say.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Reporter:
         stage_thread: StageThread,
         transfers: Transfers,
         link: LinkProbe,
+        disk_free_bytes: Callable[[], int | None],
     ) -> None:
         self._node = node
         self._incarnation = incarnation
@@ -57,6 +60,7 @@ class Reporter:
         self._stage_thread = stage_thread
         self._transfers = transfers
         self._link = link
+        self._disk_free_bytes = disk_free_bytes
         self._began = time.monotonic()
 
     async def run(self) -> None:
@@ -102,6 +106,7 @@ class Reporter:
             down_bytes_per_s=_rounded(counts(rates.down, link.down.rate, now)),
             memory_available_bytes=usage.memory_available_bytes,
             cpu_others_ratio=_rounded(usage.cpu_others_ratio, 3),
+            disk_free_bytes=self._disk_free_bytes(),
         )
 
 

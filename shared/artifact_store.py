@@ -9,6 +9,11 @@
 A blob appears by `rename`, so no reader ever sees half of one. There is no fsync: after a power cut a file
 may be damaged or empty, but what is damaged is found by its digest at the first use in each process, and
 fetched again; waiting for the disk on every blob would cost a device with an SD card seconds for nothing.
+The same holds for a file that somebody writes to: its time of modification says that it has to be read again
+(when it was used last is its time of access).
+
+What is on its way in counts as if it were all there: against `max_bytes` and against what the disk has left.
+Where either is short the least recently used blobs go first, and then what transfers left behind.
 
 Two processes may share one directory: a blob in use holds a shared `flock`, which whoever evicts respects and
 which the kernel drops when its holder dies; a `.part` file belongs to whoever holds its exclusive `flock`.
@@ -30,11 +35,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
-from shared.errors import ArtifactError
+from shared.errors import ArtifactError, StorageFullError
 from shared.ids import DIGEST
 
 READ_BYTES = 1024 * 1024
+SPARE_BYTES = 256 * 1024
+"""Of the disk, left to whoever else writes a word to it: our own small files lie there as well."""
 _STALE_PART_S = 7 * 86400.0
+_STALE_WRITE_S = 3600.0
+"""After a crash: nobody goes on with what `put` was writing."""
 
 
 class Part:
@@ -49,7 +58,7 @@ class Part:
         self.offset = 0
         self._store = store
         self._file = file
-        self._path = Path(file.name)
+        self.path = Path(file.name)
         self._hash = hashlib.sha256()
         while block := file.read(READ_BYTES):
             self._hash.update(block)
@@ -57,11 +66,17 @@ class Part:
         if self.offset > size:
             self.restart()
 
+    @property
+    def left_bytes(self) -> int:
+        """What is still to come."""
+        return self.size - self.offset
+
     def write(self, data: bytes | memoryview) -> None:
         """Append `data`.
 
         Raises:
-            ArtifactError: more than `size` bytes, or the disk is full (then the part is removed).
+            ArtifactError: more than `size` bytes.
+            StorageFullError: the disk is full; then the part is removed.
         """
         if self.offset + len(data) > self.size:
             raise ArtifactError(
@@ -73,7 +88,7 @@ class Part:
             self._file.write(data)
         except OSError as error:
             self.discard()
-            raise _storage_error(self._path, self.size, error) from error
+            raise _storage_error(self.path, self.size, error) from error
         self._hash.update(data)
         self.offset += len(data)
 
@@ -107,17 +122,19 @@ class Part:
         try:
             # The flush may meet the full disk that a buffered write did not.
             self._file.flush()
-            target = self._store._admit(self._path, self.digest)  # noqa: SLF001
+            target = self._store._admit(self.path, self.digest)  # noqa: SLF001
         except OSError as error:
             self.discard()
-            raise _storage_error(self._path, self.size, error) from error
+            raise _storage_error(self.path, self.size, error) from error
+        self._store._ended(self)  # noqa: SLF001
         self._file.close()
         return target
 
     def keep(self) -> None:
         """Stop here; a later `open_part` goes on from `offset`."""
-        if self._path.suffix == ".tmp":
-            self._path.unlink(missing_ok=True)  # no later one would find it
+        self._store._ended(self)  # noqa: SLF001
+        if self.path.suffix == ".tmp":
+            self.path.unlink(missing_ok=True)  # no later one would find it
         with contextlib.suppress(
             OSError
         ):  # a full disk loses the tail: the next one resumes earlier
@@ -125,7 +142,7 @@ class Part:
 
     def discard(self) -> None:
         """Stop and remove what is there."""
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
         self.keep()
 
 
@@ -141,8 +158,9 @@ class ArtifactStore:
         self.max_bytes = max_bytes
         self._parts = directory / "part"
         self._lock = threading.RLock()
-        self._verified: dict[str, tuple[int, int]] = {}
+        self._verified: dict[str, tuple[int, int, int]] = {}
         self._pins: dict[str, tuple[int, int]] = {}  # digest -> (file descriptor, count)
+        self._open: set[Part] = set()
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
             self._remove_stale_parts()
@@ -156,15 +174,15 @@ class ArtifactStore:
     def path(self, digest: str) -> Path | None:
         """The blob's file, or None when it is not here.
 
-        The first call in this process reads and checks the bytes; a damaged file is removed and counts
-        as not here. Marks the blob as used now.
+        The first call in this process, and the first after the file was written to, reads and checks the
+        bytes; a damaged file is removed and counts as not here. Marks the blob as used now.
         """
         path = self._file(digest)
         try:
             status = path.stat()
         except FileNotFoundError:
             return None
-        mark = (status.st_ino, status.st_size)
+        mark = _mark(status)
         if self._verified.get(digest) != mark:
             try:
                 good = _digest_of(path) == digest
@@ -175,40 +193,56 @@ class ArtifactStore:
                 return None
             self._verified[digest] = mark
         with contextlib.suppress(OSError):  # evicted by another process just now, or read-only
-            os.utime(path)
+            os.utime(path, ns=(time.time_ns(), status.st_mtime_ns))
         return path
 
     def put(self, data: bytes) -> str:
-        """Store `data`, and return its digest. Raises ArtifactError when it cannot be stored."""
+        """Store `data`, and return its digest.
+
+        Raises:
+            StorageFullError: it does not fit beside what is in use, or the disk is full.
+            ArtifactError: it cannot be stored for another reason.
+        """
         digest = hashlib.sha256(data).hexdigest()
         if self.path(digest) is not None:
             return digest
-        self._make_room(len(data))
-        name = ""
-        try:
-            with tempfile.NamedTemporaryFile(dir=self._parts, suffix=".tmp", delete=False) as file:
-                name = file.name
-                file.write(data)
-            self._admit(Path(name), digest)
-        except OSError as error:
-            if name:
-                Path(name).unlink(missing_ok=True)
-            raise _storage_error(self._file(digest), len(data), error) from error
+        with self._lock:
+            self._make_room(len(data))
+            name = ""
+            try:
+                with tempfile.NamedTemporaryFile(
+                    dir=self._parts, suffix=".tmp", delete=False
+                ) as file:
+                    name = file.name
+                    file.write(data)
+                self._admit(Path(name), digest)
+            except OSError as error:
+                if name:
+                    Path(name).unlink(missing_ok=True)
+                raise _storage_error(self._file(digest), len(data), error) from error
         return digest
 
     def open_part(self, digest: str, size: int) -> Part:
         """Begin or resume a blob of `size` bytes.
 
         Raises:
-            ArtifactError: it does not fit beside what is in use, or the disk refuses.
+            StorageFullError: it does not fit beside what is in use, or the disk is full.
+            ArtifactError: the disk refuses.
         """
         self._file(digest)
-        self._make_room(size)
         path = self._parts / f"{digest}.part"
         try:
-            return Part(self, digest, size, self._open_part_file(path))
+            part = Part(self, digest, size, self._open_part_file(path))
         except OSError as error:
             raise _storage_error(path, size, error) from error
+        with self._lock:
+            self._open.add(part)
+            try:
+                self._make_room(0)
+            except ArtifactError:
+                part.keep() if part.offset else part.discard()
+                raise
+        return part
 
     def read(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
         """The blob's size and up to `length` of its bytes from `offset`.
@@ -276,6 +310,13 @@ class ArtifactStore:
         """Bytes of all blobs that are here."""
         return sum(size for _, size, _ in self._blobs())
 
+    def disk_free_bytes(self) -> int | None:
+        """What the disk has left for this process; None where it does not say."""
+        try:
+            return shutil.disk_usage(self.directory).free
+        except OSError:
+            return None
+
     def close(self) -> None:
         """Let go of all pins."""
         with self._lock:
@@ -327,41 +368,59 @@ class ArtifactStore:
         target = self._file(digest)
         target.parent.mkdir(exist_ok=True)
         source.replace(target)
-        status = target.stat()
-        self._verified[digest] = (status.st_ino, status.st_size)
+        self._verified[digest] = _mark(target.stat())
         return target
+
+    def _ended(self, part: Part) -> None:
+        with self._lock:
+            self._open.discard(part)
 
     def _blobs(self) -> Iterator[tuple[float, int, Path]]:
         """(last use, size, path) of every blob."""
         for folder in os.scandir(self.directory):
             if len(folder.name) != 2 or not folder.is_dir():
                 continue
-            for entry in os.scandir(folder.path):
-                with contextlib.suppress(FileNotFoundError):  # evicted by another process meanwhile
-                    status = entry.stat()
-                    yield status.st_mtime, status.st_size, Path(entry.path)
+            yield from _files(folder.path)
 
     def _make_room(self, size: int) -> None:
-        if size > self.max_bytes:
-            raise ArtifactError(
-                "a blob is larger than the whole cache",
-                expected=f"at most {self.max_bytes} bytes",
-                got=f"{size} bytes",
-            )
-        with self._lock:
-            blobs = sorted(self._blobs())
-            total = sum(blob_size for _, blob_size, _ in blobs)
-            for _, blob_size, path in blobs:
-                if total + size <= self.max_bytes:
-                    return
-                if self._evict(path):
-                    total -= blob_size
-            if total + size > self.max_bytes:
-                raise ArtifactError(
-                    "the cache is full of blobs in use",
-                    expected=f"{size} bytes free of {self.max_bytes}",
-                    got=f"{max(0, self.max_bytes - total)} bytes",
+        """Have room for `size` bytes beside the rest of what is on its way in; the lock is held.
+
+        A transfer that stopped half way is worth more than a blob that nobody uses: it is still wanted.
+        """
+        for wanted in (size, *(part.size for part in self._open)):
+            if wanted > self.max_bytes:
+                raise StorageFullError(
+                    "a blob is larger than the whole cache",
+                    expected=f"at most {self.max_bytes} bytes",
+                    got=f"{wanted} bytes",
                 )
+        open_parts = {part.path for part in self._open}
+        left_behind = [
+            entry
+            for entry in _files(self._parts)
+            if entry[2].suffix == ".part" and entry[2] not in open_parts
+        ]
+        evictable = [*sorted(self._blobs()), *sorted(left_behind)]
+        total = sum(file_size for _, file_size, _ in evictable)
+        total += size + sum(part.size for part in self._open)
+        to_come = size + sum(part.left_bytes for part in self._open)
+        for _, file_size, path in evictable:
+            if total <= self.max_bytes and self._fits_on_disk(to_come):
+                return
+            if self._evict(path):
+                total -= file_size
+        if total > self.max_bytes:
+            raise StorageFullError(
+                "the cache is full of blobs in use",
+                expected=f"{to_come} bytes free of {self.max_bytes}",
+                got=f"{max(0, self.max_bytes - total + to_come)} bytes",
+            )
+        if not self._fits_on_disk(to_come):
+            raise _disk_full(self.directory, to_come)
+
+    def _fits_on_disk(self, to_come: int) -> bool:
+        free_bytes = self.disk_free_bytes()
+        return free_bytes is None or free_bytes >= to_come + SPARE_BYTES
 
     def _evict(self, path: Path) -> bool:
         try:
@@ -379,10 +438,11 @@ class ArtifactStore:
         return True
 
     def _remove_stale_parts(self) -> None:
-        oldest = time.time() - _STALE_PART_S
+        now = time.time()
         for entry in os.scandir(self._parts):
+            limit_s = _STALE_WRITE_S if entry.name.endswith(".tmp") else _STALE_PART_S
             with contextlib.suppress(FileNotFoundError):
-                if entry.stat().st_mtime < oldest:
+                if entry.stat().st_mtime < now - limit_s:
                     Path(entry.path).unlink(missing_ok=True)
 
 
@@ -395,12 +455,30 @@ def _digest_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _mark(status: os.stat_result) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written to."""
+    return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+def _files(folder: Path | str) -> Iterator[tuple[float, int, Path]]:
+    """(last use, size, path) of the files in `folder`."""
+    for entry in os.scandir(folder):
+        with contextlib.suppress(FileNotFoundError):  # evicted by another process meanwhile
+            status = entry.stat()
+            yield status.st_atime, status.st_size, Path(entry.path)
+
+
 def _storage_error(path: Path, size: int, error: OSError) -> ArtifactError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next((p for p in path.parents if p.is_dir()), Path("/"))
-        return ArtifactError(
-            f"the disk is full at {folder}",
-            expected=f"{size} bytes free",
-            got=f"{shutil.disk_usage(folder).free} bytes",
-        )
+        return _disk_full(folder, size)
     return ArtifactError(f"cannot store a blob at {path}: {error}")
+
+
+def _disk_full(folder: Path, needed_bytes: int) -> StorageFullError:
+    return StorageFullError(
+        f"the disk is full at {folder}",
+        expected=f"{needed_bytes + SPARE_BYTES} bytes free",
+        got=f"{shutil.disk_usage(folder).free} bytes",
+        on_disk=True,
+    )

@@ -10,6 +10,7 @@
     ├── ModelError                a model that cannot be found, traced, loaded, or given its weights
     ├── PlanError                 no plan satisfies the constraints; says which and what is nearest
     ├── ArtifactError             a blob that is missing, damaged, too large, or cannot be stored
+    │   └── StorageFullError         one for which there is no room: the disk is full, or the cache
     ├── StageError                a stage that cannot be loaded or run
     ├── BrokerError               Mosquitto cannot be started or found
     │   └── BrokerUnreachableError   nobody answers at the broker's address
@@ -126,6 +127,21 @@ class PlanError(Amp4ecError):
 
 class ArtifactError(Amp4ecError):
     """A blob that is missing, damaged, too large, or cannot be stored."""
+
+
+class StorageFullError(ArtifactError):
+    """There is no room for a blob: `on_disk`, or else among those that the cache may hold."""
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        expected: str | None = None,
+        got: str | None = None,
+        on_disk: bool = False,
+    ) -> None:
+        super().__init__(message, expected=expected, got=got)
+        self.on_disk = on_disk
 
 
 class StageError(Amp4ecError):

@@ -7,9 +7,10 @@
        |  +--no answer / refused--> FAILED <--wrong too often--+
        +--------------- digest wrong: start over --------------+
 
-Pull: the asker has at most `window` wants outstanding, so it sets the pace, and a provider keeps no state.
-Pieces may come late, twice, in any order, or damaged. Pure: the time comes with each event, and files and
-network are the caller's (`shared/transfer.py`).
+Pull: the asker has at most `window` wants outstanding, so it sets the pace, and a provider keeps no state;
+`window` and `piece_bytes` may be changed on the way, and hold for what is asked for next. Pieces may come
+late, twice, in any order, or damaged. Pure: the time comes with each event, and files and network are the
+caller's (`shared/transfer.py`).
 """
 
 from __future__ import annotations
@@ -70,6 +71,16 @@ class Write:
 
 
 @dataclass(frozen=True, slots=True)
+class Reject:
+    """What came at `offset` is not what it should be, and is not used: say so."""
+
+    offset: int
+    reason: str
+    expected: str
+    got: str
+
+
+@dataclass(frozen=True, slots=True)
 class Check:
     """All is written: hash it, and answer with `Checked`."""
 
@@ -93,11 +104,12 @@ class GiveUp:
     got: str
 
 
-Action: TypeAlias = Ask | Write | Check | StartOver | Finish | GiveUp
+Action: TypeAlias = Ask | Write | Reject | Check | StartOver | Finish | GiveUp
 
 
 @dataclass(slots=True)
 class _Outstanding:
+    length: int
     deadline: float
     tries: int = 1
 
@@ -160,24 +172,23 @@ class Fetch:
         actions: list[Action] = []
         # Early pieces count too: one that is missing must not let the rest of the blob pile up in memory.
         while self._next < self.size and len(self._outstanding) + len(self._early) < self.window:
-            self._outstanding[self._next] = _Outstanding(now + self.timeout_s)
-            actions.append(Ask(self._next, self._length(self._next)))
-            self._next += self._length(self._next)
+            length = min(self.piece_bytes, self.size - self._next)
+            self._outstanding[self._next] = _Outstanding(length, now + self.timeout_s)
+            actions.append(Ask(self._next, length))
+            self._next += length
         return actions
-
-    def _length(self, offset: int) -> int:
-        return min(self.piece_bytes, self.size - offset)
 
     def _piece(self, now: float, piece: Piece) -> list[Action]:
         if piece.error:
             return self._give_up("the provider has no such blob", self.digest, piece.error)
-        if piece.offset not in self._outstanding:
+        want = self._outstanding.get(piece.offset)
+        if want is None:
             self.repeats += 1  # delivered twice, or answered twice because we asked twice
             return []
-        wrong = self._wrong(piece)
+        wrong = self._wrong(piece, want.length)
         if wrong is not None:
             self.bad_pieces += 1
-            return self._again(now, piece.offset, *wrong)
+            return [Reject(piece.offset, *wrong), *self._again(now, piece.offset, *wrong)]
         del self._outstanding[piece.offset]
         self._early[piece.offset] = piece.data
         actions: list[Action] = []
@@ -186,10 +197,9 @@ class Fetch:
             actions.append(Write(data))
         return actions + self._more(now)
 
-    def _wrong(self, piece: Piece) -> tuple[str, str, str] | None:
+    def _wrong(self, piece: Piece, length: int) -> tuple[str, str, str] | None:
         if piece.size != self.size:
             return "a blob of another size", f"{self.size} bytes", f"{piece.size} bytes"
-        length = self._length(piece.offset)
         if len(piece.data) != length:
             return "a piece of a wrong length", f"{length} bytes", f"{len(piece.data)} bytes"
         digest = hashlib.sha256(piece.data).digest()
@@ -202,8 +212,8 @@ class Fetch:
         if want.tries >= self.max_tries:
             return self._give_up(f"{what} at offset {offset}, {want.tries} times", expected, got)
         pause = min(self.timeout_limit_s, self.timeout_s * 2.0**want.tries)
-        self._outstanding[offset] = _Outstanding(now + pause, want.tries + 1)
-        return [Ask(offset, self._length(offset))]
+        self._outstanding[offset] = _Outstanding(want.length, now + pause, want.tries + 1)
+        return [Ask(offset, want.length)]
 
     def _tick(self, now: float) -> list[Action]:
         actions: list[Action] = []
@@ -219,7 +229,10 @@ class Fetch:
             return [Finish()]
         if self._round >= self.max_rounds:
             return self._give_up(
-                f"the whole blob is wrong, {self._round} times", self.digest, "another SHA-256"
+                f"what comes under this address is another blob: the whole blob is wrong, "
+                f"{self._round} times",
+                f"SHA-256 {self.digest}",
+                "another one",
             )
         self._round += 1
         self.written = self._next = 0

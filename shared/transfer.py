@@ -3,22 +3,22 @@
 One `Transfers` per process and peer name. It has no message loop of its own: the process's loop hands it
 what came on `artifact/{peer}/want` and `artifact/{peer}/piece`. The same code serves on the orchestrator, on
 an agent and in an operator's command, and each of them may fetch. `shared/fetch.py` decides; here are the
-tasks, the files and the network.
+tasks, the files and the network. What goes out is made in `shared/pieces.py`; how fast anything may come in
+while there is something better to do says `shared/pacing.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import time
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, assert_never
+from typing import Self, assert_never
 
 from shared.artifact_store import ArtifactStore, Part
 from shared.bus.faces import ControlBus
@@ -36,13 +36,19 @@ from shared.fetch import (
     Finish,
     GiveUp,
     PieceArrived,
+    Reject,
     StartOver,
     Tick,
     Write,
 )  # fmt: skip
-from shared.messages.artifact import PIECE_BYTES, Piece, Want
+from shared.messages.artifact import LARGEST_PIECE_BYTES, Piece, Want
 from shared.messages.stage import Blob
+from shared.pacing import LEAST_PIECE_BYTES, Pacer
+from shared.packing import UNPACK_S_PER_BYTE, break_even_ratio, can_pack, unpack
+from shared.pieces import BlobSource, MemoryBlobs, PieceShelf
 from shared.topics import Topics
+
+__all__ = ["BlobSource", "Counters", "Fetched", "MemoryBlobs", "Progress", "Transfers"]
 
 log = logging.getLogger(__name__)
 
@@ -54,36 +60,20 @@ _SERVERS = 4
 _MOST_WANTS = 1024
 _MOST_WANTS_OF_ONE = 128
 """A fetch keeps a few under way, and a peer three fetches: who asks for more must not fill the queue."""
-_CACHED_PIECES = 8
-"""2 MiB: nodes that load the same model at the same time ask for the same pieces within a moment."""
-
-
-class BlobSource(Protocol):
-    """Where the blobs that are served come from; `ArtifactStore` is one."""
-
-    def read(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
-        """The blob's size and up to `length` bytes from `offset`; ArtifactError without it."""
-
-
-class MemoryBlobs:
-    """Blobs in memory by digest: what a command uploads."""
-
-    def __init__(self, blobs: Mapping[str, bytes]) -> None:
-        self._blobs = blobs
-
-    def read(self, digest: str, offset: int, length: int) -> tuple[int, bytes]:
-        """See `BlobSource`."""
-        blob = self._blobs.get(digest)
-        if blob is None:
-            raise ArtifactError(f"no blob {digest}", expected="a blob that is here", got=digest)
-        return len(blob), blob[offset : offset + length]
+_FULL_WINDOW = 4
+_REMEMBERED = 0.2
+"""The weight of the latest piece in what unpacking is thought to cost."""
 
 
 @dataclass(slots=True)
 class Counters:
-    """What happened so far."""
+    """What happened so far.
+
+    `bytes_sent` and `bytes_received` are as they travelled: of pieces that were packed, what was left.
+    """
 
     pieces_sent: int = 0
+    pieces_packed: int = 0
     wants_refused: int = 0
     wants_dropped: int = 0
     bytes_sent: int = 0
@@ -102,6 +92,15 @@ class _Running:
     pieces: asyncio.Queue[Piece]
     waiters: int = 0
     leaving: bool = False
+    received_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A blob's file, and the bytes that came over the bus for it; of several who waited one has them all."""
+
+    path: Path
+    received_bytes: int
 
 
 class Transfers:
@@ -114,6 +113,9 @@ class Transfers:
         store: where fetched blobs go; without one `fetch` fails.
         source: what is served; the store when None.
         parallel: fetches at once; the others wait.
+        timeout_s: how long a piece may take before it is asked for again, at first.
+        link_bytes_per_s: what is known of the link to here: pieces come packed where that pays.
+        allowed_bytes_per_s: what blobs may have of link and CPU now; None: all.
     """
 
     def __init__(
@@ -126,27 +128,33 @@ class Transfers:
         source: BlobSource | None = None,
         parallel: int = 3,
         timeout_s: float = 2.0,
+        link_bytes_per_s: Callable[[], float | None] = lambda: None,
+        allowed_bytes_per_s: Callable[[], float | None] = lambda: None,
     ) -> None:
         self.peer = peer
         self.counters = Counters()
         self._bus = bus
         self._topics = topics
         self._store = store
-        self._source = source if source is not None else store
         self._timeout_s = timeout_s
+        given = source if source is not None else store
+        self.shelf = None if given is None else PieceShelf(given)
+        self._link_bytes_per_s = link_bytes_per_s
+        self._allowed_bytes_per_s = allowed_bytes_per_s
+        self._pacer = Pacer()
+        self._unpack_s_per_byte = UNPACK_S_PER_BYTE
         self._slots = asyncio.Semaphore(parallel)
         self._running: dict[str, _Running] = {}
         self._wants: deque[Want] = deque()
         self._queued: set[Want] = set()
         self._waiting: Counter[str] = Counter()
         self._wanted = asyncio.Event()
-        self._cache: OrderedDict[tuple[str, int, int], bytes | bytearray] = OrderedDict()
         self._tasks: list[asyncio.Task[None]] = []
 
     async def __aenter__(self) -> Self:
         """Subscribe, and begin to serve."""
         await self._bus.subscribe(self._topics.topic("artifact_piece", peer=self.peer))
-        if self._source is not None:
+        if self.shelf is not None:
             await self._bus.subscribe(self._topics.topic("artifact_want", peer=self.peer))
             self._tasks = [
                 asyncio.create_task(self._serve(), name=f"artifact server {index}")
@@ -185,6 +193,10 @@ class Transfers:
         return True
 
     async def fetch(self, blob: Blob, provider: str, progress: Progress | None = None) -> Path:
+        """As `bring`, where nobody asks how much came."""
+        return (await self.bring(blob, provider, progress)).path
+
+    async def bring(self, blob: Blob, provider: str, progress: Progress | None = None) -> Fetched:
         """The file with `blob`, from the cache or from `provider`.
 
         Several calls for one blob share one transfer. Cancelling the last of them ends it; what came so
@@ -198,7 +210,7 @@ class Transfers:
             raise ArtifactError("this process fetches nothing", expected="a store", got="none")
         here = await asyncio.to_thread(self._store.path, blob.digest)
         if here is not None:
-            return here
+            return Fetched(here, 0)
         while (running := self._running.get(blob.digest)) is not None and running.leaving:
             # Its last waiter left just now: wait for its part, then go on from there.
             await asyncio.wait([running.task])
@@ -216,7 +228,9 @@ class Transfers:
             running.progress.append(progress)
         running.waiters += 1
         try:
-            return await asyncio.shield(running.task)
+            path = await asyncio.shield(running.task)
+            received, running.received_bytes = running.received_bytes, 0
+            return Fetched(path, received)
         finally:
             running.waiters -= 1
             if running.waiters == 0 and not running.task.done():
@@ -253,46 +267,28 @@ class Transfers:
             self._waiting[want.reply] -= 1
             if not self._waiting[want.reply]:
                 del self._waiting[want.reply]
-            payload = await self._piece(want)
+            piece = await self._piece(want)
+            payload = bytes(encode_msgpack(piece, len(piece.data) + 256))
             try:
                 await self._bus.publish(
-                    self._topics.topic("artifact_piece", peer=want.reply), bytes(payload)
+                    self._topics.topic("artifact_piece", peer=want.reply), payload
                 )
             except BrokerError as error:
                 log.info("piece of %s for %s not sent: %s", want.digest[:12], want.reply, error)
                 continue
             self.counters.pieces_sent += 1
+            self.counters.pieces_packed += piece.width > 0
             self.counters.bytes_sent += len(payload)
 
-    async def _piece(self, want: Want) -> bytes | bytearray:
-        key = (want.digest, want.offset, want.length)
-        cached = self._cache.get(key)
-        if cached is not None:
-            self._cache.move_to_end(key)
-            return cached
+    async def _piece(self, want: Want) -> Piece:
+        assert self.shelf is not None
         try:
-            payload = await asyncio.to_thread(self._read_piece, want)
+            return await self.shelf.piece(want)
         except (ArtifactError, OSError) as error:
             self.counters.wants_refused += 1
             if self.counters.wants_refused.bit_count() == 1:  # a flood must not flood the log
                 log.warning("%s asked for a blob that is not here: %s", want.reply, want.digest)
-            return encode_msgpack(_refusal(want, str(error)))
-        self._cache[key] = payload
-        if len(self._cache) > _CACHED_PIECES:
-            self._cache.popitem(last=False)
-        return payload
-
-    def _read_piece(self, want: Want) -> bytes | bytearray:
-        assert self._source is not None
-        size, data = self._source.read(want.digest, want.offset, want.length)
-        piece = Piece(
-            digest=want.digest,
-            offset=want.offset,
-            size=size,
-            data=memoryview(data),
-            sha256=memoryview(hashlib.sha256(data).digest()),
-        )
-        return encode_msgpack(piece, len(data) + 256)
+            return _refusal(want, str(error))
 
     # -- fetching
 
@@ -303,6 +299,7 @@ class Transfers:
             self.counters.stray_pieces += 1
             return
         self.counters.bytes_received += len(piece.data)
+        running.received_bytes += len(piece.data)
         running.pieces.put_nowait(piece)
 
     async def _fetch(
@@ -325,14 +322,17 @@ class Transfers:
                 opening.add_done_callback(_let_go)
                 await asyncio.wait([opening])
                 raise
+            allowed = self._allowed_bytes_per_s()
             job = _Job(
                 part=part,
                 machine=Fetch(
                     blob.digest,
                     blob.size,
-                    written=part.offset - part.offset % PIECE_BYTES
-                    if part.offset < blob.size
-                    else part.offset,
+                    written=part.offset
+                    if part.offset == blob.size
+                    else part.offset - part.offset % LEAST_PIECE_BYTES,
+                    window=_FULL_WINDOW if allowed is None else 1,
+                    piece_bytes=self._pacer.piece_bytes(allowed),
                     timeout_s=self._timeout_s,
                 ),
                 provider=provider,
@@ -369,6 +369,11 @@ class Transfers:
                     asks.append(action)
                 case Write(data):
                     await asyncio.to_thread(job.part.write, data)
+                case Reject(offset, reason, expected, got):
+                    log.warning(
+                        "%s came from %s at offset %d of blob %s: expected %s, got %s; asked for again",
+                        reason, job.provider, offset, job.part.digest, expected, got,
+                    )  # fmt: skip
                 case Check():
                     answer = Checked(time.monotonic(), good=job.part.complete)
                 case StartOver():
@@ -388,7 +393,14 @@ class Transfers:
         return answer
 
     async def _ask(self, job: _Job, ask: Ask) -> None:
-        want = Want(digest=job.part.digest, offset=ask.offset, length=ask.length, reply=self.peer)
+        ratio = break_even_ratio(self._link_bytes_per_s(), self._unpack_s_per_byte)
+        want = Want(
+            digest=job.part.digest,
+            offset=ask.offset,
+            length=ask.length,
+            reply=self.peer,
+            most_ratio=round(ratio, 2) if can_pack() else 0.0,
+        )
         try:
             await self._bus.publish(
                 self._topics.topic("artifact_want", peer=job.provider), bytes(encode_msgpack(want))
@@ -415,7 +427,31 @@ class Transfers:
                 if self._bus.connected:
                     return Tick(time.monotonic())
                 continue
-            return PieceArrived(time.monotonic(), piece)
+            await self._keep_pace(machine, len(piece.data))
+            return PieceArrived(time.monotonic(), self._unpacked(piece))
+
+    async def _keep_pace(self, machine: Fetch, moved_bytes: int) -> None:
+        """Let what came before have its time, before the machine asks for more."""
+        allowed = self._allowed_bytes_per_s()
+        machine.window = _FULL_WINDOW if allowed is None else 1
+        machine.piece_bytes = self._pacer.piece_bytes(allowed)
+        pause_s = self._pacer.pause_s(time.monotonic(), moved_bytes, allowed)
+        if pause_s > 0.0:
+            await asyncio.sleep(pause_s)
+
+    def _unpacked(self, piece: Piece) -> Piece:
+        """The piece with its bytes as they are in the blob; what cannot be unpacked has none."""
+        if not piece.width:
+            return piece
+        began = time.perf_counter()
+        try:
+            data = unpack(piece.data, piece.width, LARGEST_PIECE_BYTES)
+        except ProtocolError as error:
+            log.warning("a piece of blob %s is of no use: %s", piece.digest, error)
+            return replace(piece, data=memoryview(b""), width=0)
+        took_s = (time.perf_counter() - began) / max(1, len(data))
+        self._unpack_s_per_byte += _REMEMBERED * (took_s - self._unpack_s_per_byte)
+        return replace(piece, data=data, width=0)
 
 
 @dataclass(slots=True)

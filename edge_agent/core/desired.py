@@ -7,6 +7,7 @@ a number, so that what comes late for an earlier life changes nothing:
 state       event               next        actions
 ==========  ==================  ==========  =================================
 (none)      named               fetching    `FetchBlobs`
+fetching    blobs arriving      fetching
 fetching    blobs ready         loading     `Load`
 fetching    blobs failed        failed
 fetching    no longer named     (none)      `CancelFetch`
@@ -66,19 +67,32 @@ class AssignmentReceived:
 
 
 @dataclass(frozen=True, slots=True)
+class BlobsArriving:
+    """Of what life `life` needs, `here_bytes` are here: it takes long, and goes on."""
+
+    life: int
+    here_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class BlobsReady:
-    """Everything that life `life` needs is in the cache; `fetched_bytes` of it came over the bus."""
+    """Everything that life `life` needs is in the cache.
+
+    `fetched_bytes` came over the bus for it, as they travelled, in `fetch_s` wall seconds.
+    """
 
     life: int
     fetched_bytes: int
+    fetch_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class BlobsFailed:
-    """A blob cannot be had."""
+    """A blob cannot be had; where the disk is full `needs_disk_bytes` free would do."""
 
     life: int
     reason: str
+    needs_disk_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +158,7 @@ class PrefetchEnded:
 
 Event: TypeAlias = (
     AssignmentReceived
+    | BlobsArriving
     | BlobsReady
     | BlobsFailed
     | StageLoaded
@@ -218,7 +233,10 @@ class Held:
     phase: Phase
     reason: str = ""
     load_s: float = 0.0
+    fetch_s: float = 0.0
+    here_bytes: int = 0
     fetched_bytes: int = 0
+    needs_disk_bytes: int = 0
 
 
 @dataclass(slots=True)
@@ -251,10 +269,12 @@ class Desired:
         match event:
             case AssignmentReceived(assignment):
                 actions = self._assign(assignment)
-            case BlobsReady(life, fetched_bytes):
-                actions = self._blobs_ready(life, fetched_bytes)
-            case BlobsFailed(life, reason):
-                actions = self._failed(life, Phase.FETCHING, reason)
+            case BlobsArriving(life, here_bytes):
+                actions = self._arriving(life, here_bytes)
+            case BlobsReady():
+                actions = self._blobs_ready(event)
+            case BlobsFailed(life, reason, needs_disk_bytes):
+                actions = self._failed(life, Phase.FETCHING, reason, needs_disk_bytes)
             case StageLoaded(life, load_s):
                 actions = self._loaded(life, load_s)
             case StageLoadFailed(life, reason):
@@ -354,13 +374,20 @@ class Desired:
             case _:
                 assert_never(held.phase)
 
-    def _blobs_ready(self, life: int, fetched_bytes: int) -> list[Action]:
+    def _arriving(self, life: int, here_bytes: int) -> list[Action]:
         held = self.lives.get(life)
+        if held is None or held.phase is not Phase.FETCHING or here_bytes <= held.here_bytes:
+            return []
+        held.here_bytes = here_bytes
+        return [self._report()]
+
+    def _blobs_ready(self, ready: BlobsReady) -> list[Action]:
+        held = self.lives.get(ready.life)
         if held is None or held.phase is not Phase.FETCHING:
             return []
         held.phase = Phase.LOADING
-        held.fetched_bytes = fetched_bytes
-        return [Load(life, held.stage), self._report()]
+        held.fetched_bytes, held.fetch_s = ready.fetched_bytes, ready.fetch_s
+        return [Load(held.life, held.stage), self._report()]
 
     def _loaded(self, life: int, load_s: float) -> list[Action]:
         held = self.lives.get(life)
@@ -375,7 +402,9 @@ class Desired:
         held.load_s = load_s
         return [self._report()]
 
-    def _failed(self, life: int, during: Phase, reason: str) -> list[Action]:
+    def _failed(
+        self, life: int, during: Phase, reason: str, needs_disk_bytes: int = 0
+    ) -> list[Action]:
         held = self.lives.get(life)
         if held is None:
             return []
@@ -385,7 +414,7 @@ class Desired:
         if held.phase is not during:
             return []
         held.phase = Phase.FAILED
-        held.reason = reason
+        held.reason, held.needs_disk_bytes = reason, needs_disk_bytes
         return [self._report()]
 
     def _idle(self) -> list[Action]:
@@ -437,5 +466,8 @@ def _stage_report(held: Held) -> StageReport:
         state=_STATES[held.phase],
         reason=held.reason,
         load_s=held.load_s,
+        fetch_s=held.fetch_s,
+        here_bytes=held.here_bytes,
         fetched_bytes=held.fetched_bytes,
+        needs_disk_bytes=held.needs_disk_bytes,
     )

@@ -97,6 +97,7 @@ class Telemetry:
     `cpu_percent` is relative to what the node may use, so a saturated 0.4-CPU container reads 100.
     `up_bytes_per_s` and `down_bytes_per_s` are the measured bandwidth to and from the broker, None until
     known; `memory_available_bytes` is what the agent may take in all: what is free and what it has;
+    `disk_free_bytes` is what is left where the agent keeps its blobs;
     `cpu_others_ratio` is the share of the whole machine's CPU time that others used, in [0, 1].
     `stability` is 1 minus the mean absolute change of CPU and memory use (as ratios of what the
     node may use) between the last 30 samples, in [0, 1]: 1 is a node that never changes.
@@ -118,4 +119,5 @@ class Telemetry:
     down_bytes_per_s: Positive | None = None
     memory_available_bytes: Count | None = None
     cpu_others_ratio: Ratio | None = None
+    disk_free_bytes: Count | None = None
     v: Version = 1

@@ -62,7 +62,12 @@ StageState = Literal["fetching", "loading", "ready", "failed"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageReport:
-    """How far one assigned stage is; `reason` says why it failed."""
+    """How far one assigned stage is; `reason` says why it failed.
+
+    While it fetches, `here_bytes` of what it needs are on the node. `fetched_bytes` came over the bus for it,
+    as they travelled, in `fetch_s`; from there it took `load_s` until it took activations. Where it failed
+    because the disk is full, `needs_disk_bytes` free would do.
+    """
 
     model: Name
     pipeline: Name
@@ -71,7 +76,10 @@ class StageReport:
     state: StageState
     reason: str = ""
     load_s: Seconds = 0.0
+    fetch_s: Seconds = 0.0
+    here_bytes: Count = 0
     fetched_bytes: Count = 0
+    needs_disk_bytes: Count = 0
 
 
 VouchedTopic = Literal["assignment", "orchestrator_state", "activation"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -190,7 +191,7 @@ async def test_silence_says_what_is_missing(
 
 
 async def test_blobs_are_given(url: BrokerUrl, stand: Stand) -> None:
-    data = bytes(range(256)) * 4000
+    data = random.Random(1).randbytes(1_024_000)
     blob = Blob(digest=hashlib.sha256(data).hexdigest(), size=len(data))
 
     async def fetch(payload: bytes) -> list[Response]:

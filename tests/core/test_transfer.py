@@ -21,6 +21,7 @@ from shared.fetch import (
     Finish,
     GiveUp,
     PieceArrived,
+    Reject,
     StartOver,
     Tick,
     Write,
@@ -64,6 +65,20 @@ def test_each_piece_moves_the_window_by_one() -> None:
     actions = machine.step(PieceArrived(0.1, piece(0)))
     assert written(actions) == DATA[:100]
     assert asked(actions) == [400]
+
+
+def test_window_and_pieces_change_on_the_way() -> None:
+    """What was asked for before is still taken as it was asked for."""
+    machine = fetch()
+    machine.step(Begin(0.0))
+    machine.window, machine.piece_bytes = 1, 10
+    assert machine.step(PieceArrived(0.1, piece(100))) == []
+    assert machine.step(PieceArrived(0.1, piece(300))) == []
+    assert asked(machine.step(PieceArrived(0.1, piece(0)))) == []
+    assert machine.step(PieceArrived(0.1, piece(200)))[-1] == Ask(400, 10)
+    machine.window, machine.piece_bytes = 2, 100
+    actions = machine.step(PieceArrived(0.2, piece(400, 10)))
+    assert actions[1:] == [Ask(410, 100), Ask(510, 100)]
 
 
 def test_early_pieces_wait_and_hold_the_window() -> None:
@@ -123,7 +138,10 @@ def test_bad_piece_is_counted_asked_again_and_bounded(bad: Piece, reason: str) -
     assert asked(machine.step(PieceArrived(0.1, bad))) == [0]
     assert asked(machine.step(PieceArrived(0.2, bad))) == [0]
     assert machine.bad_pieces == 2
-    (give_up,) = machine.step(PieceArrived(0.3, bad))
+    reject, give_up = machine.step(PieceArrived(0.3, bad))
+    assert isinstance(reject, Reject)
+    assert reason in reject.reason
+    assert reject.offset == 0
     assert isinstance(give_up, GiveUp)
     assert reason in give_up.reason
     assert give_up.expected != give_up.got
@@ -193,6 +211,8 @@ class Wire:
                         self.file += data
                     case StartOver():
                         self.file.clear()
+                    case Reject():
+                        assert self.damage > 0
                     case Check():
                         answer = Checked(self.now, good=bytes(self.file) == DATA)
                     case _:

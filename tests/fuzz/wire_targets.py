@@ -15,6 +15,7 @@ from edge_agent.stage import Item, Stage, process
 from edge_agent.stage_input import StageInputs
 from orchestrator.inputs import parse_input
 from orchestrator.job_requests import Envelope, open_envelope, read_request
+from shared import packing
 from shared.bus import Message, Properties
 from shared.bus.mqtt5 import Publish, decode_whole_publish
 from shared.bus.mqtt5_reader import PacketReader
@@ -25,7 +26,7 @@ from shared.compression import COMPRESSIONS, PackedTensor, pack, unpack
 from shared.errors import ForgedError, JobError, ProtocolError
 from shared.graph import TensorSpec, Value
 from shared.job_options import parse_priority
-from shared.messages.artifact import Piece, Want
+from shared.messages.artifact import LARGEST_PIECE_BYTES, Piece, Want
 from shared.messages.job import (
     Activation,
     Answer,
@@ -318,6 +319,23 @@ def _priority(data: bytes) -> object:
 
 
 CODEC = ("shared.codec.decode_json", "shared.codec.decode_msgpack", "shared.tensor.from_wire")
+
+
+def _piece(data: bytes) -> object:
+    """The first byte is the width."""
+    return packing.unpack(data[1:], data[0] if data else 0, LARGEST_PIECE_BYTES)
+
+
+def _pieces(seed: int) -> list[bytes]:
+    source = np.random.default_rng(seed)
+    raw = (b"abcd" * 50, source.normal(size=200).astype("<f4").tobytes())
+    packed = [packing.pack(data, 1.0) for data in raw]
+    return [bytes((each.width,)) + each.data for each in packed if each is not None] + [
+        b"",
+        b"\x04",
+    ]
+
+
 TARGETS = (
     Target(
         name="json-messages", decode=_json, allowed=(ProtocolError,), covers=CODEC[:1], share=8, guided=False,
@@ -330,6 +348,10 @@ TARGETS = (
     Target(
         name="compressed-tensors", decode=_packed, allowed=(ProtocolError,), seeds=_packed_tensors, share=3,
         covers=("shared.compression.unpack",),
+    ),
+    Target(
+        name="packed-pieces", decode=_piece, allowed=(ProtocolError,), seeds=_pieces, share=2,
+        covers=("shared.packing.unpack",),
     ),
     Target(
         name="mqtt-stream", decode=_stream, allowed=(BadPacketError,), seeds=_packets, share=3,

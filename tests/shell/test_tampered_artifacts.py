@@ -68,7 +68,8 @@ def tampered(data: bytes) -> bytes:
 def give(blobs: dict[str, bytes], transfers: Transfers, digest: str, data: bytes) -> None:
     """What is given from now on under that digest."""
     blobs[digest] = data
-    transfers._cache.clear()
+    assert transfers.shelf is not None
+    transfers.shelf.clear()
 
 
 @pytest.mark.parametrize("kind", KINDS)
