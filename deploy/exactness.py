@@ -4,7 +4,8 @@ The imported model runs as it will be served, in one piece and block by block (w
 the inputs that the original module answered. Where fast kernels stray too far with the weights at hand (a
 network may amplify what float32 rounds, and then no two orders of the same sums agree), the plain ones are
 taken: the original's own, bit for bit, and slower. Only the runtime built on the original's framework has
-those; another one that strays is not measured for that model, and so never chosen.
+those (torch for modules; for ONNX files ONNX Runtime, which then runs them in one piece with nothing fused);
+another one that strays is not measured for that model, and so never chosen.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ if TYPE_CHECKING:  # it imports torch
 MARGIN = TOLERANCE / 2
 """What the few inputs may show, so that what they do not show stays within the promise."""
 
-ORIGINAL = "torch"
-"""The runtime with plain kernels, built on the framework that torch modules come from."""
+TORCH = "torch"
+"""The framework that modules come from: where its own runtime strays, that decides for all."""
 
 Step = Callable[[str], None]
 Import = Callable[[Kernels], "ImportedModel"]
@@ -73,21 +74,21 @@ def exact_model(import_model: Import, runtimes: Iterable[str], step: Step) -> Ex
     fast = import_model(Kernels.FAST)
     tried = _compare_all(fast, names, step)
     kept = _exact(tried)
-    model = fast.manifest.model
-    decided = fast.framework != ORIGINAL or ORIGINAL in kept or ORIGINAL not in names
+    model, original = fast.manifest.model, fast.framework
+    decided = original != TORCH or TORCH in kept or TORCH not in names
     if not names or (kept and decided):
         _tell_left_out(model, tried, kept, step)
         return _recorded(fast, kept)
     error = max((found.error for found in tried.values()), default=float("inf"))
-    if ORIGINAL not in names:  # nothing else has plain kernels
+    if original not in names:  # nothing else has plain kernels
         raise ModelError(
             f"{model} does not give the original model's answers with {', '.join(names)}",
             expected=f"a relative error of at most {MARGIN:.0e}",
             got=f"{error:.1e}",
         )
-    before = tried.get(ORIGINAL, Comparison(error, float("inf")))
+    before = tried.get(original, Comparison(error, float("inf")))
     plain = import_model(Kernels.PLAIN)
-    after = compare(plain, ORIGINAL)
+    after = compare(plain, original)
     if after.error > MARGIN:
         raise ModelError(
             f"{model} does not give the original model's answers, not even with plain kernels",
@@ -100,9 +101,9 @@ def exact_model(import_model: Import, runtimes: Iterable[str], step: Step) -> Ex
         f" {max(after.seconds / before.seconds - 1, 0.0):.0%} slower"
     )
     for name in names:
-        if name != ORIGINAL:
+        if name != original:
             step(f"{model}: not served with {name}, which has no plain kernels")
-    return _recorded(plain, {ORIGINAL: after})
+    return _recorded(plain, {original: after})
 
 
 def _compare_all(

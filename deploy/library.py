@@ -183,6 +183,8 @@ class ModelLibrary:
                 step(f"what {source.reference} made was timed here before")
                 return found
         exact = exact_model(import_model, runtimes, step)
+        if exact.imported.manifest.whole:
+            step(f"served whole: {exact.imported.manifest.whole}")
         manifest, blobs = exact.imported.manifest, exact.imported.blobs
         if how.quantises:
             from deploy.quantising import quantise_model
@@ -196,11 +198,13 @@ class ModelLibrary:
         for name in exact.runtimes:
             step(f"timing {len(manifest.blocks)} blocks with {name}")
             measured[name] = deploy.profile.measure(manifest, blobs, name, calibrations[name])
-        step(f"trying {len(COMPRESSIONS) - 1} ways to send tensors at {len(manifest.cuts)} cuts")
-        cuts = deploy.profile_cuts.measure_cuts(
-            manifest, blobs, min(measured), exact.imported.references[-1].inputs
-        )
-        manifest = replace(manifest, cuts=cuts)
+        if manifest.cuts:
+            ways = len(COMPRESSIONS) - 1
+            step(f"trying {ways} ways to send tensors at {len(manifest.cuts)} cuts")
+            cuts = deploy.profile_cuts.measure_cuts(
+                manifest, blobs, min(measured), exact.imported.references[-1].inputs
+            )
+            manifest = replace(manifest, cuts=cuts)
         weights = tuple(
             Blob(digest=self.store.put(data), size=len(data)) for data in blobs.values()
         )

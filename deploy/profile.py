@@ -156,9 +156,10 @@ def block_shares(
     specs = manifest.graph.specs()
     rows = []
     for block in manifest.blocks:
-        seconds = _work(manifest.graph.nodes[slice(*block.nodes)], specs) * rates
+        nodes = () if manifest.graph.is_whole else manifest.graph.nodes[slice(*block.nodes)]
+        seconds = _work(nodes, specs) * rates
         total = float(seconds.sum())
-        # A block without an operator, or a reference without a figure: nothing says what bounds it.
+        # A block without an operator, an opaque one, no figure to go by: nothing says what bounds it.
         shares = seconds / total if total > 0 else np.full(len(rates), 1.0 / len(rates))
         rows.append(tuple(round(float(share), 6) for share in shares))
     return tuple(rows)

@@ -102,6 +102,10 @@ def time_layers(
     Raises:
         StageError: the runtime is not installed, or cannot run the model.
     """
+    if manifest.graph.is_whole:
+        # One run makes all outputs.
+        rest = dict.fromkeys((node.name for node in manifest.graph.nodes[1:]), 0.0)
+        return {manifest.graph.nodes[0].name: block_seconds[0], **rest}
     alone = without_entry_cost(
         time_blocks(_operator_by_operator(manifest), blobs, open_runtime(runtime))
     )

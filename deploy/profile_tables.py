@@ -58,6 +58,8 @@ def summary(report: ProfileReport) -> list[str]:
         f"{size(sum(block.weight_bytes for block in profile.blocks))} of weights",
     ]
     lines = [f"{profile.model}: {', '.join(what)}"]
+    if profile.whole:
+        lines.append(f"served whole: {profile.whole}")
     by = f" with {made.runtime}" if made.runtime else ""
     on = f" on {made.machine}" if made.machine else ""
     takes = milliseconds(profile.work_s - profile.input_seconds)

@@ -51,9 +51,16 @@ def quantise_model(
         step: gets a line per step.
 
     Raises:
-        ModelError: values that are not finite, or stages that do not give the whole model's numbers.
+        ModelError: it cannot be taken apart, values that are not finite, or stages that do not give the whole
+            model's numbers.
         StageError: the runtime is not here, or cannot run it.
     """
+    if manifest.whole:
+        raise ModelError(
+            f"{manifest.model} is served whole ({manifest.whole}): level O2 is made operator by operator",
+            expected="level O0 or O1, or a file that is int8 already",
+            got="level O2",
+        )
     engine = open_runtime(RUNTIME)
     count = len(samples.watched)
     if len(samples) < SCARCE:

@@ -13,6 +13,10 @@ tensor at a cut needs nothing beside it. Weights are int8 with a float32 scale p
 point, biases int32 in units of `x_scale * weight_scale`. Sums are exact whole numbers, so the same graph
 gives the same bits wherever it is cut. What leaves [0, 255] saturates, which is all that is left of a ReLU.
 
+A model that cannot be taken apart is the exception: `onnx` nodes, one per output, all of one ONNX model that
+is the first of their `model` weights; the others are its initialisers, under the names that they have in it,
+as inputs and outputs are. Nothing else may be in such a graph, so it is never cut.
+
 `validate` is what stands between bytes from the wire and a runtime: it refuses operators off the list,
 references to nothing, wrong arities and absurd sizes.
 """
@@ -202,7 +206,10 @@ OPS: dict[str, OpSpec] = {
     "q_sigmoid": _int8("x", "x"),
     "q_global_avg_pool2d": _int8("x", "x"),
     "q_concat": _int8("xs*", "", dim="int", xs_scale="scale*", xs_zero="zero*"),
+    "onnx": _op("xs* model*", computes=True),
 }
+WHOLE = "onnx"
+"""The operator of a model that is served whole."""
 QUANTISED = frozenset(op for op in OPS if op in ("quantize", "dequantize") or op.startswith("q_"))
 """The operators of int8 graphs; not every runtime has them."""
 
@@ -284,6 +291,11 @@ class Graph:
         """The outputs with their forms."""
         specs = self.specs()
         return tuple(Value(name, specs[name]) for name in self.outputs)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is a model that cannot be taken apart: `onnx` nodes and nothing else."""
+        return self.nodes[0].op == WHOLE
 
     def blobs(self) -> tuple[str, ...]:
         """The digests of the blobs that hold the weights, sorted."""
@@ -399,12 +411,31 @@ def validate(graph: Graph) -> None:
                 )
         _name(graph, "node", node.name, known)
         _spec(graph, f"node {node.name!r}", node.spec)
+    _whole(graph)
     values = known - graph.weights.keys()
     if not graph.outputs or len(set(graph.outputs)) != len(graph.outputs):
         raise _bad(graph, "outputs", "one or more, each once", list(graph.outputs))
     for output in graph.outputs:
         if output not in values:
             raise _bad(graph, "output", "an input or a node", repr(output))
+
+
+def _whole(graph: Graph) -> None:
+    """What is there of a model that cannot be taken apart, is all of it."""
+    if all(node.op != WHOLE for node in graph.nodes):
+        return
+    head, given = graph.nodes[0], tuple(value.name for value in graph.inputs)
+    for node in graph.nodes:
+        if node.op != WHOLE or node.args != head.args:
+            raise _bad(graph, f"node {node.name!r}", f"an output of the {WHOLE} model", node.op)
+    inputs, model = head.args
+    assert isinstance(inputs, tuple)
+    assert isinstance(model, tuple)
+    if inputs != given or set(model) != graph.weights.keys():
+        raise _bad(graph, f"operands of the {WHOLE} model", "all inputs and all weights", head.args)
+    spec = graph.weights[model[0]].spec
+    if spec.dtype != "uint8" or len(spec.shape) != 1:
+        raise _bad(graph, f"weight {model[0]!r}, the {WHOLE} model", "uint8 of rank 1", spec)
 
 
 def _bad(graph: Graph, what: str, expected: str, got: object) -> GraphError:

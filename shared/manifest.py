@@ -82,7 +82,8 @@ class Manifest:
     modules of the model before folding, for the paper's rules. `max_relative_error` is what was measured
     when it was imported: the largest difference to the original's outputs, relative to the largest output
     (null: not measured). `level` is how the graph was optimised, which is less than was asked for where
-    only the plain kernels keep the promise (`graph.kernels`). `quantisation` is there at level O2.
+    only the plain kernels keep the promise (`graph.kernels`). `quantisation` is there at level O2. `whole`
+    says why the model is served in one piece (empty: it may be cut).
     """
 
     model: str
@@ -98,6 +99,7 @@ class Manifest:
     labels: tuple[str, ...] | None = None
     max_relative_error: float | None = None
     quantisation: Quantisation | None = None
+    whole: str = ""
     schema: int = 1
 
     def with_seconds(self, seconds: Sequence[float]) -> Manifest:
@@ -143,6 +145,7 @@ class Manifest:
             input_seconds=input_seconds,
             runtime_bytes=runtime_bytes,
             leaves=self.leaves,
+            whole=self.whole,
         )
 
 
@@ -151,9 +154,15 @@ def validate_manifest(manifest: Manifest) -> None:
 
     Raises:
         GraphError: the graph is malformed, or blocks do not cover its nodes in order, or the cuts are not
-            those between the blocks.
+            those between the blocks, or there are any in a model that cannot be taken apart.
     """
     validate(manifest.graph)
+    if manifest.graph.is_whole and len(manifest.blocks) > 1:
+        raise GraphError(
+            f"manifest of {manifest.model!r}: blocks of a model that is served whole",
+            expected="1",
+            got=str(len(manifest.blocks)),
+        )
     at = 0
     for index, block in enumerate(manifest.blocks):
         start, stop = block.nodes

@@ -129,7 +129,7 @@ class ModelProfile:
 
     `input_bytes` is the job's input as it travels to the first stage, `input_seconds` the time to decode
     and preprocess it at 1.0 CPU, `output_bytes` the result, `runtime_bytes` what the runtime takes on each
-    node before a weight is loaded.
+    node before a weight is loaded. `whole` says why the model cannot be cut (empty: it can).
     """
 
     model: str
@@ -140,6 +140,7 @@ class ModelProfile:
     input_seconds: float = 0.0
     runtime_bytes: int = 0
     leaves: tuple[LeafProfile, ...] = ()
+    whole: str = ""
 
     def __post_init__(self) -> None:
         where = f"profile of {self.model!r}"

@@ -164,6 +164,8 @@ def describe_model(model: ModelState) -> str:
         lines[0] += ", random weights"
     if model.quantisation is not None:
         lines.append(f"  level {model.level}: {describe_quantisation(model.quantisation)}")
+    if model.whole:
+        lines.append(f"  served whole: {model.whole}")
     if model.reason:
         lines.append(f"  {model.reason}")
     for name, figures in (("predicted", model.predicted), ("measured", model.measured)):

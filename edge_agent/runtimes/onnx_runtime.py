@@ -5,7 +5,8 @@ Weights are given to the session as they lie in memory (ONNX Runtime repacks tho
 products for itself). Inside, images are in whatever layout it likes; outside, tensors are in C order, so
 that a channels-last input is copied once.
 
-It fuses and reorders as it sees fit, so it has no plain kernels: a graph that asks for them is refused.
+It fuses and reorders as it sees fit, so it has no plain kernels: a graph that asks for them is refused. But
+for an ONNX model that is served whole they are its own, with nothing fused.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from edge_agent.runtimes import Array, Blobs
 from edge_agent.runtimes.memory import give_back
 from edge_agent.runtimes.onnx_graph import Converted, convert
 from edge_agent.runtimes.onnx_weights import StageWeights
+from edge_agent.runtimes.onnx_whole import whole_model
 from shared.errors import StageError
 from shared.graph import Kernels, StageGraph, Value, validate
 
@@ -36,21 +38,21 @@ class OnnxRuntime:
     def load(self, graph: StageGraph, blobs: Blobs, *, threads: int = 1) -> OnnxStage:
         """See `edge_agent.runtimes.Runtime.load`."""
         validate(graph)
-        if graph.kernels is not Kernels.FAST:
+        if graph.kernels is not Kernels.FAST and not graph.is_whole:
             raise StageError(
                 f"stage {graph.name}: {self.name} has no plain kernels",
                 expected=Kernels.FAST.value,
                 got=graph.kernels.value,
             )
-        converted = convert(graph)
         weights = StageWeights(graph, blobs)
+        converted = whole_model(graph, weights) if graph.is_whole else convert(graph)
         # Values hold their arrays, and those their blobs: all of it has to outlive the session.
         values = {
             theirs: onnxruntime.OrtValue.ortvalue_from_numpy(weights.get(ours))
             for ours, theirs in converted.weights.items()
         }
         try:
-            session = _session(converted, values, threads)
+            session = _session(converted, values, threads, graph.kernels)
         except Exception as error:  # its exceptions have no other base
             raise StageError(
                 f"stage {graph.name} cannot be loaded: {_first_line(error)}"
@@ -159,12 +161,14 @@ def open_runtime() -> OnnxRuntime:
     return OnnxRuntime()
 
 
-def _session(converted: Converted, values: dict[str, Any], threads: int) -> Any:
+def _session(converted: Converted, values: dict[str, Any], threads: int, kernels: Kernels) -> Any:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    levels = onnxruntime.GraphOptimizationLevel
+    plain = kernels is Kernels.PLAIN
+    options.graph_optimization_level = levels.ORT_DISABLE_ALL if plain else levels.ORT_ENABLE_ALL
     options.enable_mem_pattern = True
     options.log_severity_level = _FATAL
     # Threads that wait by spinning would eat the share that they wait for.

@@ -23,7 +23,7 @@ from edge_agent.runtimes.torch_convolution import bind_fusion, find_fusions, is_
 from edge_agent.runtimes.torch_ops import FRESH, Binding, Slots, Step, bind
 from edge_agent.runtimes.torch_weights import StageWeights
 from shared.errors import StageError
-from shared.graph import QUANTISED, Kernels, Node, StageGraph, Value, validate
+from shared.graph import QUANTISED, WHOLE, Kernels, Node, StageGraph, Value, validate
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,13 +165,24 @@ def open_runtime() -> TorchRuntime:
 
 
 def _check_operators(graph: StageGraph) -> None:
-    """Refuse int8 graphs: torch's integer kernels round otherwise, and are being taken out of torch."""
+    """Refuse what torch does not run.
+
+    Of int8 graphs its integer kernels round otherwise, and are being taken out of torch.
+    """
+    name = TorchRuntime.name
     for node in graph.nodes:
         if node.op in QUANTISED:
             raise StageError(
-                f"stage {graph.name}, operator {node.name}: {TorchRuntime.name} runs no int8 graphs"
+                f"stage {graph.name}, operator {node.name}: {name} runs no int8 graphs"
                 " (level O2); serve the model with --runtime onnxruntime, or at level O1",
                 expected="operators of float32 graphs",
+                got=node.op,
+            )
+        if node.op == WHOLE:
+            raise StageError(
+                f"stage {graph.name} is an ONNX model that cannot be taken apart, which {name} does not run;"
+                " serve the model with --runtime onnxruntime",
+                expected="a graph of operators",
                 got=node.op,
             )
 

@@ -51,6 +51,7 @@ def model_state(served: Served, measured: Figures) -> ModelState:
         runtime=told.runtime,
         level=told.level,
         quantisation=told.quantisation,
+        whole=told.profile.whole,
         alternatives=[] if served.chosen is None else _alternatives(served.chosen.alternatives),
         free_choice=_free(served.free_choice),
         cpu_reserved={}

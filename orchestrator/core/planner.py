@@ -59,9 +59,14 @@ def plan(request: PlanRequest) -> Plan:
         alternatives=alternatives(best.problem, best.judge, best.priced),
         lower_bound=lower_bound(best.problem, request.objective),
         leaf_counts=best.proposal.leaf_counts,
-        notes=best.proposal.notes,
+        notes=(*_whole_note(request), *best.proposal.notes),
         yardstick=best.judge.yardstick,
     )
+
+
+def _whole_note(request: PlanRequest) -> tuple[str, ...]:
+    why = request.profile.whole
+    return (f"served whole: {why}",) if why else ()
 
 
 def _found(request: PlanRequest, way: str) -> _Found:

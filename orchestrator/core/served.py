@@ -153,6 +153,8 @@ class Served:
         return "; ".join(parts)
 
     def _why_short(self, wanted: int) -> str:
+        if self.entry.profile.whole:
+            return "it is served whole"
         if self.active is not None and self.loads:
             return "another plan loads"
         if self.usable < self.present:

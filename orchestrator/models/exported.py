@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from orchestrator.models.call import Call
 from orchestrator.models.exported_archive import AGAIN, DTYPES, Archive, read_archive
 from orchestrator.models.importer import ImportedModel, assemble
 from orchestrator.models.lowering import RULES
+from orchestrator.models.onnx_export import Untraced
 from orchestrator.models.reference import Reference, answered
 from orchestrator.models.source import ModelSource
 from orchestrator.models.trace import lower
@@ -63,11 +65,17 @@ class ExportedModel:
     def imported(self, level: str, kernels: Kernels) -> ImportedModel:
         """The model in our form; its references are the graph's own results, operator by operator.
 
+        By way of ONNX where it has an operator that is not on the list.
+
         Raises:
-            ModelError: an operator that is not on the list.
+            ModelError: it cannot be had that way either.
         """
+        try:
+            traced = lower(self.graph, self.constants)
+        except ModelError as error:
+            return self._by_onnx(error).imported(level, kernels)
         return assemble(
-            lower(self.graph, self.constants),
+            traced,
             self.source.name,
             level=level,
             weights=WeightsMark.FILE,
@@ -76,19 +84,53 @@ class ExportedModel:
         )
 
     def _references(self, graph: Graph) -> tuple[Reference, ...]:
-        # Without a GraphModule: that would write Python code, with the archive's names in it, and run it.
-        program = torch.fx.Interpreter(torch.nn.Module(), graph=self.graph)
+        inputs = self._inputs()
+        names = [node.name for node in inputs]
 
-        def answer(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
-            # Copies: a graph may write to what it is given.
-            arguments = [
-                (inputs[node.name] if node.name in inputs else self.constants[node.name][1]).clone()
-                for node in self.graph.nodes
-                if node.op == "placeholder"
-            ]
-            return list(program.run(*arguments))
+        def answer(given: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+            return self._run(tuple(given[name] for name in names))
 
         return answered(graph, answer)
+
+    def _by_onnx(self, why: ModelError) -> Untraced:
+        inputs = self._inputs()
+        example = tuple(
+            torch.zeros(node.meta["val"].shape, dtype=node.meta["val"].dtype) for node in inputs
+        )
+        names = tuple(node.name for node in inputs)
+        return Untraced(
+            self.source, _Interpreted(self._run), Call(example), names, why, branches=False
+        )
+
+    def _inputs(self) -> list[Any]:
+        return [
+            node
+            for node in self.graph.nodes
+            if node.op == "placeholder" and node.name not in self.constants
+        ]
+
+    def _run(self, inputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor]:
+        # Without a GraphModule: that would write Python code, with the archive's names in it, and run it.
+        program = torch.fx.Interpreter(torch.nn.Module(), graph=self.graph)
+        given = iter(inputs)
+        # Copies: a graph may write to what it is given.
+        arguments = [
+            (self.constants[node.name][1] if node.name in self.constants else next(given)).clone()
+            for node in self.graph.nodes
+            if node.op == "placeholder"
+        ]
+        return list(program.run(*arguments))
+
+
+class _Interpreted(torch.nn.Module):
+    """The graph as a module, for what takes nothing else."""
+
+    def __init__(self, run: Callable[[tuple[torch.Tensor, ...]], list[torch.Tensor]]) -> None:
+        super().__init__()
+        self._run = run
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(self._run(inputs))
 
 
 class _Reader:

@@ -18,8 +18,11 @@ from typing import Any
 
 import torch
 
+from orchestrator.models.call import Call
 from orchestrator.models.importer import ImportedModel, import_module
+from orchestrator.models.onnx_export import Untraced, input_names
 from orchestrator.models.source import DEFAULT, ModelSource
+from orchestrator.models.trace import UntraceableError
 from orchestrator.models.weights import apply_state, read_state
 from shared.errors import ModelError
 from shared.graph import Kernels
@@ -54,20 +57,34 @@ class FactoryModel:
         return cls(source, module.eval(), _example(source, module))
 
     def imported(self, level: str, kernels: Kernels) -> ImportedModel:
-        """The model in our form.
+        """The model in our form; by way of ONNX where it cannot be traced.
 
         Raises:
-            ModelError: it cannot be traced, or uses an operator that is not on the list.
+            ModelError: it cannot be had that way either.
         """
         with _importable():  # a forward may import as well
-            return import_module(
-                self.module,
-                self.example,
-                self.source.name,
-                level=level,
-                weights=WeightsMark.FILE,
-                kernels=kernels,
-            )
+            try:
+                return import_module(
+                    self.module,
+                    self.example,
+                    self.source.name,
+                    level=level,
+                    weights=WeightsMark.FILE,
+                    kernels=kernels,
+                )
+            except ModelError as error:
+                return self._by_onnx(error).imported(level, kernels)
+
+    def _by_onnx(self, why: ModelError) -> Untraced:
+        call = Call.of(self.example)
+        return Untraced(
+            self.source,
+            self.module,
+            call,
+            input_names(self.module, call),
+            why,
+            branches=isinstance(why, UntraceableError),
+        )
 
 
 @contextmanager

@@ -21,9 +21,8 @@ from onnx import numpy_helper
 from orchestrator.models.source import SHAPE_FORM, InputShape
 from shared.errors import ModelError
 from shared.graph import DTYPE_BYTES, MAX_DIM, MAX_NODES, MAX_TENSOR_BYTES, TensorSpec, Value
+from shared.onnx_tensors import hidden_external, is_external
 from shared.tensor import Array
-
-_EXTERNAL = onnx.TensorProto.EXTERNAL
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +66,7 @@ def read_onnx(path: Path, shapes: tuple[InputShape, ...]) -> OnnxFile:
     )
     if not opset:
         raise ModelError(f"{path} names no version of ONNX's operators", expected="an opset_import")
+    _check_external(path, model)
     arrays = {tensor.name: _array(path, tensor) for tensor in model.graph.initializer}
     try:
         # With the weights' bytes left out: the checker looks at the graph alone.
@@ -80,6 +80,16 @@ def read_onnx(path: Path, shapes: tuple[InputShape, ...]) -> OnnxFile:
         raise ModelError(f"{path} has no inputs", expected="one or more")
     inputs = tuple(_fixed(path, given, shapes))
     return OnnxFile(path, model, arrays, inputs, tuple(v.name for v in model.graph.output), opset)
+
+
+def _check_external(path: Path, model: Any) -> None:
+    """Only initialisers may have their bytes in another file: anybody else's would be read unseen."""
+    for tensor in hidden_external(model):
+        raise ModelError(
+            f"{path}: the constant {tensor.name!r} inside an operator has its values in another file",
+            expected="only initialisers of the graph outside the file",
+            got=repr(_text(path, _location(tensor))),
+        )
 
 
 def _load(path: Path) -> Any:
@@ -105,12 +115,17 @@ def _text(path: Path, value: str | bytes) -> str:
 
 
 def _external(tensors: Iterable[Any]) -> Iterator[Any]:
-    return (tensor for tensor in tensors if tensor.data_location == _EXTERNAL)
+    return (tensor for tensor in tensors if is_external(tensor))
+
+
+def _location(tensor: Any) -> str | bytes:
+    found: str | bytes = {e.key: e.value for e in tensor.external_data}.get("location", "")
+    return found
 
 
 def _beside(path: Path, tensor: Any) -> Path:
     """The file that holds the weight, which must be in the folder of `path` or below, links followed."""
-    location = {entry.key: entry.value for entry in tensor.external_data}.get("location", "")
+    location = _location(tensor)
     folder = path.resolve().parent
     location = _text(path, location)
     found = Path(os.path.normpath(folder / location))
@@ -138,7 +153,7 @@ def _array(path: Path, tensor: Any) -> Array:
             got=str(list(tensor.dims)),
         )
     try:
-        if tensor.data_location == _EXTERNAL:
+        if is_external(tensor):
             return _mapped(_beside(path, tensor), tensor)
         array: Array = numpy_helper.to_array(tensor)
     except (ValueError, TypeError, KeyError, OSError) as error:

@@ -6,7 +6,7 @@ inputs' values (a shape that is computed, a position table) is a constant from h
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,12 @@ import onnxruntime
 
 from orchestrator.models.onnx_file import OnnxFile
 from shared.errors import ModelError
-from shared.graph import DTYPE_BYTES, MAX_TENSOR_BYTES, TensorSpec
+from shared.graph import DTYPE_BYTES, MAX_NAME_LENGTH, MAX_TENSOR_BYTES, TensorSpec
 from shared.tensor import Array
 
-_INLINE_BYTES = 1024
+INLINE_BYTES = 1024
 """Larger weights are given to the session as they lie in memory; small ones may be shapes, which it reads."""
-_RANDOM = frozenset(
+RANDOM = frozenset(
     {
         "RandomNormal",
         "RandomNormalLike",
@@ -44,7 +44,7 @@ class OnnxValues:
     nodes: tuple[Any, ...]
     constants: dict[str, Array]
     specs: dict[str, TensorSpec]
-    session: Any
+    session: Session
 
 
 def evaluate(file: OnnxFile, example: Mapping[str, Array]) -> OnnxValues:
@@ -55,11 +55,7 @@ def evaluate(file: OnnxFile, example: Mapping[str, Array]) -> OnnxValues:
             that has no place in our graphs.
     """
     dynamic, needed = _dependent(file), _needed(file)
-    nodes = tuple(
-        node
-        for node in file.model.graph.node
-        if any(name in dynamic and name in needed for name in node.output)
-    )
+    nodes = tuple(working_nodes(file))
     for name in file.outputs:
         if name not in dynamic:
             raise ModelError(f"{file.path}: output {name!r} does not depend on an input")
@@ -68,17 +64,24 @@ def evaluate(file: OnnxFile, example: Mapping[str, Array]) -> OnnxValues:
         - file.arrays.keys()
     )
     made = [name for node in nodes for name in node.output if name and name in needed]
-    session = _session(file, [*made, *folded])
-    try:
-        results = session.run([*made, *folded], dict(example))
-    except Exception as error:  # its exceptions have no other base
-        raise _cannot(file, error) from error
+    session = open_session(file, *fixed(file, [*made, *folded]))
+    results = session.run([*made, *folded], example)
     specs = {value.name: value.spec for value in file.inputs}
     specs.update(
-        (name, _spec(file, name, result)) for name, result in zip(made, results, strict=False)
+        (name, tensor_spec(file, name, result)) for name, result in zip(made, results, strict=False)
     )
     constants = dict(zip(folded, results[len(made) :], strict=True))
     return OnnxValues(nodes, {**file.arrays, **constants}, specs, session)
+
+
+def working_nodes(file: OnnxFile) -> list[Any]:
+    """The nodes whose results depend on the inputs, as far as an output needs them, in order."""
+    dynamic, needed = _dependent(file), _needed(file)
+    return [
+        node
+        for node in file.model.graph.node
+        if any(name in dynamic and name in needed for name in node.output)
+    ]
 
 
 def _dependent(file: OnnxFile) -> set[str]:
@@ -89,7 +92,7 @@ def _dependent(file: OnnxFile) -> set[str]:
             "Shape",
             "Size",
         )
-        if depends or node.op_type in _RANDOM:
+        if depends or node.op_type in RANDOM:
             dynamic.update(node.output)
     return dynamic
 
@@ -111,8 +114,25 @@ def _reads(node: Any) -> Iterator[str]:
                 yield from _reads(inner)
 
 
-def _session(file: OnnxFile, outputs: list[str]) -> Any:
-    """The model as it stands, with `outputs` beside its own."""
+def peak_bytes(values: OnnxValues) -> int:
+    """The most bytes of values that live at once, in the file's order; without what loops hold inside."""
+    made = {name for node in values.nodes for name in node.output}
+    last = {name: at for at, node in enumerate(values.nodes) for name in _reads(node)}
+    now = {name: spec.nbytes for name, spec in values.specs.items() if name not in made}
+    peak = sum(now.values())
+    for at, node in enumerate(values.nodes):
+        now |= {name: values.specs[name].nbytes for name in node.output if name in values.specs}
+        peak = max(peak, sum(now.values()))
+        # What nobody reads is an output, and stays.
+        now = {name: size for name, size in now.items() if last.get(name, at + 1) > at}
+    return peak
+
+
+def fixed(file: OnnxFile, outputs: list[str]) -> tuple[Any, dict[str, Array]]:
+    """The model with the shapes of its inputs fixed and `outputs` beside its own; and its larger weights.
+
+    Those are declared as external data, and to be given to a session as they lie in memory.
+    """
     model = onnx.ModelProto()
     model.CopyFrom(file.model)
     graph = model.graph
@@ -125,42 +145,66 @@ def _session(file: OnnxFile, outputs: list[str]) -> Any:
     del graph.output[:]
     names = dict.fromkeys((*file.outputs, *outputs))
     graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    outside: dict[str, Array] = {}
+    for tensor in graph.initializer:
+        array = file.arrays[tensor.name]
+        if array.nbytes > INLINE_BYTES and _may_lie_outside(tensor.name, array, names):
+            outside[tensor.name] = array
+            _declare_external(tensor, array)
+        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
+            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(array), tensor.name))
+    return model, outside
+
+
+def open_session(file: OnnxFile, model: Any, outside: Mapping[str, Array]) -> Session:
+    """A session with what `fixed` gave; nothing is fused, one thread.
+
+    Raises:
+        ModelError: ONNX Runtime cannot load it.
+    """
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.log_severity_level = _FATAL
-    large = {}
-    for tensor in graph.initializer:
-        array = file.arrays[tensor.name]
-        if array.nbytes > _INLINE_BYTES:
-            large[tensor.name] = onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array))
-            _declare_external(tensor, array)
-        elif tensor.data_location == onnx.TensorProto.EXTERNAL:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(np.asarray(array), tensor.name))
-    if large:
-        options.add_external_initializers(list(large), list(large.values()))
+    values = {
+        name: onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array))
+        for name, array in outside.items()
+    }
+    if values:
+        options.add_external_initializers(list(values), list(values.values()))
     try:
-        return _Session(
-            onnxruntime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            ),
-            large,
+        session = onnxruntime.InferenceSession(
+            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
         )
-    except Exception as error:  # as above
+    except Exception as error:  # its exceptions have no other base
         raise _cannot(file, error) from error
+    return Session(file, session, values)
 
 
 @dataclass(frozen=True, slots=True)
-class _Session:
+class Session:
     """A session and the weights that it does not own."""
 
+    file: OnnxFile
     session: Any
     weights: dict[str, Any]
 
-    def run(self, outputs: list[str], inputs: dict[str, Array]) -> list[Any]:
-        """The values named in `outputs`."""
-        found: list[Any] = self.session.run(outputs, inputs)
+    def run(self, outputs: list[str], inputs: Mapping[str, Array]) -> list[Any]:
+        """The values named in `outputs`.
+
+        Raises:
+            ModelError: it fails with these inputs.
+        """
+        try:
+            found: list[Any] = self.session.run(outputs, dict(inputs))
+        except Exception as error:  # its exceptions have no other base
+            raise _cannot(self.file, error) from error
         return found
+
+
+def _may_lie_outside(name: str, array: Array, outputs: Collection[str]) -> bool:
+    """Whether our blobs have a form for it, and it is nothing else beside."""
+    return str(array.dtype) in DTYPE_BYTES and len(name) <= MAX_NAME_LENGTH and name not in outputs
 
 
 def _declare_external(tensor: Any, array: Array) -> None:
@@ -174,7 +218,12 @@ def _declare_external(tensor: Any, array: Array) -> None:
         tensor.external_data.add(key=key, value=value)
 
 
-def _spec(file: OnnxFile, name: str, result: Any) -> TensorSpec:
+def tensor_spec(file: OnnxFile, name: str, result: Any) -> TensorSpec:
+    """The form of what came out under `name`.
+
+    Raises:
+        ModelError: it has no place in our graphs.
+    """
     if not isinstance(result, np.ndarray):
         raise ModelError(
             f"{file.path}: value {name!r}", expected="a tensor", got=type(result).__name__

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from orchestrator.models.threads import one_thread
 from shared.graph import Graph, TensorSpec
 from shared.tensor import Array
 
+Answer: TypeAlias = Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]
+"""Gives the original's outputs in the order of the graph's."""
 COUNT = 3
 _COARSEST = 7
 """Cells along an edge of the coarsest pattern that a smooth input is made of."""
@@ -34,6 +37,11 @@ def references(module: torch.nn.Module, graph: Graph, call: Call) -> tuple[Refer
 
     Computed as it stands: float32, contiguous, one operator after the other, one thread.
     """
+    return answered(graph, original_answers(module, call))
+
+
+def original_answers(module: torch.nn.Module, call: Call) -> Answer:
+    """What `module` answers, called as `call` says: its output tensors in order, for inputs by name."""
 
     def answer(inputs: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         # Without the shortcut for transformers, which computes in another order.
@@ -46,12 +54,10 @@ def references(module: torch.nn.Module, graph: Graph, call: Call) -> tuple[Refer
         # Whatever it is nested in: the order is that of the traced graph's outputs.
         return [leaf for leaf in tree_leaves(result) if isinstance(leaf, torch.Tensor)]
 
-    return answered(graph, answer)
+    return answer
 
 
-def answered(
-    graph: Graph, answer: Callable[[dict[str, torch.Tensor]], list[torch.Tensor]]
-) -> tuple[Reference, ...]:
+def answered(graph: Graph, answer: Answer) -> tuple[Reference, ...]:
     """`COUNT` references; `answer` gives the original's outputs in the order of the graph's.
 
     White noise, and last a smooth pattern with large bright and dark areas: a network can be calm on one and

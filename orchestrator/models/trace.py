@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import logging
 import operator
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,10 @@ from orchestrator.models.lowering import (
 )
 from shared.errors import ModelError
 from shared.graph import DTYPE_BYTES, Node, Operand, TensorSpec, Value
+
+
+class UntraceableError(ModelError):
+    """`torch.export` cannot follow a module: its control flow may depend on values."""
 
 
 @dataclass(slots=True)
@@ -66,29 +71,35 @@ def trace(module: torch.nn.Module, example: Call) -> Traced:
     """Trace `module` (in eval mode) on inputs shaped like those of `example`.
 
     Raises:
-        ModelError: `torch.export` cannot trace it, or it uses an operator that is not on the list.
+        UntraceableError: `torch.export` cannot trace it.
+        ModelError: it uses an operator that is not on the list.
     """
+    program = _program(module, example)
+    return lower(program.graph, _constants(program))
+
+
+def _program(module: torch.nn.Module, example: Call) -> Any:
     chatter = logging.getLogger("torch.fx.experimental.symbolic_shapes")
     fastpath, silent = torch.backends.mha.get_fastpath_enabled(), chatter.disabled
     chatter.disabled = True  # what it has to say stands in the error
     # The shortcut for transformers is one opaque operator; without it their layers are traced as they are.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as above
             # Copies, because torch.export takes one tensor given twice for one input.
             call = example.copied()
-            program = torch.export.export(module, call.args, dict(call.kwargs))
+            return torch.export.export(module, call.args, dict(call.kwargs))
     except Exception as error:
         # torch.export raises errors of a dozen unrelated types, all meaning the same to the caller.
         first_line = str(error).strip().partition("\n")[0][:300]
-        raise ModelError(
+        raise UntraceableError(
             f"the model cannot be traced: {type(error).__name__}: {first_line}",
             expected="a forward without control flow that depends on the values of tensors",
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         chatter.disabled = silent
-    return lower(program.graph, _constants(program))
 
 
 def lower(graph: Any, constants: Mapping[str, tuple[str, torch.Tensor]]) -> Traced:

@@ -131,7 +131,8 @@ class ModelState:
     without the number of stages that was asked for. `cpu_reserved` is the share of each node's CPU that is
     kept for the rate that was asked for. `manifest` is the package that is served, of `manifest_bytes`: a
     standby fetches it, and what it names, before it has to take over. `level` is how far the graph was
-    optimised; at O2 `quantisation` says how well it answers, and answers say `"exact": false`.
+    optimised; at O2 `quantisation` says how well it answers, and answers say `"exact": false`. `whole` says
+    why the model is not cut, where it cannot be.
     """
 
     state: Literal["serving", "loading", "unserved", "failed"]
@@ -150,6 +151,7 @@ class ModelState:
     runtime: str = ""
     level: str = ""
     quantisation: Quantisation | None = None
+    whole: str = ""
     alternatives: list[AlternativeRow] = field(default_factory=list)
     free_choice: AlternativeRow | None = None
     cpu_reserved: dict[str, float] = field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -55,3 +56,54 @@ def convolutional() -> nn.Module:
             nn.init.normal_(layer.running_mean)
             nn.init.uniform_(layer.running_var, 0.5, 2)
     return net
+
+
+class Branching(nn.Module):
+    """What it computes depends on what it is given: a branch, and a loop of unknown length."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x) if bool(x.sum() > 0) else self.second(x)
+        while bool(y.abs().max() < 10):
+            y = y * 2
+        return y
+
+
+class Recurrent(nn.Module):
+    """An LSTM and the best of what it says: nothing that is cut around, and outputs by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(4, 8, batch_first=True)
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> dict[str, torch.Tensor]:
+        y, _ = self.lstm(x)
+        values, indices = torch.topk(self.head(y[:, -1]), 2)
+        return {"values": values, "indices": indices}
+
+
+class Foreign(nn.Module):
+    """It leaves torch in between."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(np.sort(x.numpy()))
+
+
+def branching() -> nn.Module:
+    """As a factory."""
+    return Branching()
+
+
+def recurrent() -> nn.Module:
+    """As a factory."""
+    return Recurrent()
+
+
+def foreign() -> nn.Module:
+    """As a factory."""
+    return Foreign()
