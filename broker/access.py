@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Literal
 
+from broker.bridge import CROSSINGS, Direction
 from shared.errors import ConfigurationError
 from shared.ids import ORCHESTRATOR, check_name
 from shared.topics import Topics
@@ -32,9 +33,13 @@ class Role(StrEnum):
     """Sends jobs in its own name, and reads its own answers."""
     MONITOR = "monitor"
     """Reads what is meant for people; writes nothing."""
+    BRIDGE = "bridge"
+    """Another broker: all that its agents and clients say and hear (`broker/bridge.py`)."""
 
 
 Access = Literal["read", "write", "readwrite"]
+
+_ACROSS: dict[Direction, Access] = {"out": "write", "in": "read", "both": "readwrite"}
 
 OPEN_TO_ALL: tuple[str, ...] = ("node_state", "telemetry", "model_state", "orchestrator_state")
 """What every role but an agent may read: who is there, how they do, what is served."""
@@ -91,6 +96,10 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
         # The models it uploads; each piece is checked against its digest by who asked for it.
         Grant("read", "artifact_want"),
         Grant("write", "artifact_piece", peer=ORCHESTRATOR),
+    ),
+    Role.BRIDGE: tuple(
+        Grant(_ACROSS[crossing.direction], crossing.topic, peer=crossing.peer)
+        for crossing in CROSSINGS
     ),
 }
 """The orchestrator is not in here: it may do everything below the root."""

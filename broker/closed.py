@@ -9,6 +9,8 @@
     DIR/authority.key    vouches for those who sign (`broker/authority.py`); whoever has it can command
     DIR/server.pem, .key the broker's certificate
     DIR/tokens/NAME      the bundles made by `init`, for the orchestrator and the operator
+    DIR/bridge.token     of a branch: its login to the main broker, whose authority vouches for signers
+    DIR/bridge-ca.pem    the authority of the main broker's certificate
     DIR/mosquitto.*      what Mosquitto keeps while it runs
 
 Files with secrets are readable by their owner only. A password is in the token that is handed out and
@@ -29,6 +31,7 @@ from typing import Self
 
 from broker.access import Role, User, render
 from broker.authority import SIGNERS, Authority
+from broker.bridge import Bridge
 from broker.certificates import Pair, make_authority, make_server
 from broker.config import Security
 from broker.passwords import new_password, password_line
@@ -42,6 +45,7 @@ from shared.topics import DEFAULT_ROOT, Topics
 DEFAULT_PORT = 8883
 _FILE = "closed.json"
 _AUTHORITY_KEY = "authority.key"
+_BRIDGE_TOKEN, _BRIDGE_CA = "bridge.token", "bridge-ca.pem"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,8 +86,11 @@ class ClosedBroker:
         port: int = DEFAULT_PORT,
         root: str = DEFAULT_ROOT,
         now: dt.datetime,
+        main: BrokerUrl | None = None,
     ) -> Self:
         """Make the set-up, with a token for the orchestrator and one for an operator in `DIR/tokens`.
+
+        A branch gets neither: both are at its main broker, whose authority is its own.
 
         Args:
             directory: made when missing.
@@ -92,10 +99,17 @@ class ClosedBroker:
             port: where it will listen.
             root: the cluster's root topic.
             now: certificates count from here, with time zone.
+            main: the main broker of a branch: a token that was made there for the role `bridge`.
 
         Raises:
             ConfigurationError: there is one already, or a value makes no sense.
         """
+        if main is not None and (not main.own_login or main.ca_pem is None):
+            raise ConfigurationError(
+                "a closed branch logs in to a closed main broker",
+                expected="a token: `amp4ec join-token NAME --role bridge` at the main broker",
+                got=str(main),
+            )
         if cls.is_here(directory):
             raise ConfigurationError(
                 f"{directory} holds a closed broker already; `amp4ec join-token` adds to it",
@@ -106,13 +120,21 @@ class ClosedBroker:
         authority = make_authority("AMP4EC cluster", now)
         server = make_server(authority, hosts, now)
         directory.mkdir(parents=True, exist_ok=True)
-        signing = Authority.generate()
-        settings = _Settings(hosts=tuple(hosts), port=port, root=root, authority=signing.public)
+        signing = Authority.generate() if main is None else None
+        settings = _Settings(
+            hosts=tuple(hosts), port=port, root=root, authority=_vouching(main, signing)
+        )
         closed = cls(directory, settings)
         closed._write_pair("ca", authority)
-        _write(closed.directory / _AUTHORITY_KEY, signing.pem(), secret=True)
         closed._write_pair("server", server)
         _write(closed.directory / "passwords", b"", secret=True)
+        if main is not None:
+            _write(closed.directory / _BRIDGE_TOKEN, f"{main.token()}\n".encode(), secret=True)
+            _write(closed.directory / _BRIDGE_CA, (main.ca_pem or "").encode(), secret=False)
+        if signing is None:
+            closed._save()
+            return closed
+        _write(closed.directory / _AUTHORITY_KEY, signing.pem(), secret=True)
         closed._save()
         (closed.directory / "tokens").mkdir(exist_ok=True, mode=0o700)
         for role in (Role.ORCHESTRATOR, Role.OPERATOR):
@@ -174,6 +196,27 @@ class ClosedBroker:
             key_file=str(self.directory / "server.key"),
             password_file=str(self.directory / "passwords"),
             acl_file=str(self.directory / "acl"),
+        )
+
+    def bridge(self, nodes: Sequence[str] = ()) -> Bridge | None:
+        """What connects a branch to its main broker; None where this is no branch.
+
+        Args:
+            nodes: as of `Bridge`.
+
+        Raises:
+            ConfigurationError: the token is damaged, or a node's name is none.
+        """
+        token = self.directory / _BRIDGE_TOKEN
+        if not token.exists():
+            return None
+        main = BrokerUrl.parse(f"@{token}")
+        return Bridge(
+            remote=main,
+            root=self.root,
+            name=main.username or "branch",
+            nodes=tuple(nodes),
+            ca_file=str(self.directory / _BRIDGE_CA),
         )
 
     def token_file(self, name: str) -> Path:
@@ -247,6 +290,12 @@ class ClosedBroker:
         try:
             authority = Authority.load(path.read_bytes())
         except OSError as error:
+            if (self.directory / _BRIDGE_TOKEN).exists():
+                raise ConfigurationError(
+                    f"{self.directory} is a branch: orchestrators and operators are at its main broker",
+                    expected="another role, or `amp4ec join-token` there",
+                    got=f"--role {user.role}",
+                ) from None
             raise ConfigurationError(
                 f"the token of an {user.role} is signed with {path}: put it back for that long",
                 expected=str(path),
@@ -286,6 +335,13 @@ class ClosedBroker:
     def _write_pair(self, name: str, pair: Pair) -> None:
         _write(self.directory / f"{name}.pem", pair.certificate, secret=False)
         _write(self.directory / f"{name}.key", pair.key, secret=True)
+
+
+def _vouching(main: BrokerUrl | None, signing: Authority | None) -> str:
+    """The public key that signers are vouched for with; empty below a main broker that has none."""
+    if signing is not None:
+        return signing.public
+    return main.credentials.authority if main is not None and main.credentials is not None else ""
 
 
 def _is_mosquitto(pid: int) -> bool:

@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
+from broker.bridge import Bridge
 from shared.errors import ConfigurationError
 
 _EXPIRATION: Final = re.compile(r"[1-9][0-9]*[hdwmy]")
@@ -56,6 +57,8 @@ class BrokerConfig:
     """TLS, passwords and an ACL; None lets anybody in who reaches the port."""
     pid_file: str | None = None
     """Where it writes its process id, for who has to tell it that the files of `security` changed."""
+    bridge: Bridge | None = None
+    """The connection to a main broker, which makes this one a branch."""
     user: str | None = None
     """Whom Mosquitto becomes when root starts it; None leaves it at its own choice, `mosquitto`."""
 
@@ -99,6 +102,7 @@ class BrokerConfig:
             self._persistence(),
             self._log(),
             self._listeners(),
+            "" if self.bridge is None else self.bridge.render(),
         ]
         return "\n".join(part.strip("\n") + "\n" for part in parts if part)
 
@@ -116,11 +120,15 @@ pid_file {self.pid_file}
         return text
 
     def _limits(self) -> str:
+        # A bridge tells the other side this number as its receive maximum, where 0 is a protocol error;
+        # Mosquitto 2.0.11 makes 0 of 65,535, too.
+        inflight = 0 if self.bridge is None else 65_534
         return f"""
-# QoS 1 messages on their way to one client. 0 sets no limit of the broker's: an MQTT 5 client says
-# itself how many it takes (its receive maximum), and ours do. The default of 20 would stop a client
-# that acknowledges jobs when they are done, and not when they arrive, at its twentieth job.
-max_inflight_messages 0
+# QoS 1 messages on their way to one client. 0 sets no limit of the broker's, 65534 is the most that
+# a branch can say: an MQTT 5 client says itself how many it takes (its receive maximum), and ours
+# do. The default of 20 would stop a client that acknowledges jobs when they are done, and not when
+# they arrive, at its twentieth job.
+max_inflight_messages {inflight}
 
 # What is kept for one client beyond that, while it is away or slow. Beyond it Mosquitto drops
 # without a word, so it is far more than ours let wait: the orchestrator itself bounds jobs at 1,000

@@ -29,6 +29,7 @@ from typing import Final, Self
 
 from broker.config import BrokerConfig
 from shared.errors import BrokerError
+from shared.files import write_whole
 
 _logger = logging.getLogger(__name__)
 
@@ -214,7 +215,8 @@ class Broker:
     async def _start_once(self, program: Path) -> None:
         _check_free(self._config.bind, self._port)
         config_file = self._directory / "mosquitto.conf"
-        config_file.write_text(self._rendered())
+        # It may hold the password of a bridge.
+        write_whole(config_file, self._rendered().encode(), mode=0o600)
         with contextlib.ExitStack() as files:
             output = (
                 None

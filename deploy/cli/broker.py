@@ -11,16 +11,19 @@ from typing import TYPE_CHECKING
 import click
 
 from deploy.cli.openness import is_loopback
-from deploy.cli.options import NAME, ROOT, Common, json_option, service_options
+from deploy.cli.options import BROKER, NAME, ROOT, Common, json_option, service_options
 from deploy.cli.output import note, print_json, print_line
+from shared.bus import BrokerUrl
 from shared.errors import ConfigurationError
+from shared.ids import name_from
 from shared.topics import DEFAULT_ROOT
 
 if TYPE_CHECKING:
+    from broker.bridge import Bridge
     from broker.closed import ClosedBroker
 
 _OPEN_PORT = 1883
-_ROLES = ("agent", "client", "monitor", "operator", "orchestrator")
+_ROLES = ("agent", "client", "monitor", "operator", "orchestrator", "bridge")
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
@@ -51,6 +54,24 @@ _DIRECTORY = click.Path(file_okay=False, path_type=Path)
     is_flag=True,
     help="Let anybody who reaches the port do anything, on other networks than loopback, too.",
 )
+@click.option(
+    "--bridge",
+    type=BROKER,
+    help="Be a branch of the broker at this address: agents and clients here belong to the cluster there. "
+    "A closed branch knows it from `broker init --bridge`.",
+)
+@click.option(
+    "--bridge-node",
+    "bridge_nodes",
+    type=NAME,
+    multiple=True,
+    help="Let only this node's orders and weights come over the bridge; repeatable.  [default: all nodes']",
+)
+@click.option(
+    "--print-config",
+    is_flag=True,
+    help="Print the configuration for a Mosquitto of your own, and run nothing.",
+)
 @service_options
 def broker_command(
     *,
@@ -60,6 +81,9 @@ def broker_command(
     websocket_port: int | None,
     directory: Path | None,
     insecure: bool,
+    bridge: BrokerUrl | None,
+    bridge_nodes: tuple[str, ...],
+    print_config: bool,
 ) -> int:
     """Run Mosquitto with the settings that AMP4EC needs, until Ctrl-C.
 
@@ -71,6 +95,7 @@ def broker_command(
         amp4ec broker
         amp4ec broker init ~/amp4ec --host "$(hostname)"
         amp4ec broker --directory ~/amp4ec
+        amp4ec broker --bridge mqtt://192.168.1.5
     """  # noqa: D301
     if click.get_current_context().invoked_subcommand is not None:
         return 0
@@ -94,8 +119,12 @@ def broker_command(
         persistence_dir=None if directory is None else str(directory),
         security=None if closed is None else closed.security,
         pid_file=None if closed is None else str(closed.pid_file),
+        bridge=_bridge(common, closed, bridge, bridge_nodes),
         log_types=("all",) if common.log_level == "debug" else ("error", "warning", "notice"),
     )
+    if print_config:
+        print_line(config.render().rstrip())
+        return 0
     return run_foreground(config, on_ready=lambda broker: note(f"broker ready at {broker.url}"))
 
 
@@ -114,7 +143,14 @@ def broker_command(
 @click.option(
     "--root", type=ROOT, default=DEFAULT_ROOT, show_default=True, help="The cluster's root topic."
 )
-def init_command(*, directory: Path, hosts: tuple[str, ...], port: int, root: str) -> int:
+@click.option(
+    "--bridge",
+    type=BROKER,
+    help="Make a branch: the token of a `bridge` role of the main broker's (`amp4ec join-token`).",
+)
+def init_command(
+    *, directory: Path, hosts: tuple[str, ...], port: int, root: str, bridge: BrokerUrl | None
+) -> int:
     """Make a closed broker in DIRECTORY: an authority, a certificate, and the first two logins.
 
     What the orchestrator and operators say is signed; a broker that was broken into cannot make agents run
@@ -122,8 +158,10 @@ def init_command(*, directory: Path, hosts: tuple[str, ...], port: int, root: st
     a token for an operator or orchestrator, and may be kept elsewhere until then. ca.key is not read again.
 
     \b
-    Example:
+    Examples; the last two make a branch of the first:
         amp4ec broker init ~/amp4ec --host broker.local --host 192.168.1.5
+        amp4ec join-token barn --role bridge --directory ~/amp4ec --output barn.token
+        amp4ec broker init ~/barn --host barn.local --bridge @barn.token
     """  # noqa: D301
     from broker.closed import ClosedBroker
 
@@ -133,8 +171,18 @@ def init_command(*, directory: Path, hosts: tuple[str, ...], port: int, root: st
         port=port,
         root=root,
         now=dt.datetime.now(dt.UTC),
+        main=bridge,
     )
     base = closed.directory
+    if bridge is not None:
+        print_line(
+            f"closed branch of {bridge.address} in {base}\n"
+            f"  run it:         amp4ec broker --directory {base}\n"
+            f"  a device more:  amp4ec join-token pi-1 --directory {base}\n"
+            "names of nodes are unique over both brokers; orchestrator and operators stay at the main one\n"
+            f"keep {base / 'ca.key'} and bridge.token to yourself"
+        )
+        return 0
     print_line(
         f"closed broker in {base}\n"
         f"  run it:           amp4ec broker --directory {base}\n"
@@ -216,6 +264,33 @@ def join_token_command(
     else:
         print_line(token if output is None else f"{role} {name}: token in {output}")
     return 0
+
+
+def _bridge(
+    common: Common, closed: ClosedBroker | None, main: BrokerUrl | None, nodes: tuple[str, ...]
+) -> Bridge | None:
+    from broker.bridge import Bridge
+
+    if closed is not None:
+        if main is not None:
+            raise click.UsageError(
+                "a closed broker becomes a branch when it is made: amp4ec broker init DIR --bridge @TOKEN"
+            )
+        bridge = closed.bridge(nodes)
+    elif main is None:
+        bridge = None
+    elif main.own_login:
+        raise ConfigurationError(
+            "a branch of a closed broker is closed itself: amp4ec broker init DIR --bridge @TOKEN",
+            expected="the address of an open broker",
+            got=str(main),
+        )
+    else:
+        host = socket.gethostname()
+        bridge = Bridge(remote=main, root=common.root, name=name_from(host, "branch"), nodes=nodes)
+    if bridge is None and nodes:
+        raise click.UsageError("--bridge-node needs a branch: --bridge, or `broker init --bridge`")
+    return bridge
 
 
 def _closed(directory: Path | None) -> ClosedBroker | None:

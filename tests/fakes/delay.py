@@ -3,7 +3,8 @@
     async with DelayRelay("127.0.0.1", port) as relay:
         relay.delay_s = 0.05  # each way; connect to relay.port instead
 
-Unlike a pause per piece this costs no throughput: what follows is under way meanwhile.
+Unlike a pause per piece this costs no throughput: what follows is under way meanwhile. `cut` ends what is
+connected and refuses what connects, until `heal`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,15 @@ class DelayRelay:
         self._server_port = port
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
+        self._is_cut = False
+
+    def cut(self) -> None:
+        self._is_cut = True
+        for connection in self._connections:
+            connection.cancel()
+
+    def heal(self) -> None:
+        self._is_cut = False
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._connected, self._host, 0)
@@ -48,6 +58,9 @@ class DelayRelay:
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._is_cut:
+            writer.close()
+            return
         task = asyncio.create_task(self._connection(reader, writer), name="delay relay")
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
