@@ -168,4 +168,3 @@ restart_timeout {RECONNECT_S[0]} {RECONNECT_S[1]}
             else f"bridge_cafile {self._authority}\n"
         )
         return text + ("bridge_insecure true\n" if self.remote.insecure else "")
-

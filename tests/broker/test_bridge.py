@@ -8,6 +8,7 @@ import datetime as dt
 import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,10 +128,20 @@ async def test_a_job_and_its_answer_cross_with_their_properties_and_once(pair: P
     assert (job.properties, job.qos) == (PROPERTIES, 1)
     for number in range(20):
         await pair.main.publish(
-            "activation", b"in %d" % number, properties=PROPERTIES, pipeline="p", generation=1, stage=0
+            "activation",
+            b"in %d" % number,
+            properties=PROPERTIES,
+            pipeline="p",
+            generation=1,
+            stage=0,
         )
         await pair.branch.publish(
-            "activation", b"on %d" % number, properties=PROPERTIES, pipeline="p", generation=1, stage=1
+            "activation",
+            b"on %d" % number,
+            properties=PROPERTIES,
+            pipeline="p",
+            generation=1,
+            stage=1,
         )
     await pair.branch.publish("stage_result", b"made", pipeline="p", generation=1)
     await pair.main.bus.publish(f"{TOPICS.root}/result/me", b"answer", properties=PROPERTIES)
@@ -188,10 +199,8 @@ async def test_after_a_cut_both_sides_have_what_was_said_last(pair: Pair) -> Non
     for side in (pair.main, pair.branch):
         late = Side(side.bus._url, "late")
         async with late.inside():
-            await until(
-                lambda: late.payloads("node_state", node="pi-1")  # noqa: B023 (awaited here)
-                and late.payloads("model_state", model="m")  # noqa: B023
-            )
+            await until(partial(late.payloads, "node_state", node="pi-1"))
+            await until(partial(late.payloads, "model_state", model="m"))
             assert late.payloads("node_state", node="pi-1") == [b"lost"]
             assert late.payloads("model_state", model="m") == [b"serving"]
 
@@ -208,9 +217,10 @@ async def test_a_last_will_at_the_branch_is_heard_at_the_main_broker(pair: Pair)
     )
     async with dying:
         await dying.publish(topic, b"online", retain=True)
-        connection = dying._connection
-        assert connection is not None
-        connection._paho.socket().shutdown(socket.SHUT_RDWR)
+        assert dying._connection is not None
+        wire = dying._connection._paho.socket()
+        assert isinstance(wire, socket.socket)
+        wire.shutdown(socket.SHUT_RDWR)
         await until(lambda: b"lost" in pair.main.payloads("node_state", node="pi-1"))
 
 
@@ -228,7 +238,9 @@ async def test_a_closed_branch_of_a_closed_broker(tmp_path: Path, unused_port: i
     async with contextlib.AsyncExitStack() as stack:
         await stack.enter_async_context(
             Broker(
-                directory=home.directory, port=home.port, config=BrokerConfig(security=home.security)
+                directory=home.directory,
+                port=home.port,
+                config=BrokerConfig(security=home.security),
             )
         )
         branch = await stack.enter_async_context(
@@ -254,9 +266,7 @@ async def test_a_closed_branch_of_a_closed_broker(tmp_path: Path, unused_port: i
                 and device.payloads("assignment", node="pi-1")
             ):
                 await device.publish("report", b"here", node="pi-1")
-                await orchestrator.publish(
-                    "assignment", b"do", node="pi-1", properties=PROPERTIES
-                )
+                await orchestrator.publish("assignment", b"do", node="pi-1", properties=PROPERTIES)
                 await asyncio.sleep(0.1)
         (told, *_) = [m for m in device.heard if m.payload == b"do"]
         assert told.properties == PROPERTIES

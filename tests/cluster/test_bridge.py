@@ -61,28 +61,29 @@ async def two_sites(directory: Path) -> AsyncIterator[tuple[LocalCluster, Broker
 
 
 async def test_a_pipeline_crosses_the_bridge_and_outlives_a_cut(tmp_path: Path) -> None:
-    async with two_sites(tmp_path) as (cluster, branch, wire):
-        async with cluster.client() as at_main, Client(branch.url) as at_branch:
-            async with asyncio.timeout(60):
-                while len((await at_main.status()).online) < 2:
-                    await asyncio.sleep(0.1)
-            await cluster.serve(MODEL, FLAGS)
-            for client in (at_main, at_branch):
-                result = await client.infer(MODEL, PHOTO)
-                assert set(result.nodes) == {"agent-1", "agent-2"}
-                assert result.exact
-            before = (await at_branch.infer(MODEL, PHOTO)).top[0]
+    async with (
+        two_sites(tmp_path) as (cluster, branch, wire),
+        cluster.client() as at_main,
+        Client(branch.url) as at_branch,
+    ):
+        await cluster.wait_for_nodes(2)
+        await cluster.serve(MODEL, FLAGS)
+        for client in (at_main, at_branch):
+            result = await client.infer(MODEL, PHOTO)
+            assert set(result.nodes) == {"agent-1", "agent-2"}
+            assert result.exact
+        before = (await at_branch.infer(MODEL, PHOTO)).top[0]
 
-            wire.cut()
-            # Nobody announces it: the branch's node falls silent, and the model runs without it.
-            await status_when(at_main, "served by one", 60, {"agent-1"})
-            assert set((await at_main.infer(MODEL, PHOTO)).nodes) == {"agent-1"}
-            # A job of the branch waits there, and is answered when the bridge stands again.
-            waiting = asyncio.create_task(at_branch.infer(MODEL, PHOTO, timeout_s=90))
-            await asyncio.wait((waiting,), timeout=1.0)
-            assert not waiting.done()
-            wire.heal()
-            answer = await waiting
-            assert answer.top[0].index == before.index
-            await status_when(at_main, "served by both again", 60, {"agent-1", "agent-2"})
-            assert set((await at_branch.infer(MODEL, PHOTO)).nodes) == {"agent-1", "agent-2"}
+        wire.cut()
+        # Nobody announces it: the branch's node falls silent, and the model runs without it.
+        await status_when(at_main, "served by one", 60, {"agent-1"})
+        assert set((await at_main.infer(MODEL, PHOTO)).nodes) == {"agent-1"}
+        # A job of the branch waits there, and is answered when the bridge stands again.
+        waiting = asyncio.create_task(at_branch.infer(MODEL, PHOTO, timeout_s=90))
+        await asyncio.wait((waiting,), timeout=1.0)
+        assert not waiting.done()
+        wire.heal()
+        answer = await waiting
+        assert answer.top[0].index == before.index
+        await status_when(at_main, "served by both again", 60, {"agent-1", "agent-2"})
+        assert set((await at_branch.infer(MODEL, PHOTO)).nodes) == {"agent-1", "agent-2"}

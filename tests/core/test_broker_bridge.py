@@ -1,4 +1,4 @@
-"""What crosses between a branch and its main broker, as text; what Mosquitto makes of it is in tests/broker."""
+"""What crosses between a branch and its main broker, as text."""
 
 from __future__ import annotations
 
