@@ -20,6 +20,7 @@ from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus, Propertie
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, JobError, ProtocolError
 from shared.messages.operation import (
+    DeploymentsRequest,
     ExplainRequest,
     OrchestratorState,
     PlanRequest,
@@ -40,13 +41,16 @@ _REPEAT_S = 20.0
 """Then it is asked again: among a flood of others' requests one may be dropped."""
 Step = Callable[[str], None]
 """Gets a line of progress."""
-Request = ServeRequest | StopRequest | ReplanRequest | ExplainRequest | PlanRequest
+Request = (
+    ServeRequest | StopRequest | ReplanRequest | ExplainRequest | PlanRequest | DeploymentsRequest
+)
 _VERBS: Mapping[type, str] = {
     ServeRequest: "serve",
     StopRequest: "stop",
     ReplanRequest: "replan",
     ExplainRequest: "explain",
     PlanRequest: "plan",
+    DeploymentsRequest: "deployments",
 }
 
 

@@ -14,6 +14,7 @@ from typing import assert_never
 from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import cluster_events as events
 from orchestrator.deployer import Deployer
+from orchestrator.deployment_log import DeploymentLog
 from orchestrator.model_states import ModelStates
 from orchestrator.outbox import Outbox
 from orchestrator.served_file import ServedFile
@@ -35,6 +36,7 @@ class ClusterActions:
         deployer: Deployer,
         states: ModelStates,
         served: ServedFile,
+        deployments: DeploymentLog,
         counters: Counter[str],
     ) -> None:
         self._outbox = outbox
@@ -42,6 +44,7 @@ class ClusterActions:
         self._deployer = deployer
         self._states = states
         self._served = served
+        self._deployments = deployments
         self._counters = counters
 
     def perform(self, actions: Iterable[events.Action]) -> None:
@@ -76,6 +79,9 @@ class ClusterActions:
                 | events.LosePipeline()
             ):
                 self._deployer.tell(action)
+            case events.DeploymentEnded():
+                slice_s = self._deployer.take_slice_s(action.model, action.generation)
+                self._deployments.add(action, slice_s)
             case events.PublishModel(model):
                 self._served.write(model, self._states.publish(model, time.monotonic()))
             case events.Tell():

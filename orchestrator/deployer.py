@@ -29,6 +29,10 @@ PipelineAction = (
 )
 
 
+_MOST_TIMED = 1000
+"""Generations: those of earlier orchestrators are assigned again, and never end as ours do."""
+
+
 class Deployer:
     """Turns stages into digests, and plans into what the dispatcher goes by.
 
@@ -52,6 +56,7 @@ class Deployer:
         self._prefetch = prefetch
         self._keys = keys
         self._assigned: dict[str, set[str]] = {}
+        self._slice_s: dict[tuple[str, int], float] = {}
 
     @property
     def in_use(self) -> Collection[str]:
@@ -65,7 +70,7 @@ class Deployer:
             Amp4ecError: a stage of it cannot be made.
         """
         self._assigned[action.node] = {ref.entry.manifest for ref in action.stages}
-        stages = [self._keyed(self._library.assignment(ref)) for ref in action.stages]
+        stages = [self._stage(ref) for ref in action.stages]
         needed = {blob.digest for stage in stages for blob in stage.weights}
         prefetch = {
             blob.digest: blob
@@ -82,6 +87,20 @@ class Deployer:
             prefetch=list(prefetch.values()),
         )
         self._outbox.publish("assignment", assignment, retain=True, node=action.node)
+
+    def take_slice_s(self, model: str, generation: int) -> float:
+        """Seconds spent so far on making a generation's stages, which is over now."""
+        return self._slice_s.pop((model, generation), 0.0)
+
+    def _stage(self, ref: events.StageRef) -> StageAssignment:
+        began = time.perf_counter()
+        try:
+            return self._keyed(self._library.assignment(ref))
+        finally:
+            key = (ref.entry.name, ref.generation)
+            if key in self._slice_s or len(self._slice_s) < _MOST_TIMED:
+                spent_s = time.perf_counter() - began
+                self._slice_s[key] = self._slice_s.get(key, 0.0) + spent_s
 
     def _keyed(self, stage: StageAssignment) -> StageAssignment:
         if self._keys is None:

@@ -1,4 +1,4 @@
-"""Requests of operators: `serve`, `stop`, `replan`, `explain`, `plan`.
+"""Requests of operators: `serve`, `stop`, `replan`, `explain`, `plan`, `deployments`.
 
 A model is prepared before the cluster hears of it: its artifacts are fetched from whoever asked, read and
 checked. Of two requests under one name the later counts, also while the earlier is being prepared.
@@ -17,12 +17,15 @@ from orchestrator.core import cluster_events as events
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.decisions import decisions
+from orchestrator.deployment_log import DeploymentLog
 from orchestrator.entries import choose_entry
 from orchestrator.library import Library
 from orchestrator.plan_requests import PlanRequests
 from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
 from shared.messages.operation import (
+    Deployments,
+    DeploymentsRequest,
     ExplainRequest,
     PlanRequest,
     ReplanRequest,
@@ -64,6 +67,7 @@ class Operators:
         announcer: Announcer,
         step: Callable[[events.Event], None],
         dispatched: Callable[[], Snapshot | None],
+        deployments: DeploymentLog,
     ) -> None:
         self._library = library
         self._transfers = transfers
@@ -71,6 +75,7 @@ class Operators:
         self._announcer = announcer
         self._step = step
         self._dispatched = dispatched
+        self._deployments = deployments
         self._plans = PlanRequests(
             library=library,
             transfers=transfers,
@@ -117,11 +122,17 @@ class Operators:
                     self._step(events.ReplanAsked(time.monotonic(), again.transaction, again.model))
                 case "explain":
                     self._explain(decode_json(payload, ExplainRequest))
+                case "deployments":
+                    listed = decode_json(payload, DeploymentsRequest)
+                    found = Deployments(deployments=self._deployments.latest(listed))
+                    self._announcer.done(verb, listed.transaction, to_builtins(found))
                 case "plan":
                     self._plans.take(decode_json(payload, PlanRequest))
                 case _:
                     raise ProtocolError(
-                        "unknown verb", expected="serve, stop, replan, explain or plan", got=verb
+                        "unknown verb",
+                        expected="serve, stop, replan, explain, plan or deployments",
+                        got=verb,
                     )
         except Exception as error:
             if isinstance(error, Amp4ecError):

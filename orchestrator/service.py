@@ -27,6 +27,7 @@ from orchestrator.core import dispatch_events as dispatch
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.deployer import Deployer
+from orchestrator.deployment_log import DeploymentLog
 from orchestrator.dispatch_notes import Report, RoundingMeasured
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.doubts import LIVE_S, Doubts
@@ -148,6 +149,7 @@ class Orchestrator:
             prefetch=options.prefetch,
             keys=self._keys.pipelines,
         )
+        self._deployments = DeploymentLog(options.state_dir / "deployments.json", options.root)
         self._operators = Operators(
             library=self._library,
             transfers=self._transfers,
@@ -155,6 +157,7 @@ class Orchestrator:
             announcer=self._announcer,
             step=self._step,
             dispatched=lambda: self._dispatched,
+            deployments=self._deployments,
         )
         self._served = ServedFile(
             options.state_dir / "served.json",
@@ -168,6 +171,7 @@ class Orchestrator:
             deployer=self._deployer,
             states=self._states,
             served=self._served,
+            deployments=self._deployments,
             counters=self._counters,
         )
         self._restore = Restore(

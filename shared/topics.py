@@ -219,7 +219,7 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=False,
         payload="JSON with `transaction`",
         max_bytes=4 * MIB,
-        text="`serve`, `stop`, `replan`, `plan`, `explain`.",
+        text="`serve`, `stop`, `replan`, `plan`, `explain`, `deployments`.",
         vouched_by="operator",
     ),
     TopicSpec(

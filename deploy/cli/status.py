@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import click
 
+from deploy.cli.deployments import describe_deployments
 from deploy.cli.options import CONNECT_S, Common, common_options, json_option
 from deploy.cli.output import note, print_json, print_line
+from deploy.cli.tables import table
 from deploy.levels import describe_quantisation
 from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
@@ -17,6 +19,8 @@ from shared.messages.model import Figures, ModelState, PredictionError
 from shared.messages.node import Telemetry
 from shared.messages.operation import (
     Decisions,
+    Deployments,
+    DeploymentsRequest,
     ExplainRequest,
     ModelDecision,
     NodeStanding,
@@ -33,16 +37,22 @@ EXPLAIN_TIMEOUT_S = 10.0
     is_flag=True,
     help="Show where each model's latest job went and why: every candidate's terms.",
 )
+@click.option(
+    "--deployments",
+    is_flag=True,
+    help="List the latest deployments: what was put where, when, why, at what cost; what became of it.",
+)
 @json_option
 @common_options
-def status_command(*, common: Common, explain: bool, as_json: bool) -> None:
+def status_command(*, common: Common, explain: bool, deployments: bool, as_json: bool) -> None:
     """Show the orchestrator, the nodes, and what each model runs on.
 
     \b
     Example:
         amp4ec status --broker mqtt://192.168.1.5
     """  # noqa: D301
-    status, decisions = asyncio.run(_status(common, explain=explain))
+    asked = asyncio.run(_status(common, explain=explain, deployments=deployments))
+    status, decisions = asked.status, asked.decisions
     if as_json:
         document: dict[str, object] = {
             "orchestrator": status.orchestrator,
@@ -55,22 +65,41 @@ def status_command(*, common: Common, explain: bool, as_json: bool) -> None:
         }
         if decisions is not None:
             document["decisions"] = decisions.models
+        if asked.deployments is not None:
+            document["deployments"] = asked.deployments.deployments
         print_json(document)
     else:
         print_line(describe(status))
         for each in [] if decisions is None else decisions.models:
             print_line("\n" + describe_decision(each))
+        if asked.deployments is not None:
+            print_line("\n" + describe_deployments(asked.deployments.deployments))
 
 
-async def _status(common: Common, *, explain: bool) -> tuple[ClusterStatus, Decisions | None]:
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What anybody may read, and what was asked for besides."""
+
+    status: ClusterStatus
+    decisions: Decisions | None = None
+    deployments: Deployments | None = None
+
+
+async def _status(common: Common, *, explain: bool, deployments: bool) -> _Asked:
     async with Client(common.broker, root=common.root, connect_timeout_s=CONNECT_S) as client:
-        status = await client.status()
-    if not explain:
-        return status, None
+        asked = _Asked(await client.status())
+    if not explain and not deployments:
+        return asked
     async with connect(common.broker, common.root) as operator:
-        request = ExplainRequest(transaction=new_transaction())
-        response = await operator.ask(request, EXPLAIN_TIMEOUT_S, note)
-    return status, convert(response.data, Decisions)
+        if explain:
+            request = ExplainRequest(transaction=new_transaction())
+            response = await operator.ask(request, EXPLAIN_TIMEOUT_S, note)
+            asked = replace(asked, decisions=convert(response.data, Decisions))
+        if deployments:
+            listing = DeploymentsRequest(transaction=new_transaction())
+            response = await operator.ask(listing, EXPLAIN_TIMEOUT_S, note)
+            asked = replace(asked, deployments=convert(response.data, Deployments))
+    return asked
 
 
 def describe(status: ClusterStatus) -> str:
@@ -104,7 +133,7 @@ def _nodes(status: ClusterStatus) -> str:
         ("node", "state", "cpu", "used", "memory", "up/down", "trip", "stages")
     ]
     rows += [_node(node) for node in status.nodes]
-    return _table(rows, right={2, 3, 4, 5, 6})
+    return table(rows, right={2, 3, 4, 5, 6})
 
 
 def _node(node: NodeView) -> tuple[str, ...]:
@@ -120,6 +149,8 @@ def _node(node: NodeView) -> tuple[str, ...]:
     word = "online"
     if standing is not None and standing.state == "left_out":
         word, stages = "left out", f"{stages}; came and went, for {_time(standing.until_s)} more"
+    if standing is not None and standing.state == "disk_full":
+        word, stages = "disk full", f"{stages}; {standing.reason}"
     return (
         state.node,
         word,
@@ -191,7 +222,7 @@ def describe_model(model: ModelState) -> str:
             )
             for row in pipeline.stages
         ]
-        lines += [f"  pipeline {pipeline.pipeline}", _table(rows, right={3, 4, 5, 6})]
+        lines += [f"  pipeline {pipeline.pipeline}", table(rows, right={3, 4, 5, 6})]
     return "\n".join(lines)
 
 
@@ -213,8 +244,8 @@ def describe_decision(each: ModelDecision) -> str:
         )
         for row in decision.candidates
     ]
-    table = _table(rows, right=set(range(2, 3 + len(names))))
-    return f"{each.model}: the job of {each.age_s:.1f} s ago was sent {how}\n{table}"
+    lines = table(rows, right=set(range(2, 3 + len(names))))
+    return f"{each.model}: the job of {each.age_s:.1f} s ago was sent {how}\n{lines}"
 
 
 def describe_error(error: PredictionError) -> str:
@@ -234,17 +265,6 @@ def _figures(figures: Figures) -> str:
     if figures.exposure_ratio:
         parts.append(f"{figures.exposure_ratio:.0%} exposed")
     return ", ".join(parts)
-
-
-def _table(rows: Sequence[Sequence[str]], right: set[int]) -> str:
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if column in right else cell.ljust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    )
 
 
 def _mega(size: int) -> str:

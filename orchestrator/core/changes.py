@@ -63,6 +63,15 @@ class Shrunk:
 
 
 @dataclass(frozen=True, slots=True)
+class DiskFreed:
+    """A living node has the space on its disk that a stage of a model could not be had for."""
+
+    node: str
+    model: str
+    cause: str
+
+
+@dataclass(frozen=True, slots=True)
 class Refused:
     """A node said something that cannot be true; said once per life and kind of message."""
 
@@ -87,4 +96,15 @@ class Forgotten:
     cause: str
 
 
-Change = Joined | Left | LeftOut | Readmitted | Altered | Shrunk | Refused | Questioned | Forgotten
+Change = (
+    Joined
+    | Left
+    | LeftOut
+    | Readmitted
+    | Altered
+    | Shrunk
+    | DiskFreed
+    | Refused
+    | Questioned
+    | Forgotten
+)

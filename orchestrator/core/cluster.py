@@ -30,6 +30,7 @@ from orchestrator.core import (
     cluster_requests,
     cluster_sharing,
     cluster_stages,
+    deployments,
     ghosts,
     model_view,
 )
@@ -37,6 +38,7 @@ from orchestrator.core.assignments import Assignments
 from orchestrator.core.changes import (
     Altered,
     Change,
+    DiskFreed,
     Forgotten,
     Joined,
     Left,
@@ -241,6 +243,11 @@ class Cluster:
                 case Readmitted(node, cause):
                     only_measured = False
                     context.tell("node_readmitted", cause, node=node)
+                case DiskFreed(node, model, cause):
+                    if (waiting := context.models.get(model)) is not None:
+                        waiting.blocked.pop(node, None)
+                    only_measured = False
+                    context.tell("disk_freed", cause, node=node, model=model)
                 case Shrunk(node, cause):
                     cluster_planning.consider_memory(context, now, node, cause)
                     continue
@@ -283,6 +290,7 @@ class Cluster:
         cluster_planning.consider_neighbours(context, now)
         for served in context.in_order():
             cluster_planning.make_room(context, now, served)
+        deployments.follow(context, now)
         if not context.restoring:
             pushes = context.assignments.changed(self._desired())
             context.actions += pushes

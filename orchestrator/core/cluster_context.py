@@ -31,6 +31,8 @@ class Context:
     draining: list[Generation] = field(default_factory=list)
     numbers: dict[str, int] = field(default_factory=dict)
     moved: dict[str, str] = field(default_factory=dict)
+    deploying: dict[tuple[str, int], Generation] = field(default_factory=dict)
+    """The generations that loaded at the end of the last step."""
     actions: list[Action] = field(default_factory=list)
     finished: list[Finish] = field(default_factory=list)
     """Said last in a step, when the state that they speak of is published."""

@@ -12,7 +12,7 @@ from shared.errors import ErrorCode
 from shared.manifest import Quantisation
 from shared.messages.model import ModelState, ServeOptions
 from shared.messages.node import NodeState, Telemetry
-from shared.messages.stage import Report
+from shared.messages.stage import Report, StageReport
 from shared.profile import UNCOMPRESSED, ModelProfile
 
 
@@ -320,6 +320,37 @@ class LosePipeline:
 
 
 @dataclass(frozen=True, slots=True)
+class StageLoad:
+    """One stage of a plan that was set on its way; `report` is the last that its node said, if anything."""
+
+    pipeline: str
+    stage: int
+    node: str
+    blocks: tuple[int, int]
+    report: StageReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentEnded:
+    """A plan that was set on its way runs (`active`), or was given up: `fate` says why.
+
+    `took_s` is from the decision, `loaded_s` from when its nodes had room for it and were told.
+    """
+
+    model: str
+    manifest: str
+    runtime: str
+    level: str
+    generation: int
+    cause: str
+    took_s: float
+    loaded_s: float
+    active: bool
+    fate: str
+    stages: tuple[StageLoad, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class PublishModel:
     """The model's state changed (`Cluster.model_state`), or it is not served any more."""
 
@@ -368,6 +399,7 @@ Action = (
     | ActivatePipeline
     | DrainPipeline
     | LosePipeline
+    | DeploymentEnded
     | PublishModel
     | Tell
     | Progress

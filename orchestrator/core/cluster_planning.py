@@ -242,6 +242,7 @@ def make_room(context: Context, now: float, served: Served) -> None:
     if held is None:
         return
     if not all(context.members.is_alive(node) for node in held.nodes()):
+        held.fate = "a node was lost before it could load"
         served.held = None
         consider(context, now, served, "a node was lost before it could load")
         return
@@ -254,6 +255,7 @@ def make_room(context: Context, now: float, served: Served) -> None:
     stays = [generation for other in others if (generation := other.stays) is not None]
     if crowded(held, stays, profiles):
         # A node has less than it had when this was planned.
+        held.fate = "the room that was planned with is gone"
         served.held = None
         consider(context, now, served, "the room that was planned with is gone")
         return

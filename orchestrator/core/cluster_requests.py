@@ -59,6 +59,9 @@ def _replace(served: Served, entry: ModelEntry, now: float) -> None:
     if served.active is not None:
         served.before = None if served.active.entry is entry else served.active.entry
     served.entry, served.asked = entry, now
+    for loading in (served.pending, served.held):
+        if loading is not None:
+            loading.fate = "something else was asked for under this name"
     served.pending = served.held = served.again = None
     served.tried = served.failed = False
 
@@ -76,6 +79,11 @@ def stop(context: Context, event: StopAsked) -> None:
         context.drain(served.active)
     else:
         context.moved[event.model] = f"{event.model} made room"
+    for loading in (served.pending, served.held):
+        if loading is not None:
+            loading.fate = "the model was stopped"
+    for node in context.members.nodes.values():
+        node.needs_disk_bytes.pop(event.model, None)
     context.actions.append(ModelForgotten(event.model))
     context.finish_all(served, "it was stopped")
     context.tell("model_stopped", f"{event.model} is not served any more", model=event.model)

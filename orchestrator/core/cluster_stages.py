@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from orchestrator.core.cluster_context import Context
 from orchestrator.core.cluster_events import (
     ActivatePipeline,
@@ -28,6 +30,7 @@ def node_left(context: Context, name: str, *, crashed: bool) -> None:
         if served.active is not None and _lose_on(context, served.active, name, crashed=crashed):
             _after_loss(served, f"node {name} was lost")
         if served.pending is not None and name in served.pending.nodes():
+            served.pending.fate = f"node {name} was lost"
             served.pending = None
 
 
@@ -49,6 +52,9 @@ def activate(context: Context, now: float, served: Served, generation: Generatio
     served.reason, served.switched, served.ran = generation.cause, now, True
     served.failed, served.before = False, None
     generation.activated = True
+    for name in generation.nodes():
+        if (node := context.members.nodes.get(name)) is not None:
+            node.needs_disk_bytes.pop(served.name, None)
     context.moved[served.name] = f"{served.name} runs elsewhere than before"
     announce(context, served)
     for index, pipeline in generation.running():
@@ -68,7 +74,7 @@ def activate(context: Context, now: float, served: Served, generation: Generatio
     context.tell(
         "pipeline_active",
         f"{served.name} generation {generation.number} is active after "
-        f"{now - generation.began:.1f} s: {describe(generation.pipelines())}; predicted "
+        f"{now - generation.decided:.1f} s: {describe(generation.pipelines())}; predicted "
         f"{predicted.throughput_per_s:.1f}/s, {predicted.latency_s * 1000:.0f} ms",
         model=served.name,
         generation=generation.number,
@@ -85,23 +91,51 @@ def announce(context: Context, served: Served) -> None:
         context.actions.append(ModelKnown(served.name, served.entry))
 
 
-def load_failed(context: Context, now: float, served: Served, reasons: dict[str, str]) -> None:
-    """A generation cannot be loaded by some nodes: try the others, else say so."""
-    served.pending = None
+def load_failed(
+    context: Context,
+    now: float,
+    served: Served,
+    reasons: dict[str, str],
+    needs_disk_bytes: int = 0,
+) -> None:
+    """A generation cannot be loaded by some nodes: try the others, else say so.
+
+    Where a disk is full (`needs_disk_bytes` free would do) and the node tells what it has free, it is left
+    out until it has that.
+    """
     context.moved[served.name] = f"{served.name} made room"
     said = []
     for node, reason in sorted(reasons.items()):
         served.blocked[node] = now + context.settings.blocked_s
+        if needs_disk_bytes:
+            _disk_full(context, now, served, node, needs_disk_bytes)
+        event = "disk_full" if needs_disk_bytes else "load_failed"
         text = f"{served.name} could not be loaded on {node}: {reason}"
         said.append(f"could not be loaded on {node}: {reason}")
-        context.tell("load_failed", text, node=node, model=served.name, reason=reason)
+        context.tell(event, text, node=node, model=served.name, reason=reason)
     why = "; ".join(said)
+    if served.pending is not None:
+        served.pending.fate = why
+        served.pending = None
     if served.active is None:
         served.failed, served.reason = True, why
     consider(context, now, served, why)
     if not served.loads and not served.satisfied():
         context.finish_all(served, why)
         give_up_replacing(context, now, served, why)
+
+
+def _disk_full(
+    context: Context, now: float, served: Served, name: str, needs_disk_bytes: int
+) -> None:
+    node = context.members.nodes.get(name)
+    if node is None:
+        return
+    if not node.needs_disk_bytes:
+        node.disk_full_since = now
+    node.needs_disk_bytes[served.name] = needs_disk_bytes
+    if node.telemetry is not None and node.telemetry.disk_free_bytes is not None:
+        served.blocked[name] = math.inf
 
 
 def give_up_replacing(context: Context, now: float, served: Served, why: str) -> None:
@@ -119,7 +153,7 @@ def give_up_replacing(context: Context, now: float, served: Served, why: str) ->
 def load_timed_out(context: Context, now: float, served: Served) -> None:
     """Nodes that do not get a generation loaded in time are as good as failed."""
     limit, pending = context.settings.load_timeout_s, served.pending
-    if pending is not None and now - pending.began > limit:
+    if pending is not None and now - max(pending.began, pending.progressed) > limit:
         slow = {node: f"not ready after {limit:.0f} s" for _, _, node in pending.unready()}
         load_failed(context, now, served, slow)
 
@@ -185,12 +219,18 @@ def _pending_reported(
         return
     for index, number, _ in pending.places_on(node):
         report = states.get((served.name, pending.names[index], pending.number, number))
+        if report is not None:
+            before = pending.loads.get((index, number))
+            pending.loads[index, number] = report
+            if before is not None and report.here_bytes > before.here_bytes:
+                pending.progressed = now  # it takes long, and goes on
         match None if report is None else report.state:
             case "ready":
                 pending.ready.add((index, number))
             case "failed":
                 assert report is not None
-                load_failed(context, now, served, {node: report.reason or "no reason given"})
+                why = report.reason or "no reason given"
+                load_failed(context, now, served, {node: why}, report.needs_disk_bytes)
                 return
             case _:
                 pending.ready.discard((index, number))

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from orchestrator.core.cluster_events import ModelEntry, StageRef
 from orchestrator.core.plan import PipelinePlan, Plan, Priced, StagePlan
 from orchestrator.core.stage_times import StageTimes
+from shared.messages.stage import StageReport
 
 LONGEST_NAME = 60
 """Of a model, in a pipeline's name: a level of a topic has 64 characters, and the index needs its own."""
@@ -46,12 +47,26 @@ class Generation:
     reserved: dict[str, float] = field(default_factory=dict)
     times: dict[tuple[int, int], StageTimes] = field(default_factory=dict)
     """What was measured, by (pipeline index, stage)."""
+    loads: dict[tuple[int, int], StageReport] = field(default_factory=dict)
+    """What was said last of each stage while it loaded, by (pipeline index, stage)."""
+    decided: float = 0.0
+    """When; `began` is when the nodes had room for it and were told."""
+    progressed: float = float("-inf")
+    """When more of it had come to a node."""
+    fate: str = ""
+    """Why it was given up before it ran."""
 
     def __post_init__(self) -> None:
+        self.decided = self.began
         if not self.names:
             self.names = tuple(
                 pipeline_name(self.entry, index) for index in range(len(self.plan.pipelines))
             )
+
+    @property
+    def key(self) -> tuple[str, int]:
+        """Which it is, of all models'."""
+        return self.entry.name, self.number
 
     def index_of(self, pipeline: str) -> int | None:
         """Which pipeline has that name, if one of ours has."""

@@ -40,7 +40,8 @@ def standings(
 ) -> dict[str, NodeStanding]:
     """Of each node that is not simply there: what it is, since when, and until when, by name."""
     gone = sorted((n for n in nodes.values() if not n.alive), key=lambda n: -n.gone_since)
-    told = [n for n in nodes.values() if n.left_out] + gone[:MOST_TOLD]
+    told = [n for n in nodes.values() if n.left_out or (n.alive and n.needs_disk_bytes)]
+    told += gone[:MOST_TOLD]
     return {
         node.name: _standing(node, now, forget_after_s)
         for node in sorted(told, key=lambda node: node.name)
@@ -48,6 +49,15 @@ def standings(
 
 
 def _standing(node: Node, now: float, forget_after_s: float) -> NodeStanding:
+    if node.alive and not node.left_out:
+        needed = max(node.needs_disk_bytes.values())
+        models = ", ".join(sorted(node.needs_disk_bytes))
+        return NodeStanding(
+            state="disk_full",
+            for_s=round(max(0.0, now - node.disk_full_since), 1),
+            until_s=0.0,
+            reason=f"no room on its disk for {models}: {needed / 1e6:.1f} MB free would do",
+        )
     if node.alive:
         left_s = max(0.0, node.visits.left_out_until - now)
         return NodeStanding(state="left_out", for_s=0.0, until_s=round(left_s, 1))

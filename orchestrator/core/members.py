@@ -22,6 +22,7 @@ from orchestrator.core import ghosts
 from orchestrator.core.changes import (
     Altered,
     Change,
+    DiskFreed,
     Forgotten,
     Joined,
     Left,
@@ -103,6 +104,8 @@ class Members:
             contention=known.contention,
             report=report,
             visits=known.visits,
+            needs_disk_bytes={} if anew else known.needs_disk_bytes,
+            disk_full_since=known.disk_full_since,
         )
         return [*changes, _joined(now, node, anew=anew)]
 
@@ -133,6 +136,7 @@ class Members:
         if problem is not None:
             return [*changes, *self._complain(node.name, "telemetry", problem)]
         node.telemetry = telemetry
+        changes += _disk_freed(node)
         node.contention.heard(now, telemetry.cpu_others_ratio)
         if node.condition.take(now, telemetry):
             cause = f"node {node.name} has {node.memory_bytes / 1e6:.0f} MB left for us"
@@ -267,6 +271,20 @@ class Members:
         node.left_out = now < node.visits.left_out_until
         cause = f"node {node.name} answers again"
         return [Joined(node.name, cause, cause, anew=False)]
+
+
+def _disk_freed(node: Node) -> list[Change]:
+    """For which models a node has the space now that it lacked."""
+    free_bytes = None if node.telemetry is None else node.telemetry.disk_free_bytes
+    if free_bytes is None:
+        return []
+    freed = [model for model, needed in node.needs_disk_bytes.items() if free_bytes >= needed]
+    changes: list[Change] = []
+    for model in freed:
+        del node.needs_disk_bytes[model]
+        cause = f"the disk of node {node.name} has room for {model} now"
+        changes.append(DiskFreed(node.name, model, cause))
+    return changes
 
 
 def _planned_by(state: NodeState) -> NodeState:

@@ -63,6 +63,9 @@ class Node:
     visits: Visits = field(default_factory=Visits)
     left_out: bool = False
     """Alive, and planned for only where nothing fits without it."""
+    needs_disk_bytes: dict[str, int] = field(default_factory=dict)
+    """Free, before it can hold a stage of a model again that its disk was too full for, by model."""
+    disk_full_since: float = 0.0
     corrections: dict[str, Corrections] = field(default_factory=dict)
     """By runtime."""
     condition: Condition = field(default_factory=Condition)

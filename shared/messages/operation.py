@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from shared.messages import Count, Name, Ratio, Seconds, Term, Version
+from shared.messages import Count, Digest, Name, Ratio, Seconds, Term, Version
 from shared.messages.job import ErrorBody
 from shared.messages.model import PredictionError, ServeOptions
 from shared.messages.stage import Blob
@@ -91,6 +91,67 @@ class Decisions:
     """The `data` of the response to `explain`."""
 
     models: list[ModelDecision]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeploymentsRequest:
+    """List the latest deployments, of one model or (None) of all; see `Deployments`."""
+
+    transaction: Transaction
+    model: Name | None = None
+    most: Annotated[int, Meta(ge=1, le=1000)] = 20
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeployedStage:
+    """One stage of a deployment, with what its node said; None each where it did not come to that.
+
+    `fetched_bytes` came over the bus for it, as they travelled, in `fetch_s`; from there it took `load_s`
+    until it took activations.
+    """
+
+    pipeline: str
+    stage: Count
+    node: str
+    blocks: tuple[int, int]
+    state: str
+    fetched_bytes: Count = 0
+    fetch_s: Seconds = 0.0
+    load_s: Seconds = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployment:
+    """A plan that was set on its way to the nodes.
+
+    `at` is when it was decided and `reason` why, `manifest` the digest of the model's package. It took
+    `took_s` until it was `active` or was given up (`failed`; `detail` says why); of that `waited_s` until its
+    nodes had room for it, and `slice_s` to cut its stages out of the model. `fetched_bytes` are those of all
+    stages.
+    """
+
+    at: str
+    model: Name
+    manifest: Digest
+    runtime: str
+    level: str
+    generation: Count
+    reason: str
+    outcome: Literal["active", "failed"]
+    detail: str
+    took_s: Seconds
+    waited_s: Seconds
+    slice_s: Seconds
+    fetched_bytes: Count
+    stages: list[DeployedStage]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deployments:
+    """The `data` of the response to `deployments`: the latest first."""
+
+    deployments: list[Deployment]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,11 +312,13 @@ class NodeStanding:
     `silent`: it said nothing for too long and did not answer; `lost` and `offline` as in its state;
     `left_out`: it came and went too often, and is used only where nothing fits without it. `for_s` is how
     long it has been gone; `until_s` how long until it is forgotten, or used as any other again.
+    `disk_full`: it runs what it has, but has no room for what `reason` says; that ends with the room.
     """
 
-    state: Literal["silent", "lost", "offline", "left_out"]
+    state: Literal["silent", "lost", "offline", "left_out", "disk_full"]
     for_s: Seconds
     until_s: Seconds
+    reason: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

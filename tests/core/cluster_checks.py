@@ -13,6 +13,7 @@ from orchestrator.core.cluster_events import (
     ActivatePipeline,
     AskNode,
     ClearAssignment,
+    DeploymentEnded,
     DrainPipeline,
     Finish,
     ForgetNode,
@@ -106,6 +107,7 @@ class Checks:
     """(model, generation) taken over, whose stages need not be reported."""
     numbers: dict[str, int] = field(default_factory=dict)
     known: set[str] = field(default_factory=set)
+    deployed: set[tuple[str, int]] = field(default_factory=set)
     active: set[Pipeline] = field(default_factory=set)
     draining: set[Pipeline] = field(default_factory=set)
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
@@ -154,6 +156,11 @@ class Checks:
                 assert key in self.active | self.draining
                 self.active.discard(key)
                 self.draining.discard(key)
+            case DeploymentEnded(model=model, generation=number):
+                assert (model, number) not in self.deployed, "it is told once"
+                self.deployed.add((model, number))
+                assert action.active == (action.fate == "")
+                assert action.took_s >= action.loaded_s >= 0.0
             case PublishModel(model):
                 self.published.append(model)
             case Tell():

@@ -99,13 +99,14 @@ class Agent:
     """A node's agent: does what it is told, and says so when the test lets it.
 
     `broken` are models, by name or manifest, that it cannot load; `mute` agents send nothing; `figures` are
-    fields of its telemetry.
+    fields of its telemetry; `needs_disk_bytes` makes a failure that of a full disk.
     """
 
     state: NodeState
     up: bool = True
     mute: bool = False
     broken: set[str] = field(default_factory=set)
+    needs_disk_bytes: int = 0
     figures: dict[str, Any] = field(default_factory=dict)
     revision: int = -1
     stages: tuple[StageRef, ...] = ()
@@ -121,9 +122,12 @@ class Agent:
             incarnation=self.state.incarnation,
             revision=max(self.revision, 0),
             stages=[
-                stage_report(
-                    ref,
-                    "failed" if self.broken & {ref.entry.name, ref.entry.manifest} else state,
+                replace(
+                    stage_report(
+                        ref,
+                        "failed" if self.broken & {ref.entry.name, ref.entry.manifest} else state,
+                    ),
+                    needs_disk_bytes=self.needs_disk_bytes,
                 )
                 for ref in self.stages
             ],

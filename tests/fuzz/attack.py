@@ -272,7 +272,9 @@ class Attack:
             "transaction": f"evil-{self._chance.randrange(10**6)}",
             "model": model,
         }
-        verb = self._chance.choice(("serve", "stop", "replan", "explain", "plan", "dance"))
+        verb = self._chance.choice(
+            ("serve", "stop", "replan", "explain", "plan", "deployments", "dance")
+        )
         if verb in ("serve", "plan"):
             said |= {"manifest": blob, "provider": "evil"}
         if verb == "serve":

@@ -172,7 +172,7 @@ def resolved(tmp_path: Path, *arguments: str, **environment: str) -> str:
     program = textwrap.dedent("""
         import sys
         import deploy.cli.status as status
-        async def show(common, *, explain):
+        async def show(common, *, explain, deployments):
             print(common.broker, common.root, common.log_level)
             sys.exit(0)
         status._status = show
