@@ -20,7 +20,7 @@ import deploy.profile_cuts
 import edge_agent.runtimes
 import orchestrator.models
 import shared.compression
-from deploy.exactness import exact_model
+from deploy.exactness import Import, exact_model
 from deploy.levels import MIN_AGREEMENT, check_agreement, check_level
 from edge_agent.calibration import CalibrationCache, calibrate, default_calibration_dir
 from edge_agent.probe import Probe
@@ -64,6 +64,7 @@ class _How:
     level: str
     samples: tuple[Path, ...] = ()
     transform: Transform | None = None
+    kernels: Kernels | None = None
 
     @property
     def quantises(self) -> bool:
@@ -72,7 +73,7 @@ class _How:
     def key(self) -> tuple[str, ...]:
         """All of it that a package depends on."""
         if not self.quantises:
-            return (self.level,)
+            return (self.level,) if self.kernels is None else (self.level, self.kernels.value)
         from deploy.samples import samples_digest
 
         return (self.level, samples_digest(self.samples), repr(self.transform))
@@ -111,6 +112,7 @@ class ModelLibrary:
         runtime: str = "auto",
         preprocess: str | None = None,
         labels: Path | None = None,
+        kernels: Kernels | None = None,
     ) -> Prepared:
         """The model as it shall be served; imports and times it unless that was done before.
 
@@ -125,6 +127,8 @@ class ModelLibrary:
             runtime: the runtime to time it with, or `auto`: all that are installed here.
             preprocess: how images become tensors, as in `read_transform`; None: the model's own transform.
             labels: a file as in `read_labels`; None: the model's own.
+            kernels: what the runtime may compute with; None: the fastest that keep the promise. Plain ones
+                are for comparisons, with torch: the model as its author wrote it.
 
         Raises:
             ModelError: it cannot be had, traced, or given its weights, or agrees too little with O1.
@@ -136,7 +140,7 @@ class ModelLibrary:
         transform = None if preprocess is None else read_transform(preprocess)
         names = None if labels is None else read_labels(labels)
         check_level(level, samples, runtime)
-        how = _How(level, _files(samples), transform)
+        how = _How(level, _files(samples), transform, kernels)
         package = self._imported(source, how, runtime, step)
         # After it was timed and kept: asked again with a lower limit, it is there
         check_agreement(package.manifest, min_agreement)
@@ -174,6 +178,8 @@ class ModelLibrary:
         from orchestrator.models.resolve import open_source
 
         import_model = open_source(source, Level.O1 if how.quantises else how.level)
+        if how.kernels is not None:
+            import_model = _always(import_model, how.kernels)
         if content is None:
             # What a factory makes is known when it is made; the weights are in there by their digests.
             made = encode_json(import_model(Kernels.FAST).manifest)
@@ -274,6 +280,11 @@ class ModelLibrary:
         temporary = index.with_suffix(f".{os.getpid()}")
         temporary.write_bytes(encode_json(entry))
         temporary.replace(index)
+
+
+def _always(import_model: Import, kernels: Kernels) -> Import:
+    """`import_model` for these kernels, whatever is asked for."""
+    return lambda _: import_model(kernels)
 
 
 def _files(samples: Sequence[Path]) -> tuple[Path, ...]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import asyncio
 
 from deploy.flags import ServeFlags
-from deploy.library import ModelLibrary
-from deploy.operator import Step, connect, new_transaction
+from deploy.library import ModelLibrary, Prepared
+from deploy.operator import Operator, Step, connect, new_transaction
 from shared.bus import BrokerUrl
 from shared.codec import convert
-from shared.messages.model import ModelState
+from shared.messages.model import ModelState, ServeOptions
 from shared.messages.operation import ServeRequest, StopRequest
 
 _GRACE_S = 5.0
@@ -55,19 +55,38 @@ async def serve(
                 preprocess=flags.preprocess,
                 labels=flags.labels,
             )
-            request = ServeRequest(
-                transaction=new_transaction(),
-                model=prepared.package.manifest.model,
-                manifest=prepared.manifest,
-                blobs=list(prepared.package.weights),
-                provider=operator.peer,
-                options=flags.options(),
-                timeout_s=flags.timeout_s,
-            )
-            response = await operator.ask(request, flags.timeout_s + _GRACE_S, step)
-            return convert(response.data, ModelState)
+            return await hand_over(operator, prepared, flags.options(), flags.timeout_s, step)
     finally:
         library.close()
+
+
+async def hand_over(
+    operator: Operator, prepared: Prepared, options: ServeOptions, timeout_s: float, step: Step
+) -> ModelState:
+    """Have what was prepared served; returns the model's state when it is.
+
+    Args:
+        operator: connected, and gives away what lies in the store of `prepared`.
+        prepared: the model.
+        options: how it shall be served.
+        timeout_s: how long to wait for that.
+        step: gets a line per step.
+
+    Raises:
+        JobError: the orchestrator refused, or could not get it served in time; says what is missing.
+        NotAnsweredError: no orchestrator answered in time.
+    """
+    request = ServeRequest(
+        transaction=new_transaction(),
+        model=prepared.package.manifest.model,
+        manifest=prepared.manifest,
+        blobs=list(prepared.package.weights),
+        provider=operator.peer,
+        options=options,
+        timeout_s=timeout_s,
+    )
+    response = await operator.ask(request, timeout_s + _GRACE_S, step)
+    return convert(response.data, ModelState)
 
 
 async def stop(broker: BrokerUrl, root: str, model: str, timeout_s: float) -> None:

@@ -36,6 +36,7 @@ _COMMANDS = {
     "status": "deploy.cli.status",
     "profile": "deploy.cli.profile",
     "plan": "deploy.cli.plan",
+    "bench": "deploy.cli.bench",
 }
 _EXTRAS = {
     "torch": "agent,torch",

@@ -82,10 +82,8 @@ def test_an_open_broker_for_others_is_asked_for_by_name(bind: str) -> None:
 
 def test_the_commands() -> None:
     services = ["broker", "orchestrator", "agent", "up"]
-    assert (
-        sorted([*services, "join-token", "serve", "stop", "infer", "status", "profile", "plan"])
-        == COMMANDS
-    )
+    asking = ["serve", "stop", "infer", "status"]
+    assert sorted([*services, *asking, "join-token", "profile", "plan", "bench"]) == COMMANDS
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -95,7 +93,7 @@ def test_help_shows_an_example(name: str) -> None:
     assert "Example" in result.output
     assert f"    amp4ec {name}" in result.output
     # These ask nobody: a model is profiled here, a token made from the broker's files.
-    assert "--broker" in result.output or name in ("join-token", "profile")
+    assert "--broker" in result.output or name in ("join-token", "profile", "bench")
 
 
 def test_help_names_the_three_places_of_settings() -> None:
@@ -223,10 +221,9 @@ def test_configuration_file_with_a_slip_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_needs_no_torch_imports_none() -> None:
-    modules = [
-        f"deploy.cli.{name}"
-        for name in ("app", "infer", "status", "serving", "services", "up", "profile", "plan")
-    ]
+    asking = ("infer", "status", "serving")
+    working = ("profile", "plan", "bench")
+    modules = [f"deploy.cli.{name}" for name in ("app", "services", "up", *asking, *working)]
     program = (
         "import sys, importlib\n"
         f"for name in {modules!r} + ['amp4ec', 'deploy.serve', 'deploy.local', 'orchestrator.service',"
