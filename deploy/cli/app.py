@@ -37,6 +37,7 @@ _COMMANDS = {
     "profile": "deploy.cli.profile",
     "plan": "deploy.cli.plan",
     "bench": "deploy.cli.bench",
+    "experiment": "deploy.cli.experiment",
 }
 _EXTRAS = {
     "torch": "agent,torch",

@@ -33,6 +33,8 @@ class Record:
     parameters: dict[str, Parameter]
     figures: dict[str, float | None]
     notes: dict[str, str] = field(default_factory=dict)
+    series: dict[str, list[float]] = field(default_factory=dict)
+    """What changed over the round: a figure per second, say."""
     seconds: float = 0.0
     """How long the round took, with all that was started for it."""
     machine: Machine

@@ -1,0 +1,100 @@
+"""`amp4ec experiment`: measure, and write down what was found."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import click
+
+from deploy.cli.options import json_option
+from deploy.cli.output import note, print_json, print_line
+from shared.errors import ConfigurationError
+
+_FAILED = 1
+
+
+@click.command("experiment")
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option(
+    "--minutes", type=float, default=1.0, show_default=True, help="How long one round measures."
+)
+@click.option(
+    "--repeat", type=int, default=3, show_default=True, help="How many rounds each case has."
+)
+@click.option(
+    "--scale",
+    type=float,
+    default=0.5,
+    show_default=True,
+    help="What the CPUs of the paper's devices are multiplied with.",
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of inputs and their order.")
+@click.option(
+    "--output",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=Path("experiments"),
+    show_default=True,
+    help="The folder for raw data, drawings and RESULTS.md.",
+)
+@click.option("--results", "only_results", is_flag=True, help="Measure nothing; write RESULTS.md.")
+@json_option
+@click.pass_context
+def experiment_command(
+    ctx: click.Context,
+    *,
+    names: tuple[str, ...],
+    minutes: float,
+    repeat: int,
+    scale: float,
+    seed: int,
+    output: Path,
+    only_results: bool,
+    as_json: bool,
+) -> None:
+    """Run experiments, and write tables and drawings from what they gave; without NAME, list them.
+
+    Data that is recorded already is not measured again: end it at any time, and start it again to go on. Give
+    `all` for all. A quiet machine with at least two cores is needed, and the right to limit CPU by cgroup.
+
+    \b
+    Example:
+        amp4ec experiment
+        amp4ec experiment table-1 --minutes 5
+        amp4ec experiment all --scale 0.5 --output results
+    """  # noqa: D301
+    from deploy.experiments.case import Settings
+    from deploy.experiments.catalogue import EXPERIMENTS
+    from deploy.experiments.results import write_results
+    from deploy.experiments.run import missing, run
+
+    settings = Settings(minutes=minutes, repeat=repeat, scale=scale, seed=seed)
+    wanted = list(EXPERIMENTS) if names == ("all",) else list(names)
+    for name in wanted:
+        if name not in EXPERIMENTS:
+            raise ConfigurationError(
+                "no such experiment", expected=f"all, or some of {', '.join(EXPERIMENTS)}", got=name
+            )
+    failed: dict[str, str] = {}
+    if not wanted and not only_results:
+        rows = []
+        for each in EXPERIMENTS.values():
+            todo = missing(each, settings, output)
+            seconds = sum(round_.case.seconds for round_ in todo)
+            rows.append({"name": each.name, "title": each.title, "missing_s": round(seconds)})
+            if not as_json:
+                print_line(f"{each.name:<24} {seconds / 60:>5.0f} min to go  {each.title}")
+        if as_json:
+            print_json(rows)
+        return
+    if wanted and not only_results:
+        failed = asyncio.run(run([EXPERIMENTS[name] for name in wanted], settings, output, note))
+    path = write_results(output)
+    if as_json:
+        print_json({"results": str(path), "failed": failed})
+    else:
+        print_line(f"written: {path}")
+        for name, why in failed.items():
+            note(f"failed: {name}: {why}")
+    if failed:
+        ctx.exit(_FAILED)

@@ -1,0 +1,123 @@
+"""What an experiment is: cases, each of which is measured once in every round."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Protocol, TypeAlias
+
+from deploy.experiments.records import Parameter
+from shared.errors import ConfigurationError
+
+Say: TypeAlias = Callable[[str], None]
+WARM_UP_S: Final = 30.0
+"""The paper's, before 5 minutes; a shorter one before less than 2."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How long and how large.
+
+    `scale` multiplies the CPUs of the paper's profiles, one round measures `minutes`, and there are `repeat`.
+
+    Raises:
+        ConfigurationError: a number out of range.
+    """
+
+    minutes: float = 1.0
+    repeat: int = 3
+    scale: float = 0.5
+    seed: int = 0
+    engine: str = "local"
+
+    def __post_init__(self) -> None:
+        """Refuse what nothing can be measured with."""
+        for name, value in (("minutes", self.minutes), ("scale", self.scale)):
+            if not (math.isfinite(value) and value > 0):
+                raise ConfigurationError(f"--{name}", expected="a number above 0", got=f"{value:g}")
+        if self.repeat < 1:
+            raise ConfigurationError("--repeat", expected="1 or more", got=str(self.repeat))
+
+    @property
+    def seconds(self) -> float:
+        """Of one measurement."""
+        return 60.0 * self.minutes
+
+    @property
+    def warm_up_s(self) -> float:
+        """Before one measurement."""
+        return min(WARM_UP_S, self.seconds / 4.0)
+
+    def cpus(self, shares: Sequence[float]) -> list[float]:
+        """CPU shares of the paper's profile, as they are here."""
+        return [round(share * self.scale, 4) for share in shares]
+
+    def parameters(self) -> dict[str, Parameter]:
+        """What tells records of other settings apart."""
+        return {
+            "minutes": self.minutes,
+            "scale": self.scale,
+            "seed": self.seed,
+            "engine": self.engine,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What one round of a case gave: see `records.Record`."""
+
+    figures: Mapping[str, float | None]
+    notes: Mapping[str, str] = field(default_factory=dict)
+    series: Mapping[str, Sequence[float]] = field(default_factory=dict)
+
+
+class Bench(Protocol):
+    """What stays set up from one case to the next, as long as that one needs the same."""
+
+    async def close(self) -> None:
+        """Take it down."""
+
+
+@dataclass(slots=True)
+class Lab:
+    """Where a round runs: a folder of its own, who is told about steps, and what is still set up."""
+
+    settings: Settings
+    directory: Path
+    say: Say
+    bench: Bench | None = None
+
+    async def clear(self) -> None:
+        """Take down what is still set up."""
+        bench, self.bench = self.bench, None
+        if bench is not None:
+            await bench.close()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One thing that is measured. `seconds` is how long a round of it takes, start and end included."""
+
+    name: str
+    seconds: float
+    measure: Callable[[Lab], Awaitable[Measured]]
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Experiment:
+    """Cases that are read side by side.
+
+    `figures` are those worth a column, each with what it means, in order; `draw` is the one that bars are
+    drawn of, or (`over_time`) the series that is drawn.
+    """
+
+    name: str
+    title: str
+    text: str
+    cases: Callable[[Settings], Sequence[Case]]
+    figures: Mapping[str, str]
+    draw: str | None = None
+    over_time: str | None = None

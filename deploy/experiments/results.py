@@ -1,0 +1,210 @@
+"""RESULTS.md: what the records say, for somebody who has to decide. Nothing in it is written by hand.
+
+Where something else is better than we are, it says so first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from deploy.experiments import paper
+from deploy.experiments.case import Experiment
+from deploy.experiments.catalogue import EXPERIMENTS
+from deploy.experiments.drawings import bars, over_time
+from deploy.experiments.run import DATA, record_file
+from deploy.experiments.summary import Summary, markdown, number, spread, summarise
+from deploy.experiments.table_one import FIGURES
+from deploy.experiments.verdicts import verdicts, worse
+from shared.files import write_whole
+
+NAME = "RESULTS.md"
+DRAWINGS = "drawings"
+_READ = """\
+- Every comparison here is on the same cores in the same run: cases take turns, round by round. The
+  figures of the paper were measured on another machine, with another engine; only their ratios can be put
+  beside ours.
+- A baseline gets the CPU of all devices together in one process. No split can use CPU better than that;
+  what it costs to split is what the ratio to it shows. What a split buys is memory per device, a model on
+  devices that are too small for it, and answers when one of them is lost.
+- All devices are processes or containers on one machine: links are as quick as its memory, unless an
+  experiment slows them, and a device's CPU is a share of a server's core, which is quicker than a small
+  board's.
+- The weights are random, the photographs made from one; neither changes how long anything takes. With the
+  cache on, throughput depends on how often the same image comes again more than on anything else: it
+  stands by itself and in no ratio.
+- In the paper a communication overhead is negative, a device uses 0.0034 % of its CPU and 1.6 MB of
+  memory; what was measured there cannot be told. Each of our figures is defined below its table.
+"""
+
+
+def write_results(output: Path, experiments: Iterable[Experiment] = EXPERIMENTS.values()) -> Path:
+    """Write RESULTS.md and its drawings from the raw data below `output`; the file.
+
+    Raises:
+        ProtocolError: raw data that cannot be read.
+    """
+    known = {each.name: each for each in experiments}
+    folder = output / DATA
+    files = sorted(path.stem for path in folder.glob("*.jsonl")) if folder.is_dir() else []
+    order = [*known, *(name for name in files if name not in known)]
+    found = {
+        name: summary
+        for name in order
+        if (summary := summarise(record_file(output, name).read())) is not None
+    }
+    lines = ["# Results", "", *_worse(found), *_aims(found), *_head(found)]
+    if "table-1" in found:
+        lines += _beside_the_paper(found["table-1"])
+    for name, summary in found.items():
+        if name == "table-2-profiles":
+            lines += _profiles_beside_the_paper(summary)
+        lines += _section(known.get(name), summary, output)
+    lines += ["## What the numbers say, and what they do not", "", _READ]
+    path = output / NAME
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(path, ("\n".join(lines).rstrip() + "\n").encode(), mode=0o644, durable=False)
+    return path
+
+
+def _head(found: dict[str, Summary]) -> list[str]:
+    text = [
+        "## How it was measured",
+        "",
+        f"Made by `amp4ec experiment` from the raw data in [`{DATA}`]({DATA}). Run again, it goes on.",
+        "",
+    ]
+    records = [record for summary in found.values() for record in summary.records]
+    if not records:
+        return [*text, "Nothing was measured yet.", ""]
+    machines = dict.fromkeys(
+        f"{m.cpu_model}, {m.cores} cores, {m.memory_bytes / 1e9:.1f} GB, {m.system}"
+        for m in (record.machine for record in records)
+    )
+    versions = dict.fromkeys(
+        ", ".join(f"{name} {number}" for name, number in record.machine.versions.items())
+        for record in records
+    )
+    dates = sorted(record.machine.at for record in records)
+    loads = [record.machine.load_average for record in records]
+    commits = dict.fromkeys(record.machine.commit for record in records)
+    return [
+        *text,
+        *(f"- Machine: {machine}" for machine in machines),
+        *(f"- Versions: {version}" for version in versions),
+        f"- Measured from {dates[0]} to {dates[-1]}, commits {', '.join(commits)}",
+        f"- Load average before a round: {min(loads):g} to {max(loads):g} (below 1 is a quiet machine)",
+        "",
+    ]
+
+
+def _worse(found: dict[str, Summary]) -> list[str]:
+    said = worse(found)
+    lines = ["## Where we are worse", ""]
+    if not found:
+        return []
+    if not said:
+        return [*lines, "In none of the comparisons that were measured.", ""]
+    return [*lines, *(f"- {sentence}" for sentence in said), ""]
+
+
+def _aims(found: dict[str, Summary]) -> list[str]:
+    if not found:
+        return []
+    words = {True: "reached", False: "**not reached**", None: "not measured"}
+    rows = [
+        (each.text, each.aim, number(each.measured), words[each.reached])
+        for each in verdicts(found)
+    ]
+    return [
+        "## Figures to reach",
+        "",
+        *markdown(("figure", "aim", "measured", ""), rows),
+        "",
+    ]
+
+
+def _beside_the_paper(summary: Summary) -> list[str]:
+    head = ["metric"]
+    for column, case in paper.OURS.items():
+        head += [f"{column} (paper)", f"{case} (ours)"]
+    rows = []
+    for name in FIGURES:
+        row = [name]
+        for column, case in paper.OURS.items():
+            row += [
+                paper.TABLE_ONE.get(name, {}).get(column, "-"),
+                spread(summary.figure(case, name)),
+            ]
+        rows.append(row)
+    return [
+        "## Table I beside the paper's",
+        "",
+        "The paper counts requests, we count images; its latency is of a batch of 32, as ours here.",
+        "",
+        *markdown(head, rows),
+        "",
+    ]
+
+
+def _profiles_beside_the_paper(summary: Summary) -> list[str]:
+    rows = [
+        [
+            name,
+            number(milliseconds),
+            *(
+                spread(summary.figure(f"{name}, {what}", "latency_ms"))
+                for what in ("AMP4EC on this device", "eager PyTorch")
+            ),
+        ]
+        for name, milliseconds in paper.TABLE_TWO_MS.items()
+    ]
+    head = ["profile", "paper, ms", "AMP4EC (ours), ms", "eager PyTorch (ours), ms"]
+    return ["## Table II beside the paper's", "", *markdown(head, rows), ""]
+
+
+def _section(experiment: Experiment | None, summary: Summary, output: Path) -> list[str]:
+    title = summary.experiment if experiment is None else experiment.title
+    lines = [f"## {title}", ""]
+    if experiment is not None:
+        lines += [experiment.text, ""]
+    said = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
+    seconds = sum(record.seconds for record in summary.records)
+    lines += [
+        f"{summary.rounds} round(s); {said or 'no settings'}; {seconds / 60:.0f} min in all; median "
+        "(least..largest). Raw: "
+        f"[`{DATA}/{summary.experiment}.jsonl`]({DATA}/{summary.experiment}.jsonl)"
+        + (
+            f"; {summary.left_out} records of other settings are left out."
+            if summary.left_out
+            else "."
+        ),
+        "",
+    ]
+    names = summary.names() if experiment is None else list(experiment.figures)
+    names = [name for name in names if any(summary.figure(case, name) for case in summary.cases)]
+    rows = [
+        [case, *(spread(summary.figure(case, name)) for name in names), _notes(summary, case)]
+        for case in summary.cases
+    ]
+    lines += [*markdown(["", *names, "notes"], rows), ""]
+    if experiment is not None:
+        lines += [*(f"- `{name}`: {experiment.figures[name]}" for name in names), ""]
+    return [*lines, *_drawing(experiment, summary, output)]
+
+
+def _notes(summary: Summary, case: str) -> str:
+    """What the last round had to say."""
+    return "; ".join(f"{name}: {text}" for name, text in summary.of(case)[-1].notes.items() if text)
+
+
+def _drawing(experiment: Experiment | None, summary: Summary, output: Path) -> list[str]:
+    folder = output / DRAWINGS
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{summary.experiment}.svg"
+    figure = "throughput_per_s" if experiment is None else experiment.draw
+    if experiment is not None and experiment.over_time is not None:
+        drawn = over_time(summary, experiment.over_time, path)
+    else:
+        drawn = figure is not None and bars(summary, figure, path)
+    return [f"![{summary.experiment}]({DRAWINGS}/{path.name})", ""] if drawn else []

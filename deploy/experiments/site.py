@@ -1,0 +1,238 @@
+"""A cluster to measure, and the figures of a stretch of load on it: the same for every experiment."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
+from typing import Self
+
+from deploy.experiments.case import Lab, Measured
+from deploy.experiments.load import Load, Stretch
+from deploy.experiments.photos import photos
+from deploy.experiments.watch import Part, Watch, bytes_through, watching
+from deploy.flags import ServeFlags
+from deploy.local import LocalCluster
+from deploy.serve import stop
+from orchestrator.core.dispatch_settings import default_window
+from shared.client import Client, ClusterStatus
+from shared.messages.model import ModelState
+
+MODEL = "mobilenet_v2"
+PROFILE = (1.0, 0.6, 0.4)
+"""The paper's devices, in CPUs: High, Medium, Low."""
+MIB = 1024 * 1024
+BATCH = 32
+POOL = 256
+"""Different photographs that are sent in turn: with the cache off all are run."""
+START_S = 10.0
+"""A model is loaded, or replaced; of several cases on one cluster each has its part of its start."""
+FRESH_S = 45.0
+"""Broker, orchestrator and agents that measure themselves start, and a model is loaded."""
+_CALIBRATION_S = 180.0
+_STOP_S = 60.0
+_TIMEOUT_S = 300.0
+
+
+def memory_bytes(share: float) -> int:
+    """What a device of the paper with so many CPUs has: 1 GB, or 512 MB."""
+    return (1024 if share >= 1.0 else 512) * MIB
+
+
+def flags(**values: object) -> ServeFlags:
+    """Random weights, and patience: a small share loads slowly."""
+    return ServeFlags(weights="none", timeout_s=_TIMEOUT_S, **values)  # type: ignore[arg-type]
+
+
+@dataclass(slots=True)
+class Site:
+    """A running cluster with a client; `shares` are its agents' CPUs as in the paper, before `scale`."""
+
+    lab: Lab
+    cluster: LocalCluster
+    client: Client
+    shares: Mapping[str, float]
+    _pools: dict[int, list[bytes]] = field(default_factory=dict)
+
+    async def serve(self, model: str, how: ServeFlags) -> ModelState:
+        """Have it served; its state then.
+
+        Raises:
+            ChildEndedError: it was not; says why.
+        """
+        status = await self.client.status(wait_s=0.5)
+        for other in status.models:
+            if other.model != model:
+                await stop(self.cluster.url, self.cluster.root, other.model, _STOP_S)
+        await self.cluster.serve(model, how)
+        return await self.cluster.wait_for_model(model)
+
+    def load(self, model: str, batch: int, under_way: int) -> Load:
+        """Photographs of the pool in turn, `batch` in a request."""
+        turns = cycle(self.pool(POOL))
+        return Load(self.client, model, lambda: list(islice(turns, batch)), under_way)
+
+    def pool(self, count: int) -> list[bytes]:
+        """So many different photographs."""
+        if count not in self._pools:
+            self._pools[count] = photos(count, self.lab.settings.seed)
+        return self._pools[count]
+
+    def parts(self) -> dict[str, Part]:
+        """All processes of the cluster that run now."""
+        scale = self.lab.settings.scale
+        found = {
+            name: Part(agent.pid, self.shares[name] * scale, memory_bytes(self.shares[name]))
+            for name, agent in self.cluster.agents.items()
+            if agent.alive
+        }
+        assert self.cluster.orchestrator is not None
+        found["orchestrator"] = Part(self.cluster.orchestrator.pid, 0.0, 0)
+        found["broker"] = Part(self.cluster.broker.pid, 0.0, 0)
+        return found
+
+    @property
+    def agents(self) -> list[str]:
+        """Their names."""
+        return list(self.cluster.agents)
+
+    def window(self, state: ModelState) -> int:
+        """Single images that keep all pipelines of a plan busy."""
+        return sum(default_window(len(pipeline.stages)) for pipeline in state.pipelines)
+
+
+@asynccontextmanager
+async def site(
+    lab: Lab,
+    shares: Sequence[float] = PROFILE,
+    *,
+    orchestrator_arguments: Sequence[str] = (),
+    isolated: bool = False,
+    fresh: bool = False,
+) -> AsyncIterator[Site]:
+    """A cluster whose agents have measured themselves, so that nothing does so while it is measured.
+
+    It stays for the next case that needs the same one.
+
+    Args:
+        lab: of the round.
+        shares: the agents' CPUs as in the paper; the lab's scale is applied here.
+        orchestrator_arguments: further flags of `amp4ec orchestrator`.
+        isolated: each node in a network of its own.
+        fresh: one that nobody had before or has afterwards, since its nodes come or go.
+    """
+    key = (tuple(shares), tuple(orchestrator_arguments), isolated)
+    found = lab.bench
+    if fresh or not isinstance(found, _Standing) or found.key != key:
+        await lab.clear()
+        found = await _Standing.start(lab, key)
+        lab.bench = found
+    try:
+        yield replace(found.site, lab=lab)
+    finally:
+        if fresh:
+            await lab.clear()
+
+
+_Key = tuple[tuple[float, ...], tuple[str, ...], bool]
+
+
+@dataclass(slots=True)
+class _Standing:
+    """A cluster that runs; `key` is what was asked for."""
+
+    key: _Key
+    site: Site
+    stack: AsyncExitStack
+
+    @classmethod
+    async def start(cls, lab: Lab, key: _Key) -> Self:
+        shares, arguments, isolated = key
+        lab.say("starting broker, orchestrator and agents")
+        async with AsyncExitStack() as stack:
+            cluster = LocalCluster(
+                lab.directory / "cluster",
+                agents=len(shares),
+                cpus=lab.settings.cpus(shares),
+                orchestrator_arguments=arguments,
+                isolated=isolated,
+                log_level="warning",
+            )
+            await stack.enter_async_context(cluster)
+            await cluster.wait_for_nodes()
+            await cluster.wait_for("calibrations", calibrated, _CALIBRATION_S)
+            client = await stack.enter_async_context(cluster.client())
+            names = dict(zip(cluster.agents, shares, strict=True))
+            standing = cls(key, Site(lab, cluster, client, names), stack.pop_all())
+        return standing
+
+    async def close(self) -> None:
+        """End all of it."""
+        await self.stack.aclose()
+
+
+def calibrated(status: ClusterStatus) -> bool:
+    """Whether every node that is there has measured itself."""
+    return all(node.state.calibration for node in status.online)
+
+
+async def measure(
+    here: Site, model: str, *, batch: int = 1, under_way: int | None = None, alone: bool = True
+) -> Measured:
+    """Warm up, measure saturated, and (`alone`) with one request under way for a fifth of the time.
+
+    The figures are named as `deploy.experiments.table_one` explains them.
+    """
+    settings = here.lab.settings
+    state = await here.cluster.wait_for_model(model)
+    many = under_way or (2 if batch > 1 else here.window(state))
+    async with here.load(model, batch, many) as load:
+        await load.stretch(settings.warm_up_s)
+        broker = here.cluster.broker.pid
+        read = bytes_through(broker)
+        async with watching(here.parts()) as watch:
+            busy = await load.stretch(settings.seconds)
+        sent = bytes_through(broker)
+    figures = saturated(here, busy, watch)
+    if read is not None and sent is not None and busy.images:
+        figures["network_kb_per_image"] = (sent - read) / 1e3 / busy.images
+    if alone:
+        async with here.load(model, batch, 1) as load:
+            await load.stretch(settings.warm_up_s / 5)
+            single = await load.stretch(max(settings.seconds / 5, 1.0))
+        figures["latency_ms"] = single.latency_ms()
+        figures["latency_p95_ms"] = single.latency_ms(0.95)
+    state = await here.cluster.wait_for_model(model)
+    return Measured(figures=figures, notes=notes(state))
+
+
+def saturated(here: Site, busy: Stretch, watch: Watch) -> dict[str, float | None]:
+    """Figures of a stretch with all pipelines busy."""
+    agents = here.agents
+    cpus = sum(here.shares[name] for name in agents) * here.lab.settings.scale
+    images = max(busy.images, 1)
+    return {
+        "throughput_per_s": busy.per_s,
+        "busy_latency_ms": busy.latency_ms(),
+        "busy_latency_p95_ms": busy.latency_ms(0.95),
+        "communication_ms": busy.transit_ms(),
+        "cpu_percent": 100.0 * watch.cpu_s(*agents) / watch.seconds / cpus,
+        "memory_mb": watch.memory_mb(*agents),
+        "other_memory_mb": watch.memory_mb("orchestrator", "broker"),
+        "stability": watch.stability(*agents),
+        "scheduling_ms": 1e3 * watch.cpu_s("orchestrator") / images,
+        "broker_cpu_ms": 1e3 * watch.cpu_s("broker") / images,
+        "cached_ratio": busy.cached_ratio(),
+        "exact_ratio": busy.exact_ratio(),
+        "failed": float(busy.failed),
+    }
+
+
+def notes(state: ModelState) -> dict[str, str]:
+    """The plan that was in force."""
+    plan = " + ".join(
+        " > ".join(f"{row.node}[{row.blocks[0]}:{row.blocks[1]}]" for row in pipeline.stages)
+        for pipeline in state.pipelines
+    )
+    return {"plan": plan, "runtime": state.runtime, "level": state.level}
