@@ -16,7 +16,7 @@ from deploy.experiments.case import Case, Lab, Measured, Settings
 from deploy.experiments.photos import photos
 from deploy.experiments.site import BATCH, MIB, MODEL, PROFILE
 from deploy.experiments.watch import Part, watching
-from deploy.experiments.whole import EAGER, Ask, Ran, Setup
+from deploy.experiments.whole import EAGER, Ask, Ran, Setup, export
 from deploy.peer import Peer
 from edge_agent.runtimes import threads_for
 from shared.codec import encode_json
@@ -76,18 +76,19 @@ async def measure(whole: Whole, model: str, shares: Sequence[float], lab: Lab) -
     settings = lab.settings
     cpus = sum(shares) * settings.scale
     folder = await asyncio.to_thread(write_photos, lab.directory / "photos", 64, settings.seed)
-    samples = None
-    if whole.level == "O2":
-        samples = str(await asyncio.to_thread(calibration, lab))
+    package = ""
+    if whole.runtime != EAGER:
+        samples = await asyncio.to_thread(calibration, lab) if whole.level == "O2" else None
+        place = lab.directory / "package"
+        package = str(await asyncio.to_thread(export, place, model, whole.level, samples))
     setup = Setup(
         model=model,
         runtime=whole.runtime,
-        level=whole.level,
         batch=whole.batch,
         threads=threads_for(cpus),
         tuned=whole.tuned,
         photos=str(folder),
-        samples=samples,
+        package=package,
     )
     limit = await asyncio.to_thread(limit_cpu, "whole", cpus)
     module = "deploy.experiments.whole"

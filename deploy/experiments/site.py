@@ -164,8 +164,8 @@ class _Standing:
             await cluster.wait_for("calibrations", calibrated, _CALIBRATION_S)
             client = await stack.enter_async_context(cluster.client())
             names = dict(zip(cluster.agents, shares, strict=True))
-            standing = cls(key, Site(lab, cluster, client, names), stack.pop_all())
-        return standing
+            made, running = Site(lab, cluster, client, names), stack.pop_all()
+        return cls(key, made, running)
 
     async def close(self) -> None:
         """End all of it."""

@@ -8,6 +8,7 @@ are an agent's own runtimes with all blocks in one stage, image by image, as the
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -18,13 +19,16 @@ import numpy as np
 
 from deploy.peer import serve_peer
 from edge_agent.preprocess import preprocess
-from shared.codec import decode_json
+from edge_agent.runtimes import open_runtime
+from shared.codec import decode_json, encode_json
+from shared.graph import StageGraph
 from shared.tensor import Array
 from shared.transform import Transform
 
 EAGER = "eager"
 TUNED = {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """Of glibc's allocator: buffers are kept from one operator to the next (FACTS.md, "PyTorch")."""
+GRAPH, TRANSFORM, BLOBS = "graph.json", "transform.json", "blobs"
 Runner = Callable[[Array], Array]
 
 
@@ -34,14 +38,13 @@ class Setup:
 
     model: str
     runtime: str
-    level: str
     batch: int
     threads: int
     tuned: bool
     photos: str
     """A folder of JPEG files."""
-    samples: str | None = None
-    """A folder that level O2 is calibrated with."""
+    package: str = ""
+    """What `export` wrote; nothing for `eager`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,30 +100,48 @@ def _eager(setup: Setup) -> tuple[Runner, Transform]:
 
 
 def _stage(setup: Setup) -> tuple[Runner, Transform]:
-    from deploy.library import ModelLibrary
-    from edge_agent.runtimes import open_runtime
-    from orchestrator.models.slice import slice_stage
-    from orchestrator.models.source import parse_source
-
-    library = ModelLibrary()
-    source = parse_source(setup.model, weights="none", inputs=(), name=None)
-    samples = () if setup.samples is None else (Path(setup.samples),)
-    prepared = library.prepare(
-        source, lambda _: None, level=setup.level, samples=samples, min_agreement=0.0
-    )
-    manifest = prepared.package.manifest
-    paths = {blob.digest: prepared.store.path(blob.digest) for blob in prepared.package.weights}
-    blobs = {digest: path for digest, path in paths.items() if path is not None}
-    graph = slice_stage(manifest, 0, len(manifest.blocks))
+    folder = Path(setup.package)
+    graph = decode_json((folder / GRAPH).read_bytes(), StageGraph)
+    transform = decode_json((folder / TRANSFORM).read_bytes(), Transform)
+    blobs = {path.name: path for path in (folder / BLOBS).iterdir()}
     stage = open_runtime(setup.runtime).load(graph, blobs, threads=setup.threads)
     name = graph.inputs[0].name
-    assert manifest.preprocess is not None
 
     def run(images: Array) -> Array:
         outputs = [next(iter(stage.run({name: image[None]}).values())) for image in images]
         return np.concatenate(outputs)
 
-    return run, manifest.preprocess
+    return run, transform
+
+
+def export(folder: Path, model: str, level: str, samples: Path | None) -> Path:
+    """Write what a runtime needs to `folder`, so that the measured process need not import the model."""
+    # Of the orchestrator's extra: who measures has it, the measured process does not need it.
+    from deploy.library import ModelLibrary
+    from orchestrator.models.slice import slice_stage
+    from orchestrator.models.source import parse_source
+
+    (folder / BLOBS).mkdir(parents=True)
+    library = ModelLibrary()
+    try:
+        source = parse_source(model, weights="none", inputs=(), name=None)
+        prepared = library.prepare(
+            source,
+            lambda _: None,
+            level=level,
+            samples=() if samples is None else (samples,),
+            min_agreement=0.0,
+        )
+        manifest = prepared.package.manifest
+        (folder / GRAPH).write_bytes(encode_json(slice_stage(manifest, 0, len(manifest.blocks))))
+        (folder / TRANSFORM).write_bytes(encode_json(manifest.preprocess))
+        for blob in prepared.package.weights:
+            path = prepared.store.path(blob.digest)
+            assert path is not None
+            shutil.copyfile(path, folder / BLOBS / blob.digest)
+    finally:
+        library.close()
+    return folder
 
 
 if __name__ == "__main__":

@@ -1,0 +1,262 @@
+"""Experiments without a cluster: rounds that go on where they stopped, and what is made of their records."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from deploy.cli.experiment import experiment_command
+from deploy.experiments import table_two
+from deploy.experiments.baseline import PAPER, STRICT
+from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
+from deploy.experiments.catalogue import EXPERIMENTS
+from deploy.experiments.change import figures
+from deploy.experiments.load import Done, Stretch
+from deploy.experiments.photos import photos
+from deploy.experiments.records import Parameter, Record
+from deploy.experiments.results import write_results
+from deploy.experiments.run import missing, record_file, run
+from deploy.experiments.summary import summarise
+from deploy.experiments.table_one import zipf
+from deploy.experiments.verdicts import verdicts, worse
+from deploy.machine import Machine
+from shared.errors import ConfigurationError
+
+MACHINE = Machine(
+    at="2026-01-01T00:00:00+00:00", cpu_model="a processor", cores=2, memory_bytes=8 * 10**9,
+    system="Linux", load_average=0.1, commit="abc1234", versions={"python": "3.11"},
+)  # fmt: skip
+SETTINGS = Settings(minutes=0.01, repeat=2)
+
+
+def experiment(measured: list[str], broken: Callable[[str], bool] = lambda _: False) -> Experiment:
+    """Two cases, which note that they were measured, and fail where `broken` says so."""
+
+    async def measure(name: str, lab: Lab) -> Measured:
+        assert lab.directory.is_dir()
+        measured.append(name)
+        if broken(name):
+            raise ConfigurationError("out of order")
+        return Measured(figures={"throughput_per_s": float(len(measured))})
+
+    def cases(settings: Settings) -> list[Case]:
+        return [
+            Case(name=name, seconds=settings.seconds, measure=partial(measure, name))
+            for name in ("a", "b")
+        ]
+
+    return Experiment(
+        name="made-up", title="A test", text="Of nothing.", cases=cases,
+        figures={"throughput_per_s": "In all."}, draw="throughput_per_s",
+    )  # fmt: skip
+
+
+async def test_every_case_is_measured_once_in_each_round(tmp_path: Path) -> None:
+    measured: list[str] = []
+    said: list[str] = []
+    assert await run([experiment(measured)], SETTINGS, tmp_path, said.append) == {}
+    assert measured == ["a", "b", "a", "b"]
+    assert said[0].startswith("0 of 4 rounds are recorded; the others take about")
+    rounds = [(each.case, each.round) for each in record_file(tmp_path, "made-up").read()]
+    assert rounds == [("a", 1), ("b", 1), ("a", 2), ("b", 2)]
+
+
+async def test_what_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
+    measured: list[str] = []
+    await run([experiment(measured)], SETTINGS, tmp_path, lambda _: None)
+    file = record_file(tmp_path, "made-up").path
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]) + lines[2][:40])  # ended in the middle of a line
+    measured.clear()
+    await run([experiment(measured)], SETTINGS, tmp_path, lambda _: None)
+    assert measured == ["a", "b"]
+    longer = Settings(minutes=0.02, repeat=1)
+    assert len(missing(experiment([]), longer, tmp_path)) == 2, "other settings are others"
+
+
+async def test_a_case_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
+    measured: list[str] = []
+    failed = await run(
+        [experiment(measured, lambda name: name == "a")], SETTINGS, tmp_path, lambda _: None
+    )
+    assert failed == {"made-up: a": "out of order"}
+    assert measured == ["a", "b", "a", "b"]
+    assert [each.case.name for each in missing(experiment([]), SETTINGS, tmp_path)] == ["a", "a"]
+
+
+def record(
+    experiment: str,
+    case: str,
+    figures: Mapping[str, float | None],
+    *,
+    number: int = 1,
+    series: Mapping[str, list[float]] | None = None,
+    **parameters: Parameter,
+) -> Record:
+    """A record of one minute at half the scale, unless `parameters` say otherwise."""
+    usual: dict[str, Parameter] = {
+        "minutes": 1.0,
+        "scale": 0.5,
+        "seed": 0,
+        "engine": "local",
+        "batch": 32,
+    }
+    return Record(
+        experiment=experiment, case=case, round=number, parameters={**usual, **parameters},
+        figures=dict(figures), series=dict(series or {}), seconds=60.0, machine=MACHINE,
+    )  # fmt: skip
+
+
+def table_one(ours_per_s: float, strict_per_s: float) -> list[Record]:
+    return [
+        record("table-1", PAPER.name, {"throughput_per_s": 20.0, "latency_ms": 1600.0}),
+        record(
+            "table-1", STRICT["onnxruntime"].name,
+            {"throughput_per_s": strict_per_s, "latency_ms": 7.0, "memory_mb": 110.0},
+            batch=1,
+        ),
+        record(
+            "table-1", "AMP4EC",
+            {"throughput_per_s": ours_per_s, "latency_ms": 300.0, "memory_mb": 300.0,
+             "exact_ratio": 1.0, "scheduling_ms": 0.6},
+        ),
+        record("table-1", "AMP4EC, int8", {"throughput_per_s": 170.0}),
+    ]  # fmt: skip
+
+
+def test_aims_are_told_reached_or_not_by_what_was_measured() -> None:
+    summary = summarise(table_one(ours_per_s=125.0, strict_per_s=140.0))
+    assert summary is not None
+    told = {each.text: each for each in verdicts({"table-1": summary})}
+    paper = next(each for text, each in told.items() if text.startswith("throughput against the p"))
+    assert (paper.measured, paper.reached) == (6.25, True)
+    strict = next(each for text, each in told.items() if "(onnxruntime)" in text)
+    assert strict.measured == pytest.approx(125 / 140)
+    assert strict.reached is True
+    int8 = told["the same at int8"]
+    assert (int8.measured, int8.reached) == (8.5, False)
+    monitoring = next(each for text, each in told.items() if text.startswith("monitoring"))
+    assert (monitoring.measured, monitoring.reached) == (None, None)
+
+
+def test_inexact_answers_reach_nothing() -> None:
+    records = table_one(125.0, 140.0)
+    exact = {**records[2].figures, "exact_ratio": 0.99}
+    records[2] = record("table-1", "AMP4EC", exact)
+    summary = summarise(records)
+    assert summary is not None
+    assert verdicts({"table-1": summary})[0].measured is None
+
+
+def test_where_something_else_is_better_is_said() -> None:
+    summary = summarise(table_one(ours_per_s=125.0, strict_per_s=140.0))
+    assert summary is not None
+    said = worse({"table-1": summary})
+    assert any("the same at int8" in line for line in said)
+    assert f"AMP4EC: 125 images/s, {STRICT['onnxruntime'].name}: 140 (table-1)." in said
+    assert f"AMP4EC: 300 MB, {STRICT['onnxruntime'].name}: 110 (table-1)." in said
+    assert not any("ms for a batch" in line for line in said), "7 ms are of one image, not of 32"
+
+
+def test_results_are_made_of_the_records_alone(tmp_path: Path) -> None:
+    for each in table_one(125.0, 140.0):
+        record_file(tmp_path, "table-1").append(each)
+    series = {"images_per_s": [10.0, 0.0, 12.0], "event_s": [1.0]}
+    record_file(tmp_path, "change").append(
+        record("change", "device lost", {"lost": 0.0, "silence_s": 1.2}, series=series)
+    )
+    record_file(tmp_path, "peers").append(record("peers", "a peer", {"throughput_per_s": 7.5}))
+    text = write_results(tmp_path).read_text()
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    assert headings[0] == "Where we are worse"
+    assert headings[1] == "Figures to reach"
+    assert {"Table I beside the paper's", "peers"} <= set(headings)
+    assert headings[-1] == "What the numbers say, and what they do not"
+    for stated in ("a processor, 2 cores", "python 3.11", "seed 0", "minutes 1.0", "2026-01-01"):
+        assert stated in text
+    for drawing in re.findall(r"\((drawings/.*?\.svg)\)", text):
+        assert (tmp_path / drawing).read_text().lstrip().startswith("<?xml")
+    assert len(list((tmp_path / "drawings").iterdir())) == 3
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    write_results(tmp_path)
+    assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+
+def test_records_of_shorter_rounds_are_left_out_and_counted() -> None:
+    short = record("made-up", "a", {"x": 1.0}, minutes=0.1)
+    rounds = [
+        record("made-up", "a", {"x": value}, number=n) for n, value in enumerate((5, 7, 6), 1)
+    ]
+    summary = summarise([short, *rounds])
+    assert summary is not None
+    assert (summary.left_out, summary.rounds) == (1, 3)
+    found = summary.figure("a", "x")
+    assert found is not None
+    assert (found.median, found.least, found.largest) == (6, 5, 7)
+
+
+def test_the_catalogue_hangs_together() -> None:
+    for name, each in EXPERIMENTS.items():
+        assert each.name == name
+        cases = each.cases(SETTINGS)
+        assert len({case.name for case in cases}) == len(cases), "a record would hide another"
+        assert all(case.seconds > 0 for case in cases)
+        assert each.draw is None or each.draw in each.figures
+        longer = each.cases(Settings(minutes=5.0))
+        assert sum(case.seconds for case in longer) >= sum(case.seconds for case in cases)
+
+
+def test_a_loss_is_seen_in_the_answers() -> None:
+    ends = [0.5, 1.5, 2.5, 2.9, 6.0, 7.5, 8.5]
+    stretch = Stretch(100.0, 9.0, tuple(Done(100.0 + at, 0.1, ()) for at in ends), 0)
+    found = figures(stretch, event_s=3.0, failed=2)
+    assert found["before_per_s"] == pytest.approx(4 / 3)
+    assert found["after_per_s"] == pytest.approx(3 / 3)
+    assert found["silence_s"] == pytest.approx(3.0)
+    assert found["lost"] == 2.0
+
+
+def test_decisions_are_counted_for_any_number_of_nodes() -> None:
+    for nodes in (1, 64):
+        measured = table_two.decide(nodes, 0.05)
+        assert measured.figures["jobs"]
+        assert measured.figures["decision_ms"]
+
+
+def test_photographs_differ_and_come_again() -> None:
+    first = photos(20, seed=3)
+    assert len(set(first)) == 20
+    assert first == photos(20, seed=3)
+    assert not set(first) & set(photos(20, seed=4))
+
+
+def test_chances_follow_the_law() -> None:
+    chances = zipf(100, 1.0)
+    assert chances.sum() == pytest.approx(1.0)
+    assert chances[0] / chances[9] == pytest.approx(10.0)
+
+
+@pytest.mark.parametrize("values", [{"minutes": 0.0}, {"scale": float("nan")}, {"repeat": 0}])
+def test_settings_that_measure_nothing_are_refused(values: dict[str, float]) -> None:
+    with pytest.raises(ConfigurationError, match="--"):
+        Settings(**values)  # type: ignore[arg-type]
+
+
+def test_the_command_lists_what_there_is(tmp_path: Path) -> None:
+    shown = CliRunner().invoke(experiment_command, ["--json", "--output", str(tmp_path)])
+    assert shown.exit_code == 0, shown.output
+    assert [row["name"] for row in json.loads(shown.output)] == list(EXPERIMENTS)
+    unknown = CliRunner().invoke(experiment_command, ["table-9", "--output", str(tmp_path)])
+    assert isinstance(unknown.exception, ConfigurationError)
+
+
+def test_the_command_writes_results_of_nothing(tmp_path: Path) -> None:
+    made = CliRunner().invoke(experiment_command, ["--results", "--output", str(tmp_path)])
+    assert made.exit_code == 0, made.output
+    assert "Nothing was measured yet" in (tmp_path / "RESULTS.md").read_text()
