@@ -23,9 +23,7 @@ import ipaddress
 import itertools
 import json
 import os
-import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,6 +31,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
 
+from deploy.link import Link, network_missing, run_tool
 from shared.errors import ConfigurationError
 
 _PREFIX: Final = "a4"
@@ -40,15 +39,7 @@ _PREFIX: Final = "a4"
 _RANGE: Final = ipaddress.ip_network("198.18.0.0/15")
 _LOCK: Final = Path("/run/amp4ec-network.lock")
 _MAX_NODES: Final = 253
-_MIN_RATE_BYTES_PER_S: Final = 1_000
-_MIN_BURST_BYTES: Final = 16 * 1024
-"""What a rate lets through at once: more than a packet, and small against what a stage sends."""
-_QUEUE_S: Final = 0.4
-_MIN_QUEUE_BYTES: Final = 128 * 1024
-"""What may wait in front of a rate before packets are dropped: this, or what passes in `_QUEUE_S`."""
 _STOP_S: Final = 20.0
-_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
-"""Root in a container has user id 0 and not these; numbers from linux/capability.h."""
 _NAMESPACES: Final = Path("/run/netns")
 
 # Deletes what it was told of once its input ends: with our `close`, or with us.
@@ -67,33 +58,11 @@ for name in $spaces; do ip netns delete "$name"; done
 _numbers = itertools.count()
 
 
-def network_missing() -> str:
-    """Why this process cannot have a `Network`; empty when it can, as far as looking tells."""
-    if not sys.platform.startswith("linux"):
-        return "network namespaces are Linux's"
-    lacking = [name for name, bit in _CAPABILITIES.items() if not _capable(bit)]
-    if lacking:
-        return f"network namespaces need root; this process has no {' and no '.join(lacking)}"
-    missing = [tool for tool in ("ip", "bridge", "tc", "nsenter") if shutil.which(tool) is None]
-    if missing:
-        return f"there is no {' and no '.join(missing)}: install iproute2 and util-linux"
-    return ""
-
-
-def _capable(bit: int) -> bool:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        name, _, value = line.partition(":")
-        if name == "CapEff":
-            return bool(int(value, 16) >> bit & 1)
-    return False
-
-
 @dataclass(frozen=True, slots=True)
 class _Node:
     number: int
     namespace: str
-    link: str
-    """The end of its cable on our side, a port of the bridge."""
+    link: Link
 
 
 class Network:
@@ -148,13 +117,10 @@ class Network:
 
         It becomes the program that is named after it, under the same process id.
 
-        Unlike `ip netns exec` this leaves file systems alone: the program still sees its cgroup.
-
         Raises:
             ConfigurationError: the kernel refuses; the message says why.
         """
-        space = self._add(node).namespace
-        return ["nsenter", f"--net={_NAMESPACES / space}", "--"]
+        return self._add(node).link.entry()
 
     def cut(self, node: str) -> None:
         """Let every packet from and to `node` vanish; connections stay as they are, and hear nothing.
@@ -162,7 +128,7 @@ class Network:
         Raises:
             ConfigurationError: there is no such node.
         """
-        self._switch(node, on=False)
+        self._of(node).link.cut()
 
     def heal(self, node: str) -> None:
         """Undo `cut`.
@@ -170,7 +136,7 @@ class Network:
         Raises:
             ConfigurationError: there is no such node.
         """
-        self._switch(node, on=True)
+        self._of(node).link.heal()
 
     def rate(self, node: str, bytes_per_s: float) -> None:
         """Let through `bytes_per_s` at most, in each direction.
@@ -178,19 +144,7 @@ class Network:
         Raises:
             ConfigurationError: there is no such node, or the rate is below 1,000 bytes/s.
         """
-        if bytes_per_s < _MIN_RATE_BYTES_PER_S:
-            raise ConfigurationError(
-                "a rate is too low to carry packets",
-                expected=f"at least {_MIN_RATE_BYTES_PER_S} bytes/s",
-                got=f"{bytes_per_s:g}",
-            )
-        # tc's "bps" are bytes per second.
-        burst = max(_MIN_BURST_BYTES, round(bytes_per_s / 100))
-        queue = max(_MIN_QUEUE_BYTES, round(bytes_per_s * _QUEUE_S))
-        shape = f"tbf rate {round(bytes_per_s)}bps burst {burst} limit {queue}"
-        found = self._of(node)
-        _tc(f"qdisc replace dev {found.link} root {shape}")
-        _tc(f"qdisc replace dev eth0 root {shape}", namespace=found.namespace)
+        self._of(node).link.rate(bytes_per_s)
 
     def unrate(self, node: str) -> None:
         """Undo `rate`; nothing where there is none.
@@ -198,10 +152,7 @@ class Network:
         Raises:
             ConfigurationError: there is no such node.
         """
-        found = self._of(node)
-        # Puts the default back, whether or not there was another.
-        _tc(f"qdisc replace dev {found.link} root pfifo")
-        _tc("qdisc replace dev eth0 root pfifo", namespace=found.namespace)
+        self._of(node).link.unrate()
 
     def remove(self, node: str) -> None:
         """Take a node away that nothing runs on any more; its name and its address may be used again.
@@ -211,7 +162,7 @@ class Network:
         """
         with self._lock:
             found = self._of(node)
-            _ip(f"link delete {found.link}", f"netns delete {found.namespace}")
+            _ip(f"link delete {found.link.port}", f"netns delete {found.namespace}")
             del self._nodes[node]
 
     def close(self) -> None:
@@ -233,11 +184,6 @@ class Network:
         """Take it away."""
         self.close()
 
-    def _switch(self, node: str, *, on: bool) -> None:
-        # By `bridge`: what `ip link set ... type bridge_slave state` says is passed over by the kernel.
-        state = "forwarding" if on else "disabled"
-        _run(["bridge", "link", "set", "dev", self._of(node).link, "state", state])
-
     def _of(self, node: str) -> _Node:
         try:
             return self._nodes[node]
@@ -258,14 +204,14 @@ class Network:
             taken = {made.number for made in self._nodes.values()}
             number = next(free for free in itertools.count() if free not in taken)
             address = str(self._net[2 + number])
-            made = _Node(number=number, namespace=_name("n"), link=_name("v"))
-            self._will_need("namespace", made.namespace)
-            self._will_need("link", made.link)
+            space, port = _name("n"), _name("v")
+            made = _Node(number=number, namespace=space, link=Link(port, _NAMESPACES / space))
+            self._will_need("namespace", space)
+            self._will_need("link", port)
             _ip(
-                f"netns add {made.namespace}",
-                f"link add {made.link} type veth"
-                f" peer name eth0 address {_mac(address)} netns {made.namespace}",
-                f"link set {made.link} master {self._bridge} up",
+                f"netns add {space}",
+                f"link add {port} type veth peer name eth0 address {_mac(address)} netns {space}",
+                f"link set {port} master {self._bridge} up",
                 # Who is where is known: a cut shall not be noticed by an address that stopped answering.
                 f"neighbour replace {address} lladdr {_mac(address)} dev {self._bridge} nud permanent",
             )
@@ -274,7 +220,7 @@ class Network:
                 f"address add {address}/{self._net.prefixlen} dev eth0",
                 "link set eth0 up",
                 f"neighbour replace {self.host} lladdr {_mac(self.host)} dev eth0 nud permanent",
-                namespace=made.namespace,
+                namespace=space,
             )
             self._nodes[node] = made
             return made
@@ -307,7 +253,7 @@ def _one_at_a_time() -> Iterator[None]:
 def _free_net() -> ipaddress.IPv4Network:
     used = [
         ipaddress.ip_network(f"{info['local']}/{info['prefixlen']}", strict=False)
-        for link in json.loads(_run(["ip", "-json", "-4", "address", "show"]))
+        for link in json.loads(run_tool(["ip", "-json", "-4", "address", "show"]))
         for info in link["addr_info"]
     ]
     for net in _RANGE.subnets(new_prefix=24):
@@ -318,19 +264,4 @@ def _free_net() -> ipaddress.IPv4Network:
 
 def _ip(*lines: str, namespace: str | None = None) -> None:
     where = [] if namespace is None else ["-netns", namespace]
-    _run(["ip", *where, "-batch", "-"], "\n".join(lines))
-
-
-def _tc(line: str, *, namespace: str | None = None) -> None:
-    where = [] if namespace is None else ["-netns", namespace]
-    _run(["tc", *where, *line.split()])
-
-
-def _run(command: list[str], text: str | None = None) -> str:
-    done = subprocess.run(command, input=text, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise ConfigurationError(
-            f"the kernel refuses a network of one's own: {text or ' '.join(command)}", got=said
-        )
-    return done.stdout
+    run_tool(["ip", *where, "-batch", "-"], "\n".join(lines))

@@ -21,7 +21,7 @@ from PIL import Image
 
 from deploy.flags import ServeFlags
 from deploy.library import ModelLibrary
-from deploy.network import network_missing
+from deploy.link import network_missing
 from deploy.photo import PHOTO
 from orchestrator.core.dispatch_settings import default_window
 from orchestrator.core.limits import Limits

@@ -12,8 +12,8 @@ import asyncio
 import time
 from dataclasses import replace
 
+from deploy.link import network_missing
 from deploy.local import LocalCluster
-from deploy.network import network_missing
 from shared.errors import ConfigurationError
 from tests.benchmarks.clusters import MODEL, SHARES, THREE_STAGES, calibrated, serve
 from tests.benchmarks.context import Context

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.network import network_missing
+from deploy.link import network_missing
 from tests.cluster.chaos.faults import missing
 from tests.cluster.chaos.run import Options, run
 from tests.cluster.chaos.schedule import FaultKind

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from deploy.link import network_missing
 from deploy.local import LocalCluster
-from deploy.network import network_missing
 from deploy.supervisor import Child
 from shared.messages.operation import OrchestratorState
 from tests.cluster.conftest import FLAGS, JPEG, MODEL, RawClient

@@ -15,8 +15,9 @@ from typing import Self
 import pytest
 
 from deploy.flags import ServeFlags
+from deploy.link import network_missing
 from deploy.local import LocalCluster
-from deploy.network import Network, network_missing
+from deploy.network import Network
 from shared.errors import ConfigurationError
 from tests.cluster.conftest import JPEG, MODEL, until
 

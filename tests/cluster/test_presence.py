@@ -9,8 +9,8 @@ import paho.mqtt.publish as mqtt
 import pytest
 
 from deploy.flags import ServeFlags
+from deploy.link import network_missing
 from deploy.local import LocalCluster
-from deploy.network import network_missing
 from deploy.supervisor import Child
 from deploy.watch import Events, watch
 from shared.bus import MqttControlBus

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 
-from deploy.network import network_missing
+from deploy.link import network_missing
 from deploy.supervisor import Child
 from shared.errors import Amp4ecError
 from tests.cluster.chaos.plant import Plant
