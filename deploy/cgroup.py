@@ -46,6 +46,23 @@ class CpuLimit:
         join = 'echo $$ > "$1" && shift && exec "$@"'
         return ["/bin/sh", "-c", join, "sh", str(self.directory / "cgroup.procs"), *command]
 
+    def changed(self, cpus: float) -> CpuLimit:
+        """The same cgroup with another quota, in force for what runs in it.
+
+        Raises:
+            ConfigurationError: the kernel does not take it, or the cgroup is gone.
+        """
+        version = 1 if (self.directory / "cpu.cfs_quota_us").exists() else 2
+        try:
+            _set_quota(version, self.directory, round(cpus * PERIOD_US))
+        except OSError as error:
+            raise ConfigurationError(
+                f"{self.directory} takes no quota of {cpus:g} CPUs",
+                expected="0.01 CPUs or more, and a process that runs",
+                got=error.strerror or str(error),
+            ) from error
+        return CpuLimit(self.directory, cpus)
+
     def remove(self) -> None:
         """Take the cgroup away, and with it what a killed child may have left running inside.
 

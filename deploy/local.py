@@ -18,33 +18,35 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from broker.config import BrokerConfig
 from broker.launcher import Broker
 from deploy.cgroup import CpuLimit, available_cpus, limit_cpu
-from deploy.flags import ServeFlags
+from deploy.cluster import Cluster
 from deploy.network import Network
-from deploy.supervisor import Child, child_environment, command
-from shared.bus import BrokerUrl
-from shared.client import Client, ClusterStatus
-from shared.errors import Amp4ecError, ConfigurationError
-from shared.messages.model import ModelState
+from deploy.supervisor import Child
+from shared.errors import ConfigurationError
 from shared.profile import DEFAULT_ZONE
 from shared.topics import DEFAULT_ROOT
 
-POLL_S = 0.1
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """How an agent was started."""
+
+    cpu: float | None
+    arguments: Sequence[str]
+    wrap: Sequence[str]
 
 
-class ChildEndedError(Amp4ecError):
-    """A child that was needed ended; the message has the end of its log."""
+class LocalCluster(Cluster):
+    """Broker, orchestrator and agents of one's own as processes. Use with `async with`."""
 
-
-class LocalCluster:
-    """Broker, orchestrator and agents of one's own. Use with `async with`."""
+    agents: dict[str, Child]
+    orchestrator: Child | None
 
     def __init__(
         self,
@@ -89,35 +91,25 @@ class LocalCluster:
             raise ConfigurationError(
                 "CPU shares do not fit the agents", expected=str(agents), got=str(len(cpus))
             )
-        self.directory = directory
-        self.root = root
-        self.broker = Broker(directory=directory / "broker", port=port)
+        super().__init__(directory, root=root, log_level=log_level, environment=environment)
+        self._broker = Broker(directory=directory / "broker", port=port)
         self._port = port
         self._isolated = isolated
         self._network: Network | None = None
-        self.agents: dict[str, Child] = {}
-        self.orchestrator: Child | None = None
-        """The one that was started to lead; after a take-over a standby does."""
+        self.agents = {}
+        self._launches: dict[str, _Launch] = {}
+        self.orchestrator = None
         self.standbys: dict[str, Child] = {}
-        self.cpu_refused = ""
-        """Why no CPU limit is enforced, where none was asked for and none may be set."""
         self._shares: Sequence[float | None] = cpus if cpus is not None else [None] * agents
         self._zones = [DEFAULT_ZONE] * agents if zones is None else list(zones)
         self._equal_share = available_cpus() / max(agents, 1)
-        self._log_level = log_level
         self._agent_arguments = tuple(agent_arguments)
         self._orchestrator_arguments = tuple(orchestrator_arguments)
-        self._environment = dict(environment or {})
 
     @property
-    def url(self) -> BrokerUrl:
-        """The broker's address, as an operator has it."""
-        return BrokerUrl.parse(self.address("operator"))
-
-    def address(self, name: str) -> str:
-        """The broker's address as `name` has it: an agent, `orchestrator`, `operator` or `client`."""
-        del name  # an open broker asks nobody
-        return self.broker.url
+    def broker(self) -> Broker:
+        """The broker, a child process."""
+        return self._broker
 
     @property
     def network(self) -> Network:
@@ -132,10 +124,6 @@ class LocalCluster:
             )
         return self._network
 
-    def client(self) -> Client:
-        """A client of this cluster, to be used with `async with`."""
-        return Client(self.address("client"), root=self.root)
-
     async def start(self) -> None:
         """Start the broker, the orchestrator and the agents; returns when their processes run.
 
@@ -146,7 +134,7 @@ class LocalCluster:
         self.directory.mkdir(parents=True, exist_ok=True)
         if self._isolated:
             self._network = await asyncio.to_thread(Network)
-            self.broker = Broker(
+            self._broker = Broker(
                 directory=self.directory / "broker",
                 port=self._port,
                 config=BrokerConfig(bind=self._network.host),
@@ -204,12 +192,6 @@ class LocalCluster:
             wrap=await self._within(name),
         )
 
-    async def kill_orchestrator(self) -> None:
-        """SIGKILL to the orchestrator."""
-        if self.orchestrator is not None:
-            await self.orchestrator.kill()
-            self.orchestrator = None
-
     async def restart_orchestrator(self, arguments: Sequence[str] | None = None) -> Child:
         """End the orchestrator as somebody who installs a new version would, and start it again.
 
@@ -264,137 +246,39 @@ class LocalCluster:
                 limit.remove()
             raise
         self.agents[name] = agent
+        self._launches[name] = _Launch(cpu, arguments, wrap)
         return agent
 
-    async def kill_agent(self, name: str) -> None:
-        """SIGKILL to an agent."""
-        await self.agents[name].kill()
+    async def restart_agent(self, name: str) -> Child:
+        """Start an agent that ended again, with what it had: share, cache, flags.
 
-    async def stop_agent(self, name: str) -> int:
-        """SIGTERM to an agent; its exit status."""
-        return await self.agents[name].stop()
+        Raises:
+            ConfigurationError: there was none of that name, or it runs.
+        """
+        launch = self._launches.get(name)
+        if launch is None:
+            raise ConfigurationError(
+                f"there was no agent {name}", expected=" or ".join(self._launches), got=name
+            )
+        return await self.add_agent(name, launch.cpu, arguments=launch.arguments, wrap=launch.wrap)
 
-    async def serve(
-        self, model: str, flags: ServeFlags, *, on_line: Callable[[str], None] | None = None
+    async def limit_agent(
+        self, name: str, *, cpus: float | None = None, memory_bytes: int | None = None
     ) -> None:
-        """Ask for `model` to be served, in a child of its own; returns when it is.
-
-        Args:
-            model: as `amp4ec serve` takes it.
-            flags: as `amp4ec serve` takes them.
-            on_line: gets each line of progress.
+        """Give a running agent another CPU share.
 
         Raises:
-            ChildEndedError: it was not served; the message has the reason.
+            ConfigurationError: there is no such agent, nothing limits it, or memory is to be limited.
         """
-        process = await asyncio.create_subprocess_exec(
-            *command("serve", model, *self._common("operator", "warning"), *flags.arguments()),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-            env=child_environment(self._environment),
-            start_new_session=True,
-        )
-        lines: list[str] = []
-        assert process.stdout is not None
-        try:
-            async for line in process.stdout:
-                lines.append(line.decode(errors="replace").rstrip())
-                if on_line is not None:
-                    on_line(lines[-1])
-            status = await process.wait()
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if status != 0:
-            reason = lines[-1].removeprefix("error: ") if lines else f"exit status {status}"
-            raise ChildEndedError(f"{model} is not served: {reason}")
-
-    async def wait_for(
-        self, what: str, holds: Callable[[ClusterStatus], bool], timeout_s: float = 30.0
-    ) -> ClusterStatus:
-        """Wait until the cluster's status is as wanted.
-
-        Args:
-            what: what is waited for, for the error.
-            holds: says whether a status is as wanted.
-            timeout_s: how long to wait.
-
-        Raises:
-            ChildEndedError: the time ran out, or the orchestrator ended by itself.
-        """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout_s
-        async with self.client() as client:
-            while True:
-                status = await client.status(wait_s=0.0)
-                if holds(status):
-                    return status
-                if self.orchestrator is not None and not self._any_orchestrator():
-                    raise ChildEndedError(
-                        f"the orchestrator ended with status "
-                        f"{self.orchestrator.process.returncode}; the end of its log:\n"
-                        f"{self.orchestrator.log_tail()}"
-                    )
-                if loop.time() > deadline:
-                    raise ChildEndedError(
-                        f"waited {timeout_s:g} s for {what}", expected=what, got=_brief(status)
-                    )
-                await asyncio.sleep(POLL_S)
-
-    async def wait_for_model(
-        self, name: str, *, newer_than: int = -1, timeout_s: float = 60.0
-    ) -> ModelState:
-        """Wait until a model is served, by a generation above `newer_than`; its state.
-
-        Raises:
-            ChildEndedError: the time ran out.
-        """
-
-        def served(status: ClusterStatus) -> bool:
-            state = status.model(name)
-            return state is not None and state.state == "serving" and state.generation > newer_than
-
-        wanted = f"{name} to be served" + (f" anew after {newer_than}" if newer_than >= 0 else "")
-        state = (await self.wait_for(wanted, served, timeout_s)).model(name)
-        assert state is not None
-        return state
-
-    async def wait_for_nodes(self, count: int | None = None, timeout_s: float = 60.0) -> None:
-        """Wait until `count` agents (all, when None) are online, and the orchestrator.
-
-        Raises:
-            ChildEndedError: the time ran out.
-        """
-        wanted = len(self.agents) if count is None else count
-        await self.wait_for(
-            f"{wanted} agents and an orchestrator online",
-            lambda status: (
-                len(status.online) >= wanted
-                and status.orchestrator is not None
-                and status.orchestrator.state == "online"
-            ),
-            timeout_s,
-        )
-
-    async def __aenter__(self) -> Self:
-        """Start everything; see `start`."""
-        try:
-            await self.start()
-        except BaseException:
-            await self.stop()
-            raise
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """End everything."""
-        await self.stop()
+        agent = self.agents.get(name)
+        if agent is None or memory_bytes is not None or (cpus is not None and agent.limit is None):
+            raise ConfigurationError(
+                f"agent {name} cannot be limited so",
+                expected="a CPU share of an agent in a cgroup; containers take memory limits, too",
+                got=f"{cpus} CPUs, {memory_bytes} bytes",
+            )
+        if cpus is not None and agent.limit is not None:
+            agent.limit = await asyncio.to_thread(agent.limit.changed, cpus)
 
     def _any_orchestrator(self) -> bool:
         return any(c.alive for c in (self.orchestrator, *self.standbys.values()) if c is not None)
@@ -405,16 +289,6 @@ class LocalCluster:
             return ()
         return await asyncio.to_thread(self._network.entry, node)
 
-    def _common(self, name: str, log_level: str | None = None) -> list[str]:
-        level = log_level or self._log_level
-        return ["--broker", self.address(name), "--root", self.root, "--log-level", level]
-
-    def _free_name(self) -> str:
-        number = 1
-        while f"agent-{number}" in self.agents:
-            number += 1
-        return f"agent-{number}"
-
     def _limit(self, name: str, cpu: float | None) -> CpuLimit | None:
         if cpu is not None:
             return limit_cpu(name, cpu)
@@ -423,10 +297,3 @@ class LocalCluster:
         except ConfigurationError as error:
             self.cpu_refused = str(error)
             return None
-
-
-def _brief(status: ClusterStatus) -> str:
-    orchestrator = status.orchestrator.state if status.orchestrator else "none"
-    nodes = ", ".join(f"{node.state.node} {node.state.state}" for node in status.nodes) or "none"
-    models = ", ".join(f"{model.model} {model.state}" for model in status.models) or "none"
-    return f"orchestrator: {orchestrator}; nodes: {nodes}; models: {models}"

@@ -128,9 +128,23 @@ class Child:
             await asyncio.to_thread(self.limit.remove)
         return status
 
+    @property
+    def limits(self) -> str:
+        """What it is limited to, for people; empty where it is not."""
+        return f"{self.limit.cpus:g} CPU" if self.limit else ""
+
+    def why(self) -> str:
+        """Nothing more than the exit status is known of a process's end."""
+        return ""
+
     def log_tail(self, lines: int = 15) -> str:
         """The last lines of the log, indented."""
-        with self.log.open("rb") as log:
-            log.seek(max(0, log.seek(0, os.SEEK_END) - _TAIL_BYTES))
-            text = log.read().decode(errors="replace")
-        return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+        return log_tail(self.log, lines)
+
+
+def log_tail(log: Path, lines: int = 15) -> str:
+    """The last lines of a log, indented."""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
+        text = file.read().decode(errors="replace")
+    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])

@@ -55,7 +55,7 @@ class ClosedCluster(LocalCluster):
     def __init__(self, directory: Path, **options: Any) -> None:
         super().__init__(directory, **options)
         closed, config = _closed(directory / "broker")
-        self.broker = Broker(directory=closed.directory, config=config)
+        self._broker = Broker(directory=closed.directory, config=config)
         self._site = ClosedSite(self.broker, closed)
 
     def address(self, name: str) -> str:

@@ -8,8 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from deploy.cluster import POLL_S, ChildEndedError
 from deploy.flags import ServeFlags
-from deploy.local import POLL_S, ChildEndedError, LocalCluster
+from deploy.local import LocalCluster
 from deploy.supervisor import Child
 from tests.fakes.delay import DelayRelay
 
