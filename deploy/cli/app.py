@@ -30,6 +30,7 @@ _COMMANDS = {
     "orchestrator": "deploy.cli.services",
     "agent": "deploy.cli.services",
     "up": "deploy.cli.up",
+    "docker": "deploy.cli.docker",
     "serve": "deploy.cli.serving",
     "stop": "deploy.cli.serving",
     "infer": "deploy.cli.infer",
@@ -50,6 +51,7 @@ _EXTRAS = {
     "rich": "deploy",
     "matplotlib": "deploy",
     "cryptography": "deploy",
+    "docker": "deploy",
 }
 """Which extra brings a module that a bare install lacks."""
 

@@ -11,14 +11,13 @@ from typing import NoReturn
 
 import click
 
-from deploy import settings
 from deploy.cli.options import Common, common_options, json_option, serve_options
 from deploy.cli.output import note, print_json, print_line
 from deploy.cli.scheduling import scheduler_arguments, scheduler_options
+from deploy.cluster import ChildEndedError, Cluster, Part
+from deploy.cluster_shape import ClusterShape, make_cluster
 from deploy.flags import ServeFlags
-from deploy.local import ChildEndedError, LocalCluster
 from deploy.photo import photo_to_type
-from deploy.supervisor import Child
 from orchestrator.core.scheduler_settings import SchedulerSettings
 from shared.errors import BrokerError
 from shared.messages.model import ModelState
@@ -33,9 +32,7 @@ from shared.profile import DEFAULT_ZONE
     show_default=True,
     help="The broker's port, on loopback only; 0 for any free one.",
 )
-@click.option(
-    "--agents", type=click.IntRange(1, 64), default=3, show_default=True, help="How many agents."
-)
+@click.option("--agents", type=click.IntRange(1, 64), help="How many agents.  [default: 3]")
 @click.option(
     "--cpus",
     help="Each agent's CPU share, as in 0.5,0.3,0.2, enforced by cgroup.  "
@@ -49,6 +46,24 @@ from shared.profile import DEFAULT_ZONE
     default=DEFAULT_ZONE,
     show_default=True,
     help="The trust zone of orchestrator and broker.",
+)
+@click.option(
+    "--docker",
+    is_flag=True,
+    help="In containers, on a Docker engine: each agent with its limits, on a network of their own.",
+)
+@click.option(
+    "--profile",
+    metavar="NAME|FILE",
+    help="With --docker: the agents of a profile, in place of --agents, --cpus and --zones: paper, standard, "
+    "scale-down, scale-up, or a .toml file.",
+)
+@click.option(
+    "--scale",
+    type=click.FloatRange(min=0, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Give each agent of the profile so many times its CPUs.",
 )
 @click.option("--serve", "models", multiple=True, metavar="MODEL", help="Serve this; repeatable.")
 @serve_options
@@ -64,10 +79,13 @@ def up_command(
     *,
     common: Common,
     port: int,
-    agents: int,
+    agents: int | None,
     cpus: str | None,
     zones: str | None,
     zone: str,
+    docker: bool,
+    profile: str | None,
+    scale: float,
     models: tuple[str, ...],
     flags: ServeFlags,
     scheduling: SchedulerSettings,
@@ -80,21 +98,28 @@ def up_command(
     agents are there). Flags of `amp4ec serve` apply to every --serve.
 
     \b
-    Example:
+    Examples:
         amp4ec up --agents 3 --cpus 0.5,0.3,0.2 --serve mobilenet_v2 --weights none
+        amp4ec up --docker --profile paper --scale 0.5 --serve mobilenet_v2
     """  # noqa: D301
     if flags.name is not None and len(models) > 1:
         raise click.UsageError("--name names one model; there are several --serve.")
     for model in models:
         flags.source(model)  # wrong usage is said before anything is started
-    shares = None if cpus is None else settings.cpu_shares(cpus, agents)
+    shape = ClusterShape(
+        docker=docker,
+        profile=profile,
+        scale=scale,
+        agents=agents,
+        cpus=cpus,
+        zones=zones,
+        runtime=flags.runtime,
+    )
     asked = _Asked(tuple(models), flags, as_json=as_json)
     with tempfile.TemporaryDirectory(prefix="amp4ec-up-") as scratch:
-        cluster = LocalCluster(
+        cluster = make_cluster(
+            shape,
             directory or Path(scratch),
-            agents=agents,
-            cpus=shares,
-            zones=None if zones is None else settings.zones_of(zones, agents),
             port=port,
             root=common.root,
             log_level="debug" if common.log_level == "debug" else "info",
@@ -103,6 +128,7 @@ def up_command(
                 f"--zone={zone}",
                 f"--broker-zone={zone}",
             ],
+            on_step=note,
         )
         return asyncio.run(_up(cluster, asked))
 
@@ -114,7 +140,7 @@ class _Asked:
     as_json: bool
 
 
-async def _up(cluster: LocalCluster, asked: _Asked) -> int:
+async def _up(cluster: Cluster, asked: _Asked) -> int:
     """Until a signal (0) or until broker or orchestrator end by themselves (1)."""
     told = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -136,7 +162,7 @@ async def _up(cluster: LocalCluster, asked: _Asked) -> int:
         await cluster.stop()
 
 
-async def _run(cluster: LocalCluster, asked: _Asked) -> None:
+async def _run(cluster: Cluster, asked: _Asked) -> None:
     """Start everything, serve, then watch; ends by an exception only."""
     try:
         await cluster.start()
@@ -159,7 +185,7 @@ async def _run(cluster: LocalCluster, asked: _Asked) -> None:
         group.create_task(_serve(cluster, asked), name="up: serve")
 
 
-async def _serve(cluster: LocalCluster, asked: _Asked) -> None:
+async def _serve(cluster: Cluster, asked: _Asked) -> None:
     await cluster.wait_for_nodes()
     states: list[ModelState] = []
     for model in asked.models:
@@ -189,15 +215,13 @@ async def _serve(cluster: LocalCluster, asked: _Asked) -> None:
     print_line(_next(cluster, states[0].model if states else None))
 
 
-async def _watch(cluster: LocalCluster) -> NoReturn:
+async def _watch(cluster: Cluster) -> NoReturn:
     """Raises ChildEndedError when the broker or the orchestrator ended by itself."""
     orchestrator = cluster.orchestrator
     assert orchestrator is not None
     ended = {
         asyncio.create_task(cluster.broker.wait(), name="up: broker ended"): "broker",
-        asyncio.create_task(
-            orchestrator.process.wait(), name="up: orchestrator ended"
-        ): "orchestrator",
+        asyncio.create_task(orchestrator.ended(), name="up: orchestrator ended"): "orchestrator",
     }
     try:
         done, _ = await asyncio.wait(ended, return_when=asyncio.FIRST_COMPLETED)
@@ -211,9 +235,11 @@ async def _watch(cluster: LocalCluster) -> NoReturn:
     raise ChildEndedError(f"the {ended[task]} ended with status {task.result()}{tail}")
 
 
-async def _report_end(agent: Child) -> None:
+async def _report_end(agent: Part) -> None:
     status = await agent.ended()
     how = f"signal {-status}" if status < 0 else f"status {status}"
+    if why := agent.why():
+        how += f" ({why})"
     note(
         f"{agent.name} (pid {agent.pid}) ended with {how}; it is left dead, to show what a loss does"
     )
@@ -221,9 +247,9 @@ async def _report_end(agent: Child) -> None:
         note(agent.log_tail(5))
 
 
-def _introduce(agent: Child) -> str:
-    limit = f", {agent.limit.cpus:g} CPU" if agent.limit else ""
-    return f"{agent.name}: pid {agent.pid}{limit}"
+def _introduce(agent: Part) -> str:
+    limits = f", {agent.limits}" if agent.limits else ""
+    return f"{agent.name}: pid {agent.pid}{limits}"
 
 
 def _shape(state: ModelState) -> str:
@@ -233,7 +259,7 @@ def _shape(state: ModelState) -> str:
     return f"{state.model} in {len(counts)} pipelines of {', '.join(map(str, counts))} stages"
 
 
-def _next(cluster: LocalCluster, model: str | None) -> str:
+def _next(cluster: Cluster, model: str | None) -> str:
     """What somebody may want to type now."""
     port, root = cluster.broker.port, cluster.root
     address = f"--broker {cluster.broker.url}" if port != 1883 else ""
@@ -247,7 +273,7 @@ def _next(cluster: LocalCluster, model: str | None) -> str:
         f"  mosquitto_rr -p {port} -t {root}/model/{name}/infer -e {root}/result/me {message}",
         f"  mosquitto_sub -v -p {port} -t '{root}/event' -t '{root}/model/+/state'",
         f"  amp4ec status {address}",
-        f"  kill -9 {agent.pid}    # {agent.name}: see what a loss does",
+        f"  {cluster.kill_command.format(pid=agent.pid, name=agent.name)}    # see what a loss does",
         "Ctrl-C ends everything.",
     ]
     if model is None:

@@ -81,9 +81,17 @@ def test_an_open_broker_for_others_is_asked_for_by_name(bind: str) -> None:
 
 
 def test_the_commands() -> None:
+<<<<<<< HEAD
     services = ["broker", "orchestrator", "agent", "up"]
     asking = ["serve", "stop", "infer", "status"]
     assert sorted([*services, *asking, "join-token", "profile", "plan", "bench"]) == COMMANDS
+=======
+    services = ["broker", "orchestrator", "agent", "up", "docker"]
+    assert (
+        sorted([*services, "join-token", "serve", "stop", "infer", "status", "profile", "plan"])
+        == COMMANDS
+    )
+>>>>>>> ebf28ba (A cluster in containers: up --docker, profiles, images without an index, docker kill and its like)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -92,8 +100,13 @@ def test_help_shows_an_example(name: str) -> None:
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"    amp4ec {name}" in result.output
+<<<<<<< HEAD
     # These ask nobody: a model is profiled here, a token made from the broker's files.
     assert "--broker" in result.output or name in ("join-token", "profile", "bench")
+=======
+    # These ask no broker: a model is profiled here, a token made from its files, containers are an engine's.
+    assert "--broker" in result.output or name in ("join-token", "profile", "docker")
+>>>>>>> ebf28ba (A cluster in containers: up --docker, profiles, images without an index, docker kill and its like)
 
 
 def test_help_names_the_three_places_of_settings() -> None:
@@ -106,7 +119,7 @@ def test_help_names_the_three_places_of_settings() -> None:
 def test_commands_that_print_for_people_print_json_too(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    services = ("broker", "orchestrator", "agent")  # they print nothing, they log
+    services = ("broker", "orchestrator", "agent", "docker")  # they print nothing, or only below
     assert ("as_json" in {param.name for param in command.params}) == (name not in services)
 
 

@@ -1,0 +1,1 @@
+"""A cluster in containers: images, limits from a profile, a private network, and nothing left behind."""
