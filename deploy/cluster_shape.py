@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deploy import settings
 from deploy.cluster import Cluster
-from deploy.containers.profile import Node, load_profile
+from deploy.containers.profile import Node, find_profile
 from deploy.local import LocalCluster
 from shared.errors import ConfigurationError
 from shared.profile import DEFAULT_ZONE
@@ -132,7 +132,7 @@ def make_cluster(
 
 def _nodes(shape: ClusterShape) -> Sequence[Node]:
     if shape.profile is not None:
-        return load_profile(shape.profile).scaled(shape.scale).nodes
+        return find_profile(shape.profile).scaled(shape.scale).nodes
     from deploy.containers.cluster import engine_cpus
     from deploy.containers.engine import connect
 

@@ -20,6 +20,7 @@ where it is a table; a file that needs both calls the address `broker_url`.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import tomllib
@@ -108,11 +109,11 @@ def duration_s(text: str) -> float:
     """Seconds of `90`, `90s`, `1.5m`, `250ms`, `1h`.
 
     Raises:
-        ConfigurationError: none of these, or not above 0.
+        ConfigurationError: none of these, not above 0, or beyond all bounds.
     """
     match = _DURATION.fullmatch(text.strip())
     seconds = float(match[1]) * _UNITS[match[2] or "s"] if match else 0.0
-    if seconds <= 0:
+    if not 0 < seconds < math.inf:
         raise ConfigurationError(
             "not a duration", expected="a number above 0 with s, m, h or ms, as in 120s", got=text
         )
@@ -123,18 +124,18 @@ def size_bytes(text: str) -> int:
     """Bytes of `500000`, `500M`, `2GiB` (K, M, G are 1000s; Ki, Mi, Gi are 1024s).
 
     Raises:
-        ConfigurationError: none of these, or not above 0.
+        ConfigurationError: none of these, not above 0, or beyond all bounds.
     """
     match = _SIZE.fullmatch(text.strip())
-    size = 0
+    size = 0.0
     if match:
         unit = (match[2] or "").lower()
-        size = int(float(match[1]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit[:1]])
-    if size <= 0:
+        size = float(match[1]) * (1024 if unit.endswith("i") else 1000) ** _POWERS[unit[:1]]
+    if not 1 <= size < math.inf:
         raise ConfigurationError(
             "not a size", expected="bytes above 0, or a number with K, M, G, Ki, Mi, Gi", got=text
         )
-    return size
+    return int(size)
 
 
 def cache_bytes(text: str) -> int:

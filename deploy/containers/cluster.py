@@ -2,7 +2,7 @@
 
 ::
 
-    profile = load_profile("paper").scaled(0.5)
+    profile = find_profile("paper").scaled(0.5)
     async with DockerCluster(directory, profile.nodes) as cluster:
         await cluster.serve("mobilenet_v2", ServeFlags(weights="none"))
         await cluster.kill_agent("high")

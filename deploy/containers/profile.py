@@ -16,12 +16,11 @@ from __future__ import annotations
 
 import difflib
 import math
-import tomllib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from deploy.settings import size_bytes
+from deploy.settings import load, size_bytes
 from shared.errors import ConfigurationError
 from shared.ids import check_name
 from shared.profile import DEFAULT_ZONE
@@ -31,7 +30,8 @@ MIN_CPUS: Final = 0.01
 """The smallest quota that the kernel takes: 1 ms of a period of 100 ms."""
 MIN_MEMORY_BYTES: Final = 6 * 1024 * 1024
 """The smallest limit that the engine takes."""
-_RESERVED: Final = ("broker", "orchestrator")
+_MOST_CPUS: Final = 10_000
+_RESERVED: Final = ("broker", "network", "orchestrator")
 _KEYS: Final = ("name", "cpus", "memory", "zone")
 
 
@@ -100,8 +100,8 @@ class Profile:
         )
 
 
-def load_profile(name: str) -> Profile:
-    """A profile of ours by its name, or a file by its path.
+def find_profile(name: str) -> Profile:
+    """A profile of ours by its name, or a `.toml` file by its path.
 
     Raises:
         ConfigurationError: there is none, or it does not say what a profile says.
@@ -116,25 +116,16 @@ def load_profile(name: str) -> Profile:
                 expected=f"one of {', '.join(ours)}, or the path of a .toml file",
                 got=name,
             )
-    try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigurationError(
-            f"profile {path} cannot be read: {error.strerror or error}"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise ConfigurationError(
-            f"profile {path}", expected="TOML in UTF-8", got=str(error)
-        ) from error
-    return parse_profile(path.stem, document)
+    return read_profile(path)
 
 
-def parse_profile(name: str, document: dict[str, Any]) -> Profile:
-    """The profile of a document.
+def read_profile(path: Path) -> Profile:
+    """The profile in a file, called like the file.
 
     Raises:
-        ConfigurationError: it does not say what a profile says.
+        ConfigurationError: it cannot be read, or does not say what a profile says.
     """
+    name, document = path.stem, load(path)
     _known(f"profile {name}", document, ("description", "node"))
     nodes = document.get("node")
     if not isinstance(nodes, list) or not all(isinstance(node, dict) for node in nodes):
@@ -151,7 +142,7 @@ def parse_profile(name: str, document: dict[str, Any]) -> Profile:
 def _node(where: str, table: dict[str, Any]) -> Node:
     _known(where, table, _KEYS)
     cpus, memory = table.get("cpus"), table.get("memory")
-    if not isinstance(cpus, int | float) or isinstance(cpus, bool):
+    if not isinstance(cpus, int | float) or isinstance(cpus, bool) or cpus > _MOST_CPUS:
         raise ConfigurationError(f"{where}: cpus", expected="a number such as 0.6", got=repr(cpus))
     if memory is not None and not isinstance(memory, str):
         raise ConfigurationError(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deploy.containers.profile import PROFILES, read_profile
 from deploy.library import read_labels, read_transform
 from deploy.planning import parse_axes
 from deploy.profile_report import read_report
@@ -178,5 +179,10 @@ TARGETS = (
     Target(
         name="settings", decode=_file(load), allowed=_REFUSED, share=0.2,
         seeds=_seeds(b'broker = "mqtt://a"\n[agent]\nname = "b"\n'), covers=("deploy.settings.load",),
+    ),
+    Target(
+        name="nodes", decode=_file(read_profile), allowed=_REFUSED, share=0.2,
+        seeds=_seeds((PROFILES / "paper.toml").read_bytes()),
+        covers=("deploy.containers.profile.read_profile",),
     ),
 )  # fmt: skip
