@@ -41,7 +41,9 @@ Access = Literal["read", "write", "readwrite"]
 
 _ACROSS: dict[Direction, Access] = {"out": "write", "in": "read", "both": "readwrite"}
 
-OPEN_TO_ALL: tuple[str, ...] = ("node_state", "telemetry", "model_state", "orchestrator_state")
+OPEN_TO_ALL: tuple[str, ...] = (
+    "node_state", "telemetry", "cordon", "model_state", "orchestrator_state",
+)  # fmt: skip
 """What every role but an agent may read: who is there, how they do, what is served."""
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus, Properties
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, JobError, ProtocolError
+from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.operation import (
     DeploymentsRequest,
     ExplainRequest,
@@ -42,7 +43,15 @@ _REPEAT_S = 20.0
 Step = Callable[[str], None]
 """Gets a line of progress."""
 Request = (
-    ServeRequest | StopRequest | ReplanRequest | ExplainRequest | PlanRequest | DeploymentsRequest
+    ServeRequest
+    | StopRequest
+    | ReplanRequest
+    | ExplainRequest
+    | PlanRequest
+    | DeploymentsRequest
+    | CordonRequest
+    | DrainRequest
+    | UncordonRequest
 )
 _VERBS: Mapping[type, str] = {
     ServeRequest: "serve",
@@ -51,6 +60,9 @@ _VERBS: Mapping[type, str] = {
     ExplainRequest: "explain",
     PlanRequest: "plan",
     DeploymentsRequest: "deployments",
+    CordonRequest: "cordon",
+    DrainRequest: "drain",
+    UncordonRequest: "uncordon",
 }
 
 

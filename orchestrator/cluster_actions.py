@@ -84,6 +84,10 @@ class ClusterActions:
                 self._deployments.add(action, slice_s)
             case events.PublishModel(model):
                 self._served.write(model, self._states.publish(model, time.monotonic()))
+            case events.PublishCordon(node, None):
+                self._outbox.clear("cordon", node=node)
+            case events.PublishCordon(node, cordon):
+                self._outbox.publish("cordon", cordon, retain=True, node=node)
             case events.Tell():
                 self._announcer.happened(action)
             case events.Progress(transaction, verb, text):
@@ -98,6 +102,10 @@ class ClusterActions:
             error = JobError(action.code, action.error)
             self._announcer.failed(action.verb, action.transaction, error_body(error))
             return
-        state = self._states.state(action.model, time.monotonic())
-        data = {"model": action.model} if state is None else to_builtins(state)
+        data: dict[str, object] = {}
+        if action.node is not None:
+            data["node"] = action.node
+        if action.model is not None:
+            state = self._states.state(action.model, time.monotonic())
+            data |= {"model": action.model} if state is None else to_builtins(state)
         self._announcer.done(action.verb, action.transaction, data)

@@ -25,6 +25,7 @@ from shared.bus import Message
 from shared.codec import decode_json
 from shared.errors import ProtocolError
 from shared.messages import Count, Name
+from shared.messages.cordon import Cordon
 from shared.messages.model import ModelState
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.operation import OrchestratorState
@@ -36,7 +37,7 @@ from shared.transfer import Transfers
 log = logging.getLogger(__name__)
 
 SUBSCRIPTIONS = (
-    "node_state", "telemetry", "report", "ping", "model_state", "assignment", "request",
+    "node_state", "telemetry", "report", "ping", "model_state", "assignment", "cordon", "request",
 )  # fmt: skip
 
 _OF_NODES = {"node_state": "birth", "telemetry": "telemetry", "report": "report"}
@@ -156,6 +157,11 @@ class Intake:
                 assignment = decode_json(payload, Assignment)
                 numbers = tuple((stage.model, stage.generation) for stage in assignment.stages)
                 self._step(events.AssignmentSeen(now, levels["node"], assignment.revision, numbers))
+            case "cordon" if message.retain and self._holds(name, message):
+                self._outbox.kept(message.topic, payload)
+                cordon = decode_json(payload, Cordon)
+                _same_node(levels, cordon.node)
+                self._step(events.CordonSeen(now, cordon.node, cordon))
             case "model_state" if message.retain and self._holds(name, message):
                 self._outbox.kept(message.topic, payload)
                 self._restore.found(levels["model"], decode_json(payload, ModelState))

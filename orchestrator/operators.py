@@ -1,4 +1,4 @@
-"""Requests of operators: `serve`, `stop`, `replan`, `explain`, `plan`, `deployments`.
+"""Requests of operators: to serve and stop, to plan and explain, and to take nodes out of plans.
 
 A model is prepared before the cluster hears of it: its artifacts are fetched from whoever asked, read and
 checked. Of two requests under one name the later counts, also while the earlier is being prepared.
@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import cluster_events as events
@@ -23,6 +24,7 @@ from orchestrator.library import Library
 from orchestrator.plan_requests import PlanRequests
 from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
+from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.operation import (
     Deployments,
     DeploymentsRequest,
@@ -126,12 +128,20 @@ class Operators:
                     listed = decode_json(payload, DeploymentsRequest)
                     found = Deployments(deployments=self._deployments.latest(listed))
                     self._announcer.done(verb, listed.transaction, to_builtins(found))
+                case "cordon":
+                    self._cordon(decode_json(payload, CordonRequest))
+                case "drain":
+                    self._cordon(decode_json(payload, DrainRequest))
+                case "uncordon":
+                    lift = decode_json(payload, UncordonRequest)
+                    now = time.monotonic()
+                    self._step(events.UncordonAsked(now, lift.transaction, lift.node))
                 case "plan":
                     self._plans.take(decode_json(payload, PlanRequest))
                 case _:
                     raise ProtocolError(
                         "unknown verb",
-                        expected="serve, stop, replan, explain, plan or deployments",
+                        expected="serve, stop, replan, explain, plan, deployments, cordon, drain or uncordon",
                         got=verb,
                     )
         except Exception as error:
@@ -146,6 +156,21 @@ class Operators:
             transaction = transaction_of(payload)
             if transaction is not None:
                 self._announcer.failed(verb, transaction, error_body(error))
+
+    def _cordon(self, request: CordonRequest | DrainRequest) -> None:
+        now = time.monotonic()
+        drain = isinstance(request, DrainRequest)
+        self._step(
+            events.CordonAsked(
+                now,
+                request.transaction,
+                request.node,
+                drain=drain,
+                at=datetime.now(UTC).isoformat(timespec="seconds"),
+                reason=request.reason,
+                deadline=now + request.timeout_s if isinstance(request, DrainRequest) else now,
+            )
+        )
 
     def _explain(self, request: ExplainRequest) -> None:
         found = decisions(self._dispatched(), request.model, time.monotonic())

@@ -90,6 +90,19 @@ TABLE: tuple[TopicSpec, ...] = (
         vouched_by="orchestrator",
     ),
     TopicSpec(
+        name="cordon",
+        pattern="node/{node}/cordon",
+        sender="orchestrator",
+        receiver="anybody",
+        qos=1,
+        retained=True,
+        payload="JSON `Cordon`",
+        max_bytes=4 * KIB,
+        text="An operator has taken that node out of plans (`cordon`), or has what it holds moved, too "
+        "(`drain`); cleared when it may be used again.",
+        vouched_by="orchestrator",
+    ),
+    TopicSpec(
         name="report",
         pattern="node/{node}/report",
         sender="agent",
@@ -219,7 +232,8 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=False,
         payload="JSON with `transaction`",
         max_bytes=4 * MIB,
-        text="`serve`, `stop`, `replan`, `plan`, `explain`, `deployments`.",
+        text="`serve`, `stop`, `replan`, `plan`, `explain`, `deployments`; `cordon`, `drain` and `uncordon` "
+        "a node.",
         vouched_by="operator",
     ),
     TopicSpec(

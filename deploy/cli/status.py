@@ -57,7 +57,12 @@ def status_command(*, common: Common, explain: bool, deployments: bool, as_json:
         document: dict[str, object] = {
             "orchestrator": status.orchestrator,
             "nodes": [
-                {"state": node.state, "telemetry": node.telemetry, "standing": node.standing}
+                {
+                    "state": node.state,
+                    "telemetry": node.telemetry,
+                    "standing": node.standing,
+                    "cordon": node.cordon,
+                }
                 for node in status.nodes
             ],
             "models": status.models,
@@ -151,6 +156,9 @@ def _node(node: NodeView) -> tuple[str, ...]:
         word, stages = "left out", f"{stages}; came and went, for {_time(standing.until_s)} more"
     if standing is not None and standing.state == "disk_full":
         word, stages = "disk full", f"{stages}; {standing.reason}"
+    if node.cordon is not None:
+        word = "drained" if node.cordon.drain else "cordoned"
+        stages += f"; {node.cordon.reason}" if node.cordon.reason else ""
     return (
         state.node,
         word,

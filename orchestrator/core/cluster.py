@@ -30,6 +30,7 @@ from orchestrator.core import (
     cluster_requests,
     cluster_sharing,
     cluster_stages,
+    cordons,
     deployments,
     ghosts,
     model_view,
@@ -54,6 +55,8 @@ from orchestrator.core.cluster_events import (
     AskNode,
     AssignmentSeen,
     ClearAssignment,
+    CordonAsked,
+    CordonSeen,
     Event,
     ForgetNode,
     MessageRefused,
@@ -75,6 +78,7 @@ from orchestrator.core.cluster_events import (
     StageRef,
     StopAsked,
     Tick,
+    UncordonAsked,
 )
 from orchestrator.core.cluster_settings import ClusterSettings
 from orchestrator.core.dispatch_events import PipelineFigures
@@ -132,9 +136,10 @@ class Cluster:
         """The living nodes as a model that need not be served may plan with them.
 
         What another model holds or has reserved is not in it; one that is served under the same name
-        counts as making room.
+        counts as making room. Nodes that are cordoned are left out.
         """
-        return cluster_sharing.offered(self._context, Served(entry, asked=0.0)).profiles
+        profiles = cluster_sharing.offered(self._context, Served(entry, asked=0.0)).profiles
+        return tuple(each for each in profiles if each.name not in self._context.cordons)
 
     def step(self, event: Event) -> list[Action]:
         """Take one event in; what to do, in order."""
@@ -172,6 +177,12 @@ class Cluster:
                 cluster_requests.stop(context, event)
             case ReplanAsked():
                 cluster_requests.replan_asked(context, event)
+            case CordonAsked():
+                cordons.asked(context, event)
+            case UncordonAsked():
+                cordons.lifted(context, event)
+            case CordonSeen():
+                cordons.seen(context, event)
             case ModelRestored():
                 cluster_requests.restored(context, event)
             case RestoreEnded():
@@ -232,6 +243,7 @@ class Cluster:
                     continue
                 case Forgotten(node, cause):
                     context.assignments.forget(node)
+                    cordons.forget(context, node)
                     for served in context.models.values():
                         served.blocked.pop(node, None)
                     context.actions.append(ForgetNode(node))
@@ -282,6 +294,7 @@ class Cluster:
             cluster_stages.load_timed_out(context, now, served)
             cluster_planning.tick(context, now, served)
             cluster_requests.expire(context, now, served)
+        cordons.expire(context, now)
 
     def _settle(self, now: float) -> None:
         """What follows from the state, however it came about."""
@@ -292,10 +305,13 @@ class Cluster:
             cluster_planning.make_room(context, now, served)
         deployments.follow(context, now)
         if not context.restoring:
-            pushes = context.assignments.changed(self._desired())
+            desired = self._desired()
+            pushes = context.assignments.changed(desired)
             context.actions += pushes
             for push in pushes:
                 context.members.told(push.node, push.revision)
+            if context.drains:
+                cordons.settle(context, desired)
         for served in context.models.values():
             essence = model_view.essence(served)
             if essence != served.published:

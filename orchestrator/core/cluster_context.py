@@ -11,6 +11,17 @@ from orchestrator.core.generation import Generation
 from orchestrator.core.members import Members
 from orchestrator.core.served import Served, Waiting
 from shared.errors import ErrorCode
+from shared.messages.cordon import Cordon
+
+
+@dataclass(slots=True)
+class Drain:
+    """Somebody waits until `deadline` for a node to hold nothing; `told` is what they heard last."""
+
+    transaction: str
+    node: str
+    deadline: float
+    told: str = ""
 
 
 @dataclass(slots=True)
@@ -33,6 +44,10 @@ class Context:
     moved: dict[str, str] = field(default_factory=dict)
     deploying: dict[tuple[str, int], Generation] = field(default_factory=dict)
     """The generations that loaded at the end of the last step."""
+    cordons: dict[str, Cordon] = field(default_factory=dict)
+    """Nodes that are out of plans, by name."""
+    drains: list[Drain] = field(default_factory=list)
+    """Who waits for a node to hold nothing."""
     actions: list[Action] = field(default_factory=list)
     finished: list[Finish] = field(default_factory=list)
     """Said last in a step, when the state that they speak of is published."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from orchestrator.core.plan import PipelinePlan
 from shared.errors import ErrorCode
 from shared.manifest import Quantisation
+from shared.messages.cordon import Cordon
 from shared.messages.model import ModelState, ServeOptions
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report, StageReport
@@ -140,6 +141,40 @@ class ReplanAsked:
 
 
 @dataclass(frozen=True, slots=True)
+class CordonAsked:
+    """Give a node nothing new; with `drain`, move what it holds, too, and wait for that until `deadline`.
+
+    `at` is what people call now.
+    """
+
+    now: float
+    transaction: str
+    node: str
+    drain: bool
+    at: str
+    reason: str
+    deadline: float
+
+
+@dataclass(frozen=True, slots=True)
+class UncordonAsked:
+    """Plan with a node again."""
+
+    now: float
+    transaction: str
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
+class CordonSeen:
+    """A node was cordoned or drained under an earlier orchestrator; one that we published changes nothing."""
+
+    now: float
+    node: str
+    cordon: Cordon
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRestored:
     """What an earlier orchestrator had retained about a model that it served."""
 
@@ -211,6 +246,9 @@ Event = (
     | ServeAsked
     | StopAsked
     | ReplanAsked
+    | CordonAsked
+    | UncordonAsked
+    | CordonSeen
     | ModelRestored
     | RestoreEnded
     | PipelineDrained
@@ -358,6 +396,14 @@ class PublishModel:
 
 
 @dataclass(frozen=True, slots=True)
+class PublishCordon:
+    """A node is out of plans, or (None) it is not any more."""
+
+    node: str
+    cordon: Cordon | None
+
+
+@dataclass(frozen=True, slots=True)
 class Tell:
     """One line for the `event` topic."""
 
@@ -380,13 +426,14 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The end of a transaction: done, or why not."""
+    """The end of a transaction about a model, or about a node: done, or why not."""
 
     transaction: str
     verb: str
-    model: str
+    model: str | None = None
     error: str | None = None
     code: ErrorCode = ErrorCode.UNAVAILABLE
+    node: str | None = None
 
 
 Action = (
@@ -401,6 +448,7 @@ Action = (
     | LosePipeline
     | DeploymentEnded
     | PublishModel
+    | PublishCordon
     | Tell
     | Progress
     | Finish

@@ -111,7 +111,11 @@ def consider(
     served.considered, served.again = now, None
     entry = served.entry
     everyone = cluster_sharing.offered(context, served)
-    nodes = [n for n in everyone.profiles if served.blocked.get(n.name, now) <= now]
+    nodes = [
+        node
+        for node in everyone.profiles
+        if served.blocked.get(node.name, now) <= now and _may_hold(context, served, node.name)
+    ]
     served.usable, served.present = len(nodes), len(context.members.alive())
     wanted = entry.options.min_stages or 1
     if not served.tried and len(nodes) < wanted > 1:
@@ -124,8 +128,10 @@ def consider(
         choice, nodes = _choose(context, entry, nodes)
     except (PlanError, ConfigurationError) as error:
         why = cluster_sharing.why_not(context, served, str(error) if nodes else "")
+        served.stuck = why
         _no_plan(context, now, served, why)
         return why
+    served.stuck = ""
     served.chosen, served.free_choice = choice.plan, replan.free_choice(entry, nodes, zones)
     active = served.active
     if active is not None and not served.replaces and active.same_placement(choice.plan):
@@ -142,6 +148,15 @@ def consider(
         said = f"{cause}; {worth.text}" if cause else worth.text
         begin(context, now, served, choice.plan, said, offers=everyone)
     return None
+
+
+def _may_hold(context: Context, served: Served, node: str) -> bool:
+    """Whether a plan may use a node: one that is cordoned only for what it holds already."""
+    cordon = context.cordons.get(node)
+    if cordon is None:
+        return True
+    active = served.active
+    return not cordon.drain and active is not None and node in active.nodes()
 
 
 def _choose(
@@ -190,6 +205,9 @@ def _worth(
         return _Worth(necessity, at_once=True)
     active, plan = served.active, choice.plan
     assert active is not None
+    leaves = sorted(n for n in active.nodes() if (c := context.cordons.get(n)) and c.drain)
+    if leaves:
+        return _Worth(f"nothing shall stay on {', '.join(leaves)}", at_once=True)
     try:
         nodes = cluster_sharing.as_it_runs(context, served, offers)
         present = replan.price(

@@ -187,7 +187,7 @@ def no_nodes(entry: ModelEntry, alive: Sequence[Node]) -> str:
     if not alive:
         return "no node is here; start one with `amp4ec agent`"
     return (
-        f"of {len(alive)} node(s) none can load it: each lacks the runtime {entry.runtime!r} "
+        f"of {len(alive)} node(s) none can load it: each lacks the runtime {entry.runtime!r}, is cordoned, "
         "or failed to load the model a moment ago"
     )
 

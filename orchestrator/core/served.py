@@ -71,6 +71,8 @@ class Served:
     chosen: Plan | None = None
     """The planner's latest answer, for its alternatives; the plan in force is the active one's."""
     free_choice: Plan | None = None
+    stuck: str = ""
+    """Why it stays on nodes that it should leave; empty when it need not leave any, or can."""
     published: object = None
     """What the model's state was made from when it was published last."""
 

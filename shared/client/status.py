@@ -7,11 +7,12 @@ from typing import Any
 
 from shared.bus import Message
 from shared.codec import decode_json
+from shared.messages.cordon import Cordon
 from shared.messages.model import ModelState
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.operation import Metrics, NodeStanding, OrchestratorState
 
-WATCHED = ("orchestrator_state", "node_state", "telemetry", "model_state", "metrics")
+WATCHED = ("orchestrator_state", "node_state", "telemetry", "cordon", "model_state", "metrics")
 """The topics of the table that a status is made of."""
 MOST_NAMES = 20_000
 """Nodes, and models, that are shown: a flood of invented ones must not fill the memory of who looks on."""
@@ -25,6 +26,8 @@ class NodeView:
     telemetry: Telemetry | None = None
     standing: NodeStanding | None = None
     """What the orchestrator has to say of a node that is not simply there."""
+    cordon: Cordon | None = None
+    """It was taken out of plans."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +56,7 @@ class Overview:
     orchestrator: OrchestratorState | None = None
     nodes: dict[str, NodeState] = field(default_factory=dict)
     telemetry: dict[str, Telemetry] = field(default_factory=dict)
+    cordons: dict[str, Cordon] = field(default_factory=dict)
     models: dict[str, ModelState] = field(default_factory=dict)
     metrics: Metrics | None = None
 
@@ -82,6 +86,13 @@ class Overview:
                 telemetry = decode_json(payload, Telemetry)
                 if self._room(self.telemetry, levels["node"]):
                     self.telemetry[levels["node"]] = telemetry
+            case "cordon":
+                if payload:
+                    cordon = decode_json(payload, Cordon)
+                    if self._room(self.cordons, levels["node"]):
+                        self.cordons[levels["node"]] = cordon
+                else:
+                    self.cordons.pop(levels["node"], None)
             case "model_state":
                 if payload:
                     model = decode_json(payload, ModelState)
@@ -115,6 +126,7 @@ class Overview:
                     state=state,
                     telemetry=self._heard(name, state),
                     standing=standings.get(name),
+                    cordon=self.cordons.get(name),
                 )
                 for name, state in sorted(self.nodes.items())
             ),

@@ -21,6 +21,7 @@ from orchestrator.core.cluster_events import (
     ModelForgotten,
     ModelKnown,
     Progress,
+    PublishCordon,
     PublishModel,
     PushAssignment,
     StageRef,
@@ -30,6 +31,7 @@ from orchestrator.core.footprint import footprints
 from orchestrator.core.generation import Generation
 from orchestrator.core.sharing import uses_of
 from shared.codec import decode_json, encode_json
+from shared.messages.cordon import Cordon
 from shared.messages.model import Figures, ModelState
 
 Pipeline = tuple[str, str, int]
@@ -113,11 +115,18 @@ class Checks:
     asked: Counter[tuple[str, str]] = field(default_factory=Counter)
     finished: dict[tuple[str, str], list[Finish]] = field(default_factory=dict)
     published: list[str] = field(default_factory=list)
+    cordons: dict[str, Cordon] = field(default_factory=dict)
+    """What is retained of nodes that are out of plans."""
 
     def observe(self, actions: list[Action]) -> None:
         for action in actions:
             self._one(action)
         assert_valid(self.cluster)
+        for tell in actions:
+            if isinstance(tell, Tell) and tell.event == "replanned" and tell.model is not None:
+                newest = self.cluster.models[tell.model].newest
+                avoided = {name for name, cordon in self.cordons.items() if cordon.drain}
+                assert newest is None or not avoided & newest.nodes()
         running = {
             (served.name, served.active.names[index], served.active.number)
             for served in self.cluster.models.values()
@@ -163,6 +172,10 @@ class Checks:
                 assert action.took_s >= action.loaded_s >= 0.0
             case PublishModel(model):
                 self.published.append(model)
+            case PublishCordon(node, cordon):
+                self.cordons.pop(node, None)
+                if cordon is not None:
+                    self.cordons[node] = cordon
             case Tell():
                 self._told(action)
             case Progress(transaction, verb, text):

@@ -11,6 +11,8 @@ from orchestrator.core.cluster_events import (
     Action,
     AskNode,
     AssignmentSeen,
+    CordonAsked,
+    CordonSeen,
     Event,
     Finish,
     ModelEntry,
@@ -30,6 +32,7 @@ from orchestrator.core.cluster_events import (
     StopAsked,
     Tell,
     Tick,
+    UncordonAsked,
 )
 from orchestrator.core.served import Served
 from shared.messages.model import Figures, ModelState, ServeOptions
@@ -180,6 +183,10 @@ class World:
             self.checks.asked["stop", event.transaction] += 1
         if isinstance(event, ReplanAsked):
             self.checks.asked["replan", event.transaction] += 1
+        if isinstance(event, CordonAsked):
+            self.checks.asked["drain" if event.drain else "cordon", event.transaction] += 1
+        if isinstance(event, UncordonAsked):
+            self.checks.asked["uncordon", event.transaction] += 1
         actions = self.cluster.step(event)
         self.took(actions)
         return actions
@@ -241,6 +248,7 @@ class World:
         self.cluster, self.checks = cluster, Checks(cluster)
         self.checks.revision, self.checks.ready = old.revision, old.ready
         self.checks.asked, self.checks.finished = old.asked, old.finished
+        self.checks.cordons = dict(old.cordons)
         for _, agent in sorted(self.agents.items()):
             self.send((NodeBorn if agent.up else NodeDied)(self.now, agent.last_word()))
         for name, stages in sorted(old.assigned.items()):
@@ -253,6 +261,8 @@ class World:
             agent.reported = None
             if reports_first and agent.up and not agent.mute:
                 self.report(name)
+        for name, cordon in sorted(old.cordons.items()):
+            self.send(CordonSeen(self.now, name, cordon))
         assert not any(isinstance(action, PushAssignment) for action in self.log[marked:])
         retained, self._retained = self._retained, {}
         for of, state in sorted(retained.items()):
@@ -277,6 +287,23 @@ class World:
     def replan(self, name: str = "m") -> list[Action]:
         self.asked += 1
         return self.send(ReplanAsked(self.now, f"t{self.asked}", name))
+
+    def cordon(self, node: str, reason: str = "") -> list[Action]:
+        self.asked += 1
+        return self.send(
+            CordonAsked(self.now, f"t{self.asked}", node, False, "now", reason, self.now)
+        )
+
+    def drain(self, node: str, timeout_s: float = 60.0, reason: str = "") -> list[Action]:
+        self.asked += 1
+        deadline = self.now + timeout_s
+        return self.send(
+            CordonAsked(self.now, f"t{self.asked}", node, True, "now", reason, deadline)
+        )
+
+    def uncordon(self, node: str) -> list[Action]:
+        self.asked += 1
+        return self.send(UncordonAsked(self.now, f"t{self.asked}", node))
 
     # --- time
 

@@ -238,11 +238,24 @@ class Histories(RuleBasedStateMachine):
     def is_to_be_planned_again(self, name: str) -> None:
         self.world.replan(name)
 
+    @rule(name=NAMES, drain=st.booleans(), timeout_s=st.sampled_from([0.0, 5.0, 60.0]))
+    def is_taken_out_of_plans(self, name: str, *, drain: bool, timeout_s: float) -> None:
+        if drain:
+            self.world.drain(name, timeout_s)
+        else:
+            self.world.cordon(name)
+
+    @rule(name=NAMES)
+    def may_be_used_again(self, name: str) -> None:
+        self.world.uncordon(name)
+
     @rule(reports_first=st.booleans())
     def the_orchestrator_starts_anew(self, reports_first: bool) -> None:
         for served in self.world.cluster.models.values():
             for waiting in served.waiting:  # nobody answers those
                 self.world.checks.asked[waiting.verb, waiting.transaction] -= 1
+        for drain in self.world.cluster._context.drains:
+            self.world.checks.asked["drain", drain.transaction] -= 1
         self.world.restart(ENTRIES, reports_first=reports_first)
 
     # --- time
@@ -255,6 +268,18 @@ class Histories(RuleBasedStateMachine):
     def only_the_clock_moves(self, seconds: float) -> None:
         self.world.tick(seconds)
 
+    def drained_nodes_hold_what_fits_nowhere_else(self) -> None:
+        world = self.world
+        context = world.cluster._context
+        out = {name for name, cordon in world.checks.cordons.items() if cordon.drain}
+        for served in world.cluster.models.values():
+            if served.active is None or not out & served.active.nodes():
+                continue
+            offered = cluster_sharing.offered(context, served).profiles
+            nodes = [node for node in offered if node.name not in world.checks.cordons]
+            with pytest.raises(PlanError):
+                replan.choose(served.entry, nodes, context.settings.zones)
+
     def teardown(self) -> None:
         """Whatever happened: with agents that do their work, what can be served is served."""
         world = self.world
@@ -262,6 +287,10 @@ class Histories(RuleBasedStateMachine):
             agent.mute = False
             agent.broken.clear()
         world.settle()
+        world.wait(12)
+        self.drained_nodes_hold_what_fits_nowhere_else()
+        for name in list(world.checks.cordons):
+            world.uncordon(name)
         world.wait(12)
         for name, served in world.cluster.models.items():
             context = world.cluster._context

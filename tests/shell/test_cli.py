@@ -81,17 +81,24 @@ def test_an_open_broker_for_others_is_asked_for_by_name(bind: str) -> None:
 
 
 def test_the_commands() -> None:
-<<<<<<< HEAD
-    services = ["broker", "orchestrator", "agent", "up"]
-    asking = ["serve", "stop", "infer", "status"]
-    assert sorted([*services, *asking, "join-token", "profile", "plan", "bench"]) == COMMANDS
-=======
-    services = ["broker", "orchestrator", "agent", "up", "docker"]
-    assert (
-        sorted([*services, "join-token", "serve", "stop", "infer", "status", "profile", "plan"])
-        == COMMANDS
-    )
->>>>>>> ebf28ba (A cluster in containers: up --docker, profiles, images without an index, docker kill and its like)
+    assert COMMANDS == [
+        "agent",
+        "bench",
+        "broker",
+        "cordon",
+        "docker",
+        "drain",
+        "infer",
+        "join-token",
+        "orchestrator",
+        "plan",
+        "profile",
+        "serve",
+        "status",
+        "stop",
+        "uncordon",
+        "up",
+    ]
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -100,13 +107,8 @@ def test_help_shows_an_example(name: str) -> None:
     assert result.exit_code == 0
     assert "Example" in result.output
     assert f"    amp4ec {name}" in result.output
-<<<<<<< HEAD
-    # These ask nobody: a model is profiled here, a token made from the broker's files.
-    assert "--broker" in result.output or name in ("join-token", "profile", "bench")
-=======
-    # These ask no broker: a model is profiled here, a token made from its files, containers are an engine's.
-    assert "--broker" in result.output or name in ("join-token", "profile", "docker")
->>>>>>> ebf28ba (A cluster in containers: up --docker, profiles, images without an index, docker kill and its like)
+    # These ask no broker: models are measured here, a token made from its files, containers are an engine's.
+    assert "--broker" in result.output or name in ("join-token", "profile", "bench", "docker")
 
 
 def test_help_names_the_three_places_of_settings() -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from shared.codec import decode_json, encode_json
 from shared.errors import ErrorCode
+from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.operation import OrchestratorState, ReplanRequest, StopRequest
 from tests.fakes.cluster import FakeAgent, Model, until
 from tests.shell.orchestrator_world import JPEG, STATE, TOPICS, World, world_in
@@ -100,6 +101,27 @@ async def test_who_sends_too_much_or_too_fast_is_not_read(world: World) -> None:
         assert [told.node for told in world.operator.told("report_refused")] == ["a", "b"]
         assert orchestrator._counters["rate_limited"] > 0
         assert (await world.operator.serve(Model())).status == "ok"
+
+
+async def test_a_node_out_of_plans_is_so_under_the_next_orchestrator_too(world: World) -> None:
+    async with world.agents("a", "b"):
+        async with world.orchestrator():
+            await world.operator.serve(Model(), max_stages=1)
+            request = DrainRequest(transaction="d", node="a", reason="new fan")
+            response = await world.operator.ask("drain", request)
+            assert (response.status, response.data) == ("ok", {"node": "a"})
+            kept = world.retained("cordon", node="a")
+            assert (kept["node"], kept["drain"], kept["reason"]) == ("a", True, "new fan")
+        async with world.orchestrator():
+            await world.operator.serve(Model(), max_stages=1)
+            assert (await world.answer())["nodes"] == ["b"]
+            again = await world.operator.ask("uncordon", UncordonRequest(transaction="u", node="a"))
+            assert again.status == "ok"
+            await until(lambda: TOPICS.topic("cordon", node="a") not in world.broker.retained)
+            missing = CordonRequest(transaction="c", node="c")
+            refused = await world.operator.ask("cordon", missing)
+            assert refused.error is not None
+            assert refused.error.message == "there is no node 'c'; there are: a, b"
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,7 @@ def test_more_signers_than_are_remembered() -> None:
 def test_the_table_says_what_needs_a_signature() -> None:
     assert SIGNED_BY == {
         "assignment": "orchestrator",
+        "cordon": "orchestrator",
         "model_state": "orchestrator",
         "orchestrator_state": "orchestrator",
         "request": "operator",
