@@ -88,6 +88,7 @@ def test_the_commands() -> None:
         "cordon",
         "docker",
         "drain",
+        "experiment",
         "infer",
         "join-token",
         "orchestrator",
@@ -108,7 +109,8 @@ def test_help_shows_an_example(name: str) -> None:
     assert "Example" in result.output
     assert f"    amp4ec {name}" in result.output
     # These ask no broker: models are measured here, a token made from its files, containers are an engine's.
-    assert "--broker" in result.output or name in ("join-token", "profile", "bench", "docker")
+    asks_none = ("join-token", "profile", "bench", "docker", "experiment")
+    assert "--broker" in result.output or name in asks_none
 
 
 def test_help_names_the_three_places_of_settings() -> None:
