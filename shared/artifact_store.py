@@ -31,6 +31,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
@@ -42,8 +43,20 @@ READ_BYTES = 1024 * 1024
 SPARE_BYTES = 256 * 1024
 """Of the disk, left to whoever else writes a word to it: our own small files lie there as well."""
 _STALE_PART_S = 7 * 86400.0
+_COUNTED_S = 30.0
+"""For so long a count of the files is believed: another process may add some."""
+_AMPLE = 0.9
+"""Of the bound: below it the count need not be exact."""
 _STALE_WRITE_S = 3600.0
 """After a crash: nobody goes on with what `put` was writing."""
+
+
+@dataclass(slots=True)
+class _Counted:
+    """What was in the directory `at` the last look, and what was added since; no less than there is."""
+
+    bytes: int = 0
+    at: float = float("-inf")
 
 
 class Part:
@@ -161,6 +174,7 @@ class ArtifactStore:
         self._verified: dict[str, tuple[int, int, int]] = {}
         self._pins: dict[str, tuple[int, int]] = {}  # digest -> (file descriptor, count)
         self._open: set[Part] = set()
+        self._counted = _Counted()
         try:
             self._parts.mkdir(parents=True, exist_ok=True)
             self._remove_stale_parts()
@@ -368,12 +382,16 @@ class ArtifactStore:
         target = self._file(digest)
         target.parent.mkdir(exist_ok=True)
         source.replace(target)
-        self._verified[digest] = _mark(target.stat())
+        status = target.stat()
+        self._verified[digest] = _mark(status)
+        self._counted.bytes += status.st_size
         return target
 
     def _ended(self, part: Part) -> None:
         with self._lock:
-            self._open.discard(part)
+            if part in self._open:
+                self._open.remove(part)
+                self._counted.bytes += part.offset
 
     def _blobs(self) -> Iterator[tuple[float, int, Path]]:
         """(last use, size, path) of every blob."""
@@ -394,6 +412,13 @@ class ArtifactStore:
                     expected=f"at most {self.max_bytes} bytes",
                     got=f"{wanted} bytes",
                 )
+        coming = size + sum(part.size for part in self._open)
+        to_come = size + sum(part.left_bytes for part in self._open)
+        # To look at every file for each of a hundred small blobs would take longer than to fetch them.
+        is_known = time.monotonic() - self._counted.at < _COUNTED_S
+        is_ample = self._counted.bytes + coming <= _AMPLE * self.max_bytes
+        if is_known and is_ample and self._fits_on_disk(to_come):
+            return
         open_parts = {part.path for part in self._open}
         left_behind = [
             entry
@@ -402,13 +427,14 @@ class ArtifactStore:
         ]
         evictable = [*sorted(self._blobs()), *sorted(left_behind)]
         total = sum(file_size for _, file_size, _ in evictable)
-        total += size + sum(part.size for part in self._open)
-        to_come = size + sum(part.left_bytes for part in self._open)
+        self._counted = _Counted(total, time.monotonic())
+        total += coming
         for _, file_size, path in evictable:
             if total <= self.max_bytes and self._fits_on_disk(to_come):
                 return
             if self._evict(path):
                 total -= file_size
+                self._counted.bytes -= file_size
         if total > self.max_bytes:
             raise StorageFullError(
                 "the cache is full of blobs in use",

@@ -59,7 +59,7 @@ _SERVERS = 4
 """Pieces sent at once: enough to hide one disk read behind another's acknowledgement."""
 _MOST_WANTS = 1024
 _MOST_WANTS_OF_ONE = 128
-"""A fetch keeps a few under way, and a peer three fetches: who asks for more must not fill the queue."""
+"""A fetch keeps a few under way, and a peer six fetches: who asks for more must not fill the queue."""
 _FULL_WINDOW = 4
 _REMEMBERED = 0.2
 """The weight of the latest piece in what unpacking is thought to cost."""
@@ -126,7 +126,7 @@ class Transfers:
         *,
         store: ArtifactStore | None = None,
         source: BlobSource | None = None,
-        parallel: int = 3,
+        parallel: int = 6,
         timeout_s: float = 2.0,
         link_bytes_per_s: Callable[[], float | None] = lambda: None,
         allowed_bytes_per_s: Callable[[], float | None] = lambda: None,

@@ -47,6 +47,9 @@ CATALOGUE = {
     "prediction": Entry("prediction", "predicted stage times against measured ones", (60, 360)),
     "scheduling": Entry("scheduling", "which pipeline takes a job: cost, rules; plans", (70, 480)),
     "forecast": Entry("forecast", "load 10 to 30 s ahead, from recorded traces", (2, 2)),
+    "recut": Entry(
+        "recut", "a cut that moves: decision to ready, its phases, its bytes", (90, 400)
+    ),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
     "overload": Entry("overload", "three times the capacity for a minute", (75, 220)),
     "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (75, 180)),
