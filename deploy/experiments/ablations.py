@@ -7,11 +7,20 @@ from functools import partial
 
 import numpy as np
 
-from deploy.experiments.baseline import STRICT, Whole, timed
+from deploy.experiments.baseline import PAPER, STRICT, Whole, timed
 from deploy.experiments.baseline import case as whole_case
 from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
 from deploy.experiments.load import Load
-from deploy.experiments.site import MODEL, START_S, flags, measure, notes, saturated, site
+from deploy.experiments.site import (
+    FRESH_S,
+    MODEL,
+    START_S,
+    flags,
+    measure,
+    notes,
+    saturated,
+    site,
+)
 from deploy.experiments.table_one import zipf
 from deploy.experiments.watch import watching
 from orchestrator.core.plan import Strategy
@@ -32,8 +41,10 @@ def _seconds(settings: Settings) -> float:
     return START_S + 1.2 * (settings.warm_up_s + settings.seconds)
 
 
-async def _served(how: dict[str, object], arguments: Sequence[str], lab: Lab) -> Measured:
-    async with site(lab, orchestrator_arguments=arguments) as here:
+async def _served(
+    how: dict[str, object], arguments: Sequence[str], lab: Lab, *, fresh: bool = False
+) -> Measured:
+    async with site(lab, orchestrator_arguments=arguments, fresh=fresh) as here:
         await here.serve(MODEL, flags(**how))
         return await measure(here, MODEL)
 
@@ -44,13 +55,16 @@ def _strategies(settings: Settings) -> Sequence[Case]:
         "optimal, three stages": {"min_stages": 3, "max_stages": 3},
     }
     return [
-        Case(
-            name=name,
-            seconds=_seconds(settings),
-            measure=partial(_served, {"runtime": "onnxruntime", **how}, ()),
-            parameters={"strategy": name},
-        )
-        for name, how in asked.items()
+        *(timed(whole_case(whole), settings) for whole in (PAPER, STRICT["onnxruntime"])),
+        *(
+            Case(
+                name=name,
+                seconds=_seconds(settings),
+                measure=partial(_served, {"runtime": "onnxruntime", **how}, ()),
+                parameters={"strategy": name},
+            )
+            for name, how in asked.items()
+        ),
     ]
 
 
@@ -58,7 +72,8 @@ STRATEGIES = Experiment(
     name="ablation-strategies",
     title="Strategies",
     text="Where the cuts are and what runs where: the paper's rules (equal, ralos), the whole model on the "
-    "best device, a copy on each, and the planner's choice, free and with three stages. onnxruntime.",
+    "best device, a copy on each, and the planner's choice, free and with three stages. onnxruntime. "
+    "One process has the CPU of all devices together.",
     cases=_strategies,
     figures=_USUAL,
     draw="throughput_per_s",
@@ -185,8 +200,9 @@ def _runtimes(settings: Settings) -> Sequence[Case]:
     cases = [
         Case(
             name=f"{runtime}, {name}",
-            seconds=_seconds(settings),
-            measure=partial(_served, {"runtime": runtime, **how}, ()),
+            seconds=_seconds(settings) + FRESH_S,
+            # Of its own: agents that had another runtime before still have it in memory.
+            measure=partial(_served, {"runtime": runtime, **how}, (), fresh=True),
             parameters={"runtime": runtime, "plan": name},
         )
         for runtime in STRICT

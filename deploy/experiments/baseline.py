@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -55,9 +55,9 @@ ALL = (
 
 
 def case(whole: Whole, model: str = MODEL, shares: Sequence[float] = PROFILE) -> Case:
-    """A baseline beside a cluster of these devices."""
+    """A baseline beside a cluster of these devices; `timed` says how long it takes."""
     return Case(
-        name=whole.name if model == MODEL else f"{model}: {whole.name}",
+        name=whole.name,
         seconds=0.0,
         measure=partial(measure, whole, model, tuple(shares)),
         parameters={"model": model, "batch": whole.batch},
@@ -66,8 +66,7 @@ def case(whole: Whole, model: str = MODEL, shares: Sequence[float] = PROFILE) ->
 
 def timed(made: Case, settings: Settings, *, start_s: float = START_S) -> Case:
     """A case with how long a round of it takes."""
-    seconds = start_s + settings.warm_up_s + settings.seconds
-    return Case(name=made.name, seconds=seconds, measure=made.measure, parameters=made.parameters)
+    return replace(made, seconds=start_s + settings.warm_up_s + settings.seconds)
 
 
 async def measure(whole: Whole, model: str, shares: Sequence[float], lab: Lab) -> Measured:

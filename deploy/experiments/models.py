@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 from deploy.experiments.baseline import PAPER, STRICT, timed
@@ -33,15 +34,9 @@ def _cases(settings: Settings) -> Sequence[Case]:
                 parameters={"model": name},
             ),
             *(
-                timed(
-                    Case(
-                        name=f"{name}: {whole.name}",
-                        seconds=0.0,
-                        measure=whole_case(whole, name).measure,
-                        parameters={"model": name},
-                    ),
-                    settings,
-                    start_s=_LARGE_S,
+                replace(
+                    timed(whole_case(whole, name), settings, start_s=_LARGE_S),
+                    name=f"{name}: {whole.name}",
                 )
                 for whole in (STRICT["onnxruntime"], PAPER)
             ),

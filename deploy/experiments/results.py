@@ -15,7 +15,7 @@ from deploy.experiments.drawings import bars, over_time
 from deploy.experiments.run import DATA, record_file
 from deploy.experiments.summary import Summary, markdown, number, spread, summarise
 from deploy.experiments.table_one import FIGURES
-from deploy.experiments.verdicts import verdicts, worse
+from deploy.experiments.verdicts import disturbed, verdicts, worse
 from shared.files import write_whole
 
 NAME = "RESULTS.md"
@@ -53,7 +53,7 @@ def write_results(output: Path, experiments: Iterable[Experiment] = EXPERIMENTS.
         for name in order
         if (summary := summarise(record_file(output, name).read())) is not None
     }
-    lines = ["# Results", "", *_worse(found), *_aims(found), *_head(found)]
+    lines = ["# Results", "", *_doubts(found), *_worse(found), *_aims(found), *_head(found)]
     if "table-1" in found:
         lines += _beside_the_paper(found["table-1"])
     for name, summary in found.items():
@@ -98,6 +98,13 @@ def _head(found: dict[str, Summary]) -> list[str]:
     ]
 
 
+def _doubts(found: dict[str, Summary]) -> list[str]:
+    said = disturbed(found)
+    if not said:
+        return []
+    return ["## Not to be relied on", "", *(f"- {sentence}" for sentence in said), ""]
+
+
 def _worse(found: dict[str, Summary]) -> list[str]:
     said = worse(found)
     lines = ["## Where we are worse", ""]
@@ -111,7 +118,11 @@ def _worse(found: dict[str, Summary]) -> list[str]:
 def _aims(found: dict[str, Summary]) -> list[str]:
     if not found:
         return []
-    words = {True: "reached", False: "**not reached**", None: "not measured"}
+    words = {
+        True: "reached",
+        False: "**not reached**",
+        None: "not measured (or not to be relied on)",
+    }
     rows = [
         (each.text, each.aim, number(each.measured), words[each.reached])
         for each in verdicts(found)

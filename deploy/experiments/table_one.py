@@ -14,9 +14,9 @@ from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
 from deploy.experiments.load import Load
 from deploy.experiments.site import (
     BATCH,
+    FRESH_S,
     MODEL,
     POOL,
-    START_S,
     flags,
     measure,
     notes,
@@ -42,7 +42,7 @@ FIGURES = {
 
 def _cases(settings: Settings) -> Sequence[Case]:
     int8 = Whole(name="one process, onnxruntime, int8", runtime="onnxruntime", batch=1, level="O2")
-    seconds = START_S + 1.2 * (settings.warm_up_s + settings.seconds)
+    seconds = FRESH_S + 1.2 * (settings.warm_up_s + settings.seconds)
     ours = [
         Case(
             name=name,
@@ -66,7 +66,8 @@ async def _cluster(runtime: str, level: str, cached: bool, lab: Lab) -> Measured
         more |= {"calibrate": (await asyncio.to_thread(calibration, lab),), "min_agreement": 0.0}
     if cached:
         more["cache_bytes"] = 64 * 1024 * 1024
-    async with site(lab) as here:
+    # Of its own: agents that had another runtime before still have it in memory.
+    async with site(lab, fresh=True) as here:
         state = await here.serve(MODEL, flags(**more))
         if not cached:
             return await measure(here, MODEL, batch=BATCH)

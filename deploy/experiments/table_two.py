@@ -6,9 +6,10 @@ import asyncio
 import itertools
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
-from deploy.experiments.baseline import Whole, timed
+from deploy.experiments.baseline import PAPER, STRICT, Whole, timed
 from deploy.experiments.baseline import case as whole_case
 from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
 from deploy.experiments.site import (
@@ -47,10 +48,9 @@ REQUESTS = {2: 50, 3: 100, 4: 150}
 
 def _profiles(settings: Settings) -> Sequence[Case]:
     seconds = FRESH_S + 1.2 * (settings.warm_up_s + settings.seconds)
-    eager = Whole(name="eager", batch=1)
+    eager = Whole(name="eager PyTorch", batch=1)
     cases = []
     for share, name in NAMES.items():
-        whole = whole_case(eager, MODEL, (share,))
         cases += [
             Case(
                 name=f"{name}, AMP4EC on this device",
@@ -58,14 +58,13 @@ def _profiles(settings: Settings) -> Sequence[Case]:
                 measure=partial(_profile, share),
                 parameters={"cpus": share},
             ),
-            timed(
-                Case(
-                    name=f"{name}, eager PyTorch",
-                    seconds=0.0,
-                    measure=whole.measure,
+            *(
+                replace(
+                    timed(whole_case(whole, MODEL, (share,)), settings),
+                    name=f"{name}, {whole.name}",
                     parameters={"cpus": share},
-                ),
-                settings,
+                )
+                for whole in (eager, STRICT["onnxruntime"])
             ),
         ]
     return cases
@@ -97,16 +96,21 @@ PROFILES = Experiment(
 
 
 def _adaptability(settings: Settings) -> Sequence[Case]:
-    return [
-        Case(
-            name=f"{count} nodes, {requests} requests at once",
-            seconds=START_S + settings.warm_up_s + settings.seconds,
-            measure=partial(_burst, count, requests),
-            parameters={"nodes": count, "requests": requests},
-        )
-        for count in CLUSTERS
-        for requests in sorted(REQUESTS.values())
-    ]
+    cases = []
+    for count, shares_ in CLUSTERS.items():
+        for whole in (PAPER, STRICT["onnxruntime"]):
+            made = timed(whole_case(whole, MODEL, shares_), settings)
+            cases.append(replace(made, name=f"{whole.name}, CPU of {count} nodes"))
+        cases += [
+            Case(
+                name=f"{count} nodes, {requests} requests at once",
+                seconds=START_S + settings.warm_up_s + settings.seconds,
+                measure=partial(_burst, count, requests),
+                parameters={"nodes": count, "requests": requests},
+            )
+            for requests in sorted(REQUESTS.values())
+        ]
+    return cases
 
 
 async def _burst(count: int, requests: int, lab: Lab) -> Measured:
@@ -147,7 +151,7 @@ ADAPTABILITY = Experiment(
     cases=_adaptability,
     figures={
         "burst_s": "Seconds from the first sending to the last answer; mean of the bursts.",
-        "throughput_per_s": "Images per second within a burst.",
+        "throughput_per_s": "Images per second within a burst; of one process, all the time.",
         "mean_latency_ms": "Mean milliseconds from an image's receipt to its answer, queueing included.",
     },
     draw="throughput_per_s",

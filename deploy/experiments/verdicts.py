@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from deploy.experiments.baseline import PAPER, STRICT
 from deploy.experiments.summary import Summary, number
 
+LEAST_CPU_PERCENT = 90.0
+"""A process that computes all the time uses its quota; with less, something else had the cores."""
 OURS, TORCH, INT8 = "AMP4EC", "AMP4EC, torch", "AMP4EC, int8"
 _TOLERANCE = 0.02
 """Less than this is no difference."""
@@ -59,6 +61,24 @@ def verdicts(found: Summaries) -> list[Verdict]:
             _worst(found, "monitoring", "worst_cpu_percent"),
         ),
     ]
+
+
+def disturbed(found: Summaries) -> list[str]:
+    """A sentence for each baseline that did not get the CPU that it may use: nothing compares with it."""
+    return [
+        f"{summary.experiment}, {case}: had {number(used)} % of its CPU, since something else used the cores."
+        for summary in found.values()
+        for case in summary.cases
+        if (used := _starved(summary, case)) is not None
+    ]
+
+
+def _starved(summary: Summary, case: str) -> float | None:
+    """The share of its CPU, in percent, that a baseline had, where that was too little."""
+    if not any(word in case for word in ("monolithic", "one process", "eager")):
+        return None
+    used = summary.median(case, "cpu_percent")
+    return used if used is not None and used < LEAST_CPU_PERCENT else None
 
 
 def worse(found: Summaries) -> list[str]:
@@ -125,6 +145,9 @@ def _compare(
 
 
 def _ratio(found: Summaries, ours: str, other: str) -> float | None:
+    table = found.get("table-1")
+    if table is not None and _starved(table, other) is not None:
+        return None
     mine = _of(found, "table-1", ours, "throughput_per_s")
     theirs = _of(found, "table-1", other, "throughput_per_s")
     return mine / theirs if mine is not None and theirs else None

@@ -24,7 +24,7 @@ from deploy.experiments.results import write_results
 from deploy.experiments.run import missing, record_file, run
 from deploy.experiments.summary import summarise
 from deploy.experiments.table_one import zipf
-from deploy.experiments.verdicts import verdicts, worse
+from deploy.experiments.verdicts import disturbed, verdicts, worse
 from deploy.machine import Machine
 from shared.errors import ConfigurationError
 
@@ -152,6 +152,19 @@ def test_inexact_answers_reach_nothing() -> None:
     summary = summarise(records)
     assert summary is not None
     assert verdicts({"table-1": summary})[0].measured is None
+
+
+def test_a_baseline_that_was_starved_proves_nothing() -> None:
+    records = table_one(125.0, 20.0)
+    starved = {**records[1].figures, "cpu_percent": 30.0}
+    records[1] = record("table-1", STRICT["onnxruntime"].name, starved, batch=1)
+    summary = summarise(records)
+    assert summary is not None
+    found = {"table-1": summary}
+    (sentence,) = disturbed(found)
+    assert "had 30 % of its CPU" in sentence
+    strict = next(each for each in verdicts(found) if "(onnxruntime)" in each.text)
+    assert (strict.measured, strict.reached) == (None, None)
 
 
 def test_where_something_else_is_better_is_said() -> None:
