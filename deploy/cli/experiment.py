@@ -29,6 +29,13 @@ _FAILED = 1
     show_default=True,
     help="What the CPUs of the paper's devices are multiplied with.",
 )
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "docker"]),
+    default="local",
+    show_default=True,
+    help="Processes with a CPU share each, or containers, which have memory limits as well.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of inputs and their order.")
 @click.option(
     "--output",
@@ -48,6 +55,7 @@ def experiment_command(
     repeat: int,
     scale: float,
     seed: int,
+    engine: str,
     output: Path,
     only_results: bool,
     as_json: bool,
@@ -63,12 +71,14 @@ def experiment_command(
         amp4ec experiment table-1 --minutes 5
         amp4ec experiment all --scale 0.5 --output results
     """  # noqa: D301
-    from deploy.experiments.case import Settings
+    from deploy.experiments.case import Engine, Settings
     from deploy.experiments.catalogue import EXPERIMENTS
     from deploy.experiments.results import write_results
     from deploy.experiments.run import missing, run
 
-    settings = Settings(minutes=minutes, repeat=repeat, scale=scale, seed=seed)
+    settings = Settings(
+        minutes=minutes, repeat=repeat, scale=scale, seed=seed, engine=Engine(engine)
+    )
     wanted = list(EXPERIMENTS) if names == ("all",) else list(names)
     for name in wanted:
         if name not in EXPERIMENTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
 
@@ -14,6 +15,15 @@ from shared.errors import ConfigurationError
 Say: TypeAlias = Callable[[str], None]
 WARM_UP_S: Final = 30.0
 """The paper's, before 5 minutes; a shorter one before less than 2."""
+
+
+class Engine(StrEnum):
+    """What a cluster's nodes are."""
+
+    LOCAL = "local"
+    """Processes, each with its CPU share by cgroup."""
+    DOCKER = "docker"
+    """Containers, with the paper's memory limits as well."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -30,7 +40,7 @@ class Settings:
     repeat: int = 3
     scale: float = 0.5
     seed: int = 0
-    engine: str = "local"
+    engine: Engine = Engine.LOCAL
 
     def __post_init__(self) -> None:
         """Refuse what nothing can be measured with."""
@@ -60,7 +70,7 @@ class Settings:
             "minutes": self.minutes,
             "scale": self.scale,
             "seed": self.seed,
-            "engine": self.engine,
+            "engine": str(self.engine),
         }
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Self
 
-from deploy.experiments.case import Lab, Measured
+from deploy.cluster import Cluster
+from deploy.experiments.case import Engine, Lab, Measured
 from deploy.experiments.load import Load, Stretch
 from deploy.experiments.photos import photos
 from deploy.experiments.watch import Part, Watch, bytes_through, watching
@@ -50,7 +51,7 @@ class Site:
     """A running cluster with a client; `shares` are its agents' CPUs as in the paper, before `scale`."""
 
     lab: Lab
-    cluster: LocalCluster
+    cluster: Cluster
     client: Client
     shares: Mapping[str, float]
     _pools: dict[int, list[bytes]] = field(default_factory=dict)
@@ -89,8 +90,19 @@ class Site:
         }
         assert self.cluster.orchestrator is not None
         found["orchestrator"] = Part(self.cluster.orchestrator.pid, 0.0, 0)
-        found["broker"] = Part(self.cluster.broker.pid, 0.0, 0)
+        found["broker"] = Part(self.broker_pid, 0.0, 0)
         return found
+
+    @property
+    def broker_pid(self) -> int:
+        """The broker's process on this machine."""
+        if isinstance(self.cluster, LocalCluster):
+            return self.cluster.broker.pid
+        from deploy.containers.cluster import DockerBroker
+
+        broker = self.cluster.broker
+        assert isinstance(broker, DockerBroker)
+        return broker.container.pid
 
     @property
     def agents(self) -> list[str]:
@@ -138,6 +150,37 @@ async def site(
 _Key = tuple[tuple[float, ...], tuple[str, ...], bool]
 
 
+def _make(lab: Lab, key: _Key) -> Cluster:
+    shares, arguments, isolated = key
+    cpus = lab.settings.cpus(shares)
+    if lab.settings.engine is Engine.LOCAL:
+        return LocalCluster(
+            lab.directory / "cluster",
+            agents=len(shares),
+            cpus=cpus,
+            orchestrator_arguments=arguments,
+            isolated=isolated,
+            log_level="warning",
+        )
+    # An extra: whoever runs processes needs no docker.
+    from deploy.containers.cluster import DockerCluster
+    from deploy.containers.images import AgentKind
+    from deploy.containers.profile import Node
+
+    nodes = [
+        Node(name=f"agent-{index}", cpus=cpu, memory_bytes=memory_bytes(share))
+        for index, (cpu, share) in enumerate(zip(cpus, shares, strict=True), 1)
+    ]
+    return DockerCluster(
+        lab.directory / "cluster",
+        nodes,
+        kind=AgentKind.BOTH,
+        orchestrator_arguments=arguments,
+        log_level="warning",
+        on_step=lab.say,
+    )
+
+
 @dataclass(slots=True)
 class _Standing:
     """A cluster that runs; `key` is what was asked for."""
@@ -148,22 +191,14 @@ class _Standing:
 
     @classmethod
     async def start(cls, lab: Lab, key: _Key) -> Self:
-        shares, arguments, isolated = key
         lab.say("starting broker, orchestrator and agents")
         async with AsyncExitStack() as stack:
-            cluster = LocalCluster(
-                lab.directory / "cluster",
-                agents=len(shares),
-                cpus=lab.settings.cpus(shares),
-                orchestrator_arguments=arguments,
-                isolated=isolated,
-                log_level="warning",
-            )
+            cluster = _make(lab, key)
             await stack.enter_async_context(cluster)
             await cluster.wait_for_nodes()
             await cluster.wait_for("calibrations", calibrated, _CALIBRATION_S)
             client = await stack.enter_async_context(cluster.client())
-            names = dict(zip(cluster.agents, shares, strict=True))
+            names = dict(zip(cluster.agents, key[0], strict=True))
             made, running = Site(lab, cluster, client, names), stack.pop_all()
         return cls(key, made, running)
 
@@ -189,7 +224,7 @@ async def measure(
     many = under_way or (2 if batch > 1 else here.window(state))
     async with here.load(model, batch, many) as load:
         await load.stretch(settings.warm_up_s)
-        broker = here.cluster.broker.pid
+        broker = here.broker_pid
         read = bytes_through(broker)
         async with watching(here.parts()) as watch:
             busy = await load.stretch(settings.seconds)

@@ -38,8 +38,8 @@ from orchestrator.core.paper_rules import capabilities, leaf_counts, shares
 from shared.profile import NodeProfile
 
 NAMES = {1.0: "High", 0.6: "Medium", 0.4: "Low"}
-CLUSTERS = {2: PROFILE[:2], 3: PROFILE, 4: (*PROFILE, 0.4)}
-"""The paper's scale-down, standard and scale-up; it does not say what the fourth device is."""
+CLUSTERS = {2: PROFILE[:2], 3: PROFILE, 4: (*PROFILE, 0.6)}
+"""The paper's scale-down, standard and scale-up, as `deploy/profiles` has them."""
 REQUESTS = {2: 50, 3: 100, 4: 150}
 
 
