@@ -51,8 +51,8 @@ def over_time(summary: Summary, name: str, path: Path) -> bool:
     for row, case in enumerate(cases, 1):
         axes = plain(picture.add_subplot(len(cases), 1, row))
         for record, colour in zip(summary.of(case), PALETTE, strict=False):
-            values = record.series.get(name, [])
-            axes.step(range(len(values)), values, where="post", color=colour, linewidth=1)
+            if values := record.series.get(name):
+                axes.stairs(values, baseline=None, color=colour, linewidth=1)
             for at in record.series.get("event_s", []):
                 axes.axvline(at, color=RED, linewidth=0.8, linestyle="--")
         axes.set_title(label(case), fontsize=9, loc="left")

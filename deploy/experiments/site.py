@@ -226,10 +226,12 @@ async def measure(
         await load.stretch(settings.warm_up_s)
         broker = here.broker_pid
         read = bytes_through(broker)
+        state = await here.cluster.wait_for_model(model)
         async with watching(here.parts()) as watch:
             busy = await load.stretch(settings.seconds)
         sent = bytes_through(broker)
     figures = saturated(here, busy, watch)
+    figures["predicted_per_s"] = state.predicted.throughput_per_s
     if read is not None and sent is not None and busy.images:
         figures["network_kb_per_image"] = (sent - read) / 1e3 / busy.images
     if alone:
