@@ -81,7 +81,11 @@ async def run(
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="amp4ec-experiment-")))
         lab = Lab(settings, folder, lambda text: say(f"  {text}"))
         stack.push_async_callback(lab.clear)
+        before: Experiment | None = None
         for index, each in enumerate(todo, 1):
+            if each.experiment is not before:
+                await lab.clear()
+            before = each.experiment
             name = f"{each.experiment.name}: {each.case.name}"
             say(f"[{index}/{len(todo)}, {_time(left_s)} left] {name}, round {each.number}")
             lab.directory = folder / str(index)
