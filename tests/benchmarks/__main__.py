@@ -50,6 +50,7 @@ CATALOGUE = {
     "recut": Entry(
         "recut", "a cut that moves: decision to ready, its phases, its bytes", (90, 400)
     ),
+    "delivering": Entry("delivering", "a live model while another is delivered", (120, 420)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
     "overload": Entry("overload", "three times the capacity for a minute", (75, 220)),
     "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (75, 180)),

@@ -15,8 +15,8 @@ import pytest_asyncio
 
 from deploy.flags import ServeFlags
 from deploy.library import ModelLibrary
+from deploy.link import network_missing
 from deploy.local import LocalCluster
-from deploy.network import network_missing
 from deploy.operator import connect, new_transaction
 from orchestrator.models.source import parse_source
 from shared.client import ClusterStatus, NodeView
@@ -58,22 +58,25 @@ def package() -> Iterator[ModelPackage]:
         yield library.prepare(source, lambda _: None, runtime="onnxruntime").package
 
 
-async def latest(cluster: LocalCluster) -> Deployment:
+async def latest(cluster: LocalCluster, model: str = MODEL) -> Deployment:
     async with connect(cluster.url, cluster.root) as operator:
-        request = DeploymentsRequest(transaction=new_transaction(), model=MODEL, most=1)
+        request = DeploymentsRequest(transaction=new_transaction(), model=model, most=1)
         response = await operator.ask(request, 20, lambda _: None)
     return convert(response.data, Deployments).deployments[0]
 
 
-async def stop(cluster: LocalCluster) -> None:
-    """Serve nothing, and wait until the nodes hold nothing."""
+async def stop(cluster: LocalCluster, model: str = MODEL) -> None:
+    """Serve a model no more, and wait until the nodes hold nothing of it."""
     async with connect(cluster.url, cluster.root) as operator:
         await operator.ask(
-            StopRequest(transaction=new_transaction(), model=MODEL), 20, lambda _: None
+            StopRequest(transaction=new_transaction(), model=model), 20, lambda _: None
         )
     await cluster.wait_for(
         "stages to be unloaded",
-        lambda status: all(node.telemetry and not node.telemetry.stages for node in status.online),
+        lambda status: all(
+            each.telemetry and model not in {stage.model for stage in each.telemetry.stages}
+            for each in status.online
+        ),
     )
 
 
@@ -146,6 +149,13 @@ async def test_a_cut_that_moves_ships_the_blocks_that_moved(
                 # Weights may have been packed, where the link is thought to be slow.
                 assert 0.8 * new < stage.fetched_bytes < new + GRAPH_BYTES
             had.setdefault(stage.node, set()).update(blocks)
+    # Another model of the same weights finds them there: only its graphs are its own.
+    await cluster.serve(MODEL, replace(FLAGS, strategy="equal", name="twin"))
+    deployment = await latest(cluster, "twin")
+    for stage in deployment.stages:
+        assert set(range(*stage.blocks)) <= had[stage.node]
+        assert stage.fetched_bytes < GRAPH_BYTES
+    await stop(cluster, "twin")
     await stop(cluster)
 
 
