@@ -22,6 +22,7 @@ from shared.errors import Amp4ecError, JobError, ProtocolError
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.operation import (
     DeploymentsRequest,
+    EventsRequest,
     ExplainRequest,
     OrchestratorState,
     PlanRequest,
@@ -49,6 +50,7 @@ Request = (
     | ExplainRequest
     | PlanRequest
     | DeploymentsRequest
+    | EventsRequest
     | CordonRequest
     | DrainRequest
     | UncordonRequest
@@ -60,6 +62,7 @@ _VERBS: Mapping[type, str] = {
     ExplainRequest: "explain",
     PlanRequest: "plan",
     DeploymentsRequest: "deployments",
+    EventsRequest: "events",
     CordonRequest: "cordon",
     DrainRequest: "drain",
     UncordonRequest: "uncordon",

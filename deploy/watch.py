@@ -51,9 +51,13 @@ class Events:
 
 @asynccontextmanager
 async def watch(
-    broker: BrokerUrl, root: str, show: Callable[[Happening], None] | None = None
+    broker: BrokerUrl,
+    root: str,
+    show: Callable[[Happening], None] | None = None,
+    *,
+    collect: bool = True,
 ) -> AsyncIterator[Events]:
-    """Collect events until left; `show` gets each as it comes.
+    """Collect events until left (unless told not to: a watch may last for months); `show` gets each.
 
     Raises:
         BrokerUnreachableError: nobody answers at the broker's address.
@@ -73,7 +77,8 @@ async def watch(
             except ProtocolError as error:
                 log.warning("%s: %s", message.topic, error)
                 continue
-            events.add(event)
+            if collect:
+                events.add(event)
             if show is not None:
                 show(event)
 

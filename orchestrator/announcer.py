@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections import deque
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 
 from orchestrator.core.cluster_events import Tell
@@ -13,9 +15,12 @@ from orchestrator.outbox import Outbox
 from shared.codec import to_builtins
 from shared.errors import Amp4ecError, ErrorCode, JobError
 from shared.messages.job import ErrorBody
-from shared.messages.operation import Happening, Response
+from shared.messages.operation import EventsRequest, Happening, Response
 
 log = logging.getLogger(__name__)
+
+MOST_KEPT = 1000
+"""Of the events, for whoever asks what happened."""
 
 
 class Announcer:
@@ -23,6 +28,21 @@ class Announcer:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
+        self._kept: deque[Happening] = deque(maxlen=MOST_KEPT)
+
+    def latest(self, wish: EventsRequest) -> list[Happening]:
+        """The latest events of a node or model, or of all; the latest last."""
+        found = (
+            each
+            for each in reversed(self._kept)
+            if wish.node in (None, each.node) and wish.model in (None, each.model)
+        )
+        return list(islice(found, wish.most))[::-1]
+
+    def _tell(self, happening: Happening) -> None:
+        if happening.level == "info":
+            self._kept.append(happening)
+        self._outbox.publish("event", happening)
 
     def happened(self, tell: Tell) -> None:
         """One line on `event`."""
@@ -36,7 +56,7 @@ class Announcer:
             generation=tell.generation,
             reason=tell.reason,
         )
-        self._outbox.publish("event", happening)
+        self._tell(happening)
 
     def decided(self, decided: Decided) -> None:
         """Where an item went and why, at debug level."""
@@ -52,7 +72,7 @@ class Announcer:
                 "decision": to_builtins(decision_row(decided.decision)),
             },
         )
-        self._outbox.publish("event", happening)
+        self._tell(happening)
 
     def poisoned(self, job: Poisoned, kept_in: Path) -> None:
         """A job of which nodes died, and where its input is kept."""
@@ -66,7 +86,7 @@ class Announcer:
             data={"request": job.request_id, "item": job.item_index, "nodes": list(job.nodes)},
         )
         log.error("%s", happening.text)
-        self._outbox.publish("event", happening)
+        self._tell(happening)
 
     def progress(self, verb: str, transaction: str, text: str) -> None:
         """A line for whoever waits for a transaction."""

@@ -28,7 +28,9 @@ from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.operation import (
     Deployments,
     DeploymentsRequest,
+    EventsRequest,
     ExplainRequest,
+    KeptEvents,
     PlanRequest,
     ReplanRequest,
     ServeRequest,
@@ -128,6 +130,10 @@ class Operators:
                     listed = decode_json(payload, DeploymentsRequest)
                     found = Deployments(deployments=self._deployments.latest(listed))
                     self._announcer.done(verb, listed.transaction, to_builtins(found))
+                case "events":
+                    wish = decode_json(payload, EventsRequest)
+                    kept = KeptEvents(events=self._announcer.latest(wish))
+                    self._announcer.done(verb, wish.transaction, to_builtins(kept))
                 case "cordon":
                     self._cordon(decode_json(payload, CordonRequest))
                 case "drain":
@@ -141,7 +147,8 @@ class Operators:
                 case _:
                     raise ProtocolError(
                         "unknown verb",
-                        expected="serve, stop, replan, explain, plan, deployments, cordon, drain or uncordon",
+                        expected="serve, stop, replan, explain, plan, deployments, events, cordon, drain "
+                        "or uncordon",
                         got=verb,
                     )
         except Exception as error:

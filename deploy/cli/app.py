@@ -35,6 +35,7 @@ _COMMANDS = {
     "stop": "deploy.cli.serving",
     "infer": "deploy.cli.infer",
     "status": "deploy.cli.status",
+    "events": "deploy.cli.events",
     "cordon": "deploy.cli.nodes",
     "drain": "deploy.cli.nodes",
     "uncordon": "deploy.cli.nodes",

@@ -155,6 +155,27 @@ class Deployments:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EventsRequest:
+    """List the latest events, of one node or model or (None) of all; see `KeptEvents`."""
+
+    transaction: Transaction
+    node: Name | None = None
+    model: Name | None = None
+    most: Annotated[int, Meta(ge=0, le=1000)] = 20
+    v: Version = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KeptEvents:
+    """The `data` of the response to `events`: as they stood on `event`, the latest last.
+
+    The orchestrator that leads remembers 1,000 since it began to.
+    """
+
+    events: list[Happening]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PlanRequest:
     """Say what should run where now; nothing is changed by it. See `PlanAnswer`.
 

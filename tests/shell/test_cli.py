@@ -88,6 +88,7 @@ def test_the_commands() -> None:
         "cordon",
         "docker",
         "drain",
+        "events",
         "experiment",
         "infer",
         "join-token",
