@@ -15,14 +15,16 @@ from deploy.levels import describe_quantisation
 from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
 from shared.codec import convert
-from shared.messages.model import Figures, ModelState, PredictionError
+from shared.messages.model import Figures, ModelState, PredictionError, ServeOptions
 from shared.messages.node import Telemetry
 from shared.messages.operation import (
+    CacheMetrics,
     Decisions,
     Deployments,
     DeploymentsRequest,
     ExplainRequest,
     ModelDecision,
+    ModelMetrics,
     NodeStanding,
     OrchestratorState,
 )
@@ -110,7 +112,10 @@ async def _status(common: Common, *, explain: bool, deployments: bool) -> _Asked
 def describe(status: ClusterStatus) -> str:
     """The status for people, within 80 columns where names allow it."""
     parts = [_orchestrator(status.orchestrator), _nodes(status)]
-    parts += [describe_model(model) for model in status.models] or ["no model is served"]
+    told = {} if status.metrics is None else status.metrics.models
+    parts += [describe_model(model, told.get(model.model)) for model in status.models] or [
+        "no model is served"
+    ]
     return "\n\n".join(parts)
 
 
@@ -196,8 +201,8 @@ def _link(now: Telemetry) -> str:
     return "-" if up == down == "-" else f"{up}/{down} MB/s"
 
 
-def describe_model(model: ModelState) -> str:
-    """A model for people: its state, why, and its stage tables."""
+def describe_model(model: ModelState, metrics: ModelMetrics | None = None) -> str:
+    """A model for people: its state, why, what is measured of it where that is known, and its stages."""
     lines = [f"{model.model}: {model.state}, generation {model.generation}"]
     if model.weights == "none":
         lines[0] += ", random weights"
@@ -215,6 +220,8 @@ def describe_model(model: ModelState) -> str:
         lines.append(f"  CPU kept for {model.options.rate_per_s:g} jobs/s: {shares}")
     if model.prediction_error is not None:
         lines.append(f"  {describe_error(model.prediction_error)}")
+    if model.options.cache_bytes:
+        lines.append(f"  {_cache(model.options, None if metrics is None else metrics.cache)}")
     for pipeline in model.pipelines:
         rows = [("  stage", "node", "blocks", "weights", "sends", "predicted", "measured")]
         rows += [
@@ -232,6 +239,17 @@ def describe_model(model: ModelState) -> str:
         ]
         lines += [f"  pipeline {pipeline.pipeline}", table(rows, right={3, 4, 5, 6})]
     return "\n".join(lines)
+
+
+def _cache(options: ServeOptions, now: CacheMetrics | None) -> str:
+    """How answers are kept and, where the orchestrator has said so, how often that helped."""
+    text = f"answers are kept for {_time(options.cache_for_s)} in {_mega(options.cache_bytes)}"
+    if now is None or now.hit_ratio is None:
+        return text
+    return (
+        f"{text}: {now.entries} now; {now.hits} inputs answered so, {now.joined} by an equal one under way, "
+        f"{now.misses} run ({now.hit_ratio:.0%} spared)"
+    )
 
 
 def describe_decision(each: ModelDecision) -> str:

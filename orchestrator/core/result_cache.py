@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 ENTRY_BYTES: Final = 1024
 """What an entry takes beside its tensors: key, labels, stage times."""
+LEAST_BYTES: Final = 16 * ENTRY_BYTES
+"""Less is a slip."""
 MAX_ENTRIES: Final = 100_000
 DEFAULT_BYTES: Final = 64 * 1024 * 1024
 DEFAULT_KEEP_S: Final = 3600.0
@@ -75,11 +77,18 @@ class _Entry:
 
 
 def check_cache(cache_bytes: int, max_error: float) -> None:
-    """Refuse to keep answers where equal inputs may have different ones.
+    """Refuse to keep answers where equal inputs may have different ones, or where none has room.
 
     Raises:
-        ConfigurationError: rounding between stages is allowed, which each plan does elsewhere.
+        ConfigurationError: rounding between stages is allowed, which each plan does elsewhere; or too few
+            bytes.
     """
+    if 0 < cache_bytes < LEAST_BYTES:
+        raise ConfigurationError(
+            "a cache of this size keeps nothing",
+            expected=f"--cache off, or {LEAST_BYTES} bytes or more",
+            got=str(cache_bytes),
+        )
     if cache_bytes and max_error > 0.0:
         raise ConfigurationError(
             "answers cannot be kept where rounding between stages may change them from plan to plan",

@@ -30,8 +30,16 @@ from orchestrator.core.dispatch_events import (
     ResultArrived,
     Tick,
 )
-from orchestrator.core.result_cache import ENTRY_BYTES, Cached, CacheKey, CacheSettings, ResultCache
-from shared.errors import ErrorCode
+from orchestrator.core.result_cache import (
+    ENTRY_BYTES,
+    LEAST_BYTES,
+    Cached,
+    CacheKey,
+    CacheSettings,
+    ResultCache,
+    check_cache,
+)
+from shared.errors import ConfigurationError, ErrorCode
 from tests.core.dispatch_checks import check, check_nothing_left
 from tests.core.test_dispatch_history import MODELS, SETTINGS, Histories, Job
 
@@ -392,6 +400,15 @@ def test_an_answer_expires_however_often_it_is_used(at: float, there: bool) -> N
     assert (cache.get(key(1), at) is not None) == there
     assert len(cache) == there
     assert (cache.size_bytes > 0) == there
+
+
+def test_a_cache_that_keeps_nothing_or_may_lie_is_refused() -> None:
+    check_cache(0, 0.5)
+    check_cache(LEAST_BYTES, 0.0)
+    with pytest.raises(ConfigurationError, match="keeps nothing"):
+        check_cache(LEAST_BYTES - 1, 0.0)
+    with pytest.raises(ConfigurationError, match="rounding"):
+        check_cache(LEAST_BYTES, 0.5)
 
 
 def test_bytes_are_bounded_and_counted() -> None:

@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -24,7 +25,7 @@ from shared.bus import BrokerUrl
 from shared.client import ClusterStatus, NodeView
 from shared.errors import ConfigurationError
 from shared.messages.model import Figures, ModelState, PredictionError, ServeOptions
-from shared.messages.operation import NodeStanding
+from shared.messages.operation import CacheMetrics, ModelMetrics, NodeStanding
 from tests.core.cluster_world import birth, death, telemetry
 
 COMMANDS = sorted(cli.list_commands(click.Context(cli)))
@@ -318,6 +319,7 @@ def test_what_a_model_is_asked_to_be_travels_whole() -> None:
         *("--objective", "latency=0.7,cost=0.3", "--max-latency", "0.231ms"),
         *("--min-throughput", "0.1", "--max-energy", "1e-07", "--max-cost", "0.02"),
         *("--max-exposure", "0.25", "--keep-input-in", "home:25%", "--rate", "20.5"),
+        *("--cache", "2Mi", "--cache-for", "1.5m"),
     )
     assert flags.options() == ServeOptions(
         objective="latency=0.7,cost=0.3",
@@ -328,9 +330,26 @@ def test_what_a_model_is_asked_to_be_travels_whole() -> None:
         max_cost_per_1000=0.02,
         max_exposure_ratio=0.25,
         keep_input_in="home:25%",
+        cache_bytes=2 * 1024 * 1024,
+        cache_for_s=90.0,
     )
     assert taken(*flags.arguments()) == flags, "a child of `up` understands the same"
     assert taken().options() == ServeOptions()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--cache", "maybe"), "off, on, or bytes"),
+        (("--cache", "1K"), "keeps nothing"),
+        (("--cache", "on", "--max-error", "0.01"), "--max-error 0"),
+    ],
+)
+def test_a_cache_that_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str) -> None:
+    with pytest.raises((ConfigurationError, click.UsageError), match=words) as refused:
+        taken(*arguments)
+    assert refused.value
+
 
 
 def test_status_shows_what_is_not_zero() -> None:
@@ -417,6 +436,25 @@ def test_status_shows_each_nodes_link_where_it_is_known() -> None:
     assert "5.0/48 MB/s 12.3 ms" in rows["a"]
     assert "-/1.0 MB/s - " in rows["b"]
     assert rows["c"].endswith("MB - - idle")
+
+
+def test_status_says_how_often_a_cache_helped() -> None:
+    options = ServeOptions(cache_bytes=64_000_000, cache_for_s=600.0)
+    model = ModelState(state="serving", model="m", generation=1, options=options)
+    assert "answers are kept for 10 min in 64 MB" in describe_model(model)
+    cache = CacheMetrics(hits=30, joined=2, misses=8, hit_ratio=0.8, entries=8, size_bytes=9000)
+    told = ModelMetrics(
+        queued=0,
+        in_flight=0,
+        answered_per_s=1.0,
+        latency_p50_s=None,
+        latency_p95_s=None,
+        cache=cache,
+    )
+    assert "30 inputs answered so, 2 by an equal one under way, 8 run (80% spared)" in (
+        describe_model(model, told)
+    )
+    assert "answers" not in describe_model(replace(model, options=ServeOptions()))
 
 
 def test_keys_of_a_closed_broker_as_its_owner_meets_them(tmp_path: Path) -> None:
