@@ -346,10 +346,8 @@ def test_what_a_model_is_asked_to_be_travels_whole() -> None:
     ],
 )
 def test_a_cache_that_makes_no_sense_is_refused(arguments: tuple[str, ...], words: str) -> None:
-    with pytest.raises((ConfigurationError, click.UsageError), match=words) as refused:
+    with pytest.raises((ConfigurationError, click.UsageError), match=words):
         taken(*arguments)
-    assert refused.value
-
 
 
 def test_status_shows_what_is_not_zero() -> None:
