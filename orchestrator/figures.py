@@ -70,6 +70,7 @@ def metrics(
     standings: Mapping[str, NodeStanding],
     own: Mapping[str, int],
     errors: Mapping[str, PredictionError],
+    sent_at_ms: int,
 ) -> Metrics:
     """The summary of one second.
 
@@ -79,6 +80,7 @@ def metrics(
         standings: the nodes that are gone, silent or left out.
         own: the control plane's own counters.
         errors: how far predicted stage times are from measured ones, by model.
+        sent_at_ms: wall time.
     """
     counters = report.snapshot.counters
     totals: dict[str, int] = {
@@ -115,6 +117,7 @@ def metrics(
         nodes=dict(standings),
         cpu_s=round(usage.ru_utime + usage.ru_stime, 2),
         memory_bytes=usage.ru_maxrss * 1024,
+        sent_at_ms=sent_at_ms,
     )
 
 

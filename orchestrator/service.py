@@ -442,7 +442,10 @@ class Orchestrator:
             )
             errors = self._cluster.prediction_errors()
             standings = self._cluster.standings(now)
-            summary = metrics(report, len(self._cluster.alive()), standings, own, errors)
+            sent_at_ms = time.time_ns() // 1_000_000
+            summary = metrics(
+                report, len(self._cluster.alive()), standings, own, errors, sent_at_ms
+            )
             self._outbox.publish("metrics", summary, qos=0)
 
     async def _tick(self) -> None:

@@ -62,6 +62,8 @@ _REASON_STRING: Final = 0x1F
 _RECEIVE_MAXIMUM: Final = 0x21
 _TOPIC_ALIAS: Final = 0x23
 _MAXIMUM_QOS: Final = 0x24
+_RETAIN_AVAILABLE: Final = 0x25
+_WILDCARDS_AVAILABLE: Final = 0x28
 _USER: Final = 0x26
 _MAXIMUM_PACKET_SIZE: Final = 0x27
 
@@ -127,6 +129,8 @@ class Connack:
     receive_maximum: int = 65_535
     maximum_packet_bytes: int | None = None
     maximum_qos: int = 2
+    retain_available: bool = True
+    wildcards_available: bool = True
     keepalive_s: int | None = None
     client_id: str | None = None
 
@@ -426,6 +430,8 @@ def _connack(fields: Fields) -> Connack:
         receive_maximum=65_535 if receive_maximum is None else receive_maximum,
         maximum_packet_bytes=maximum_packet_bytes,
         maximum_qos=values.number(_MAXIMUM_QOS, 2) or 0,
+        retain_available=values.number(_RETAIN_AVAILABLE, 1) != 0,
+        wildcards_available=values.number(_WILDCARDS_AVAILABLE, 1) != 0,
         keepalive_s=values.number(_SERVER_KEEP_ALIVE),
         client_id=values.text(_ASSIGNED_CLIENT_ID) or None,
     )

@@ -100,7 +100,8 @@ class Telemetry:
     `disk_free_bytes` is what is left where the agent keeps its blobs;
     `cpu_others_ratio` is the share of the whole machine's CPU time that others used, in [0, 1].
     `stability` is 1 minus the mean absolute change of CPU and memory use (as ratios of what the
-    node may use) between the last 30 samples, in [0, 1]: 1 is a node that never changes.
+    node may use) between the last 30 samples, in [0, 1]: 1 is a node that never changes. `sent_at_ms` is the
+    node's wall time, 0 where it does not say: for whoever looks for clocks that are wrong.
     """
 
     node: Name
@@ -120,4 +121,5 @@ class Telemetry:
     memory_available_bytes: Count | None = None
     cpu_others_ratio: Ratio | None = None
     disk_free_bytes: Count | None = None
+    sent_at_ms: Count = 0
     v: Version = 1

@@ -346,7 +346,8 @@ class NodeStanding:
 class Metrics:
     """Totals since start by counter, each model's last second, and the nodes that are not simply there.
 
-    `cpu_s` are CPU seconds of the orchestrator since its start, `memory_bytes` its largest resident size.
+    `cpu_s` are CPU seconds of the orchestrator since its start, `memory_bytes` its largest resident size;
+    `sent_at_ms` its wall time, 0 where it does not say.
     """
 
     counters: dict[str, Count]
@@ -355,4 +356,5 @@ class Metrics:
     cpu_s: float
     memory_bytes: Count
     nodes: dict[str, NodeStanding] = field(default_factory=dict)
+    sent_at_ms: Count = 0
     v: Version = 1
