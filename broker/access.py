@@ -95,6 +95,8 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
         *(Grant("read", name) for name in (*OPEN_TO_ALL, "report", "event", "metrics")),
         Grant("write", "request"),
         Grant("read", "response"),
+        # What `amp4ec doctor` measures the broker with.
+        Grant("readwrite", "artifact_probe", own="peer"),
         # The models it uploads; each piece is checked against its digest by who asked for it.
         Grant("read", "artifact_want"),
         Grant("write", "artifact_piece", peer=ORCHESTRATOR),

@@ -70,6 +70,7 @@ def metrics(
     standings: Mapping[str, NodeStanding],
     own: Mapping[str, int],
     errors: Mapping[str, PredictionError],
+    *,
     sent_at_ms: int,
 ) -> Metrics:
     """The summary of one second.

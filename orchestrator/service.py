@@ -444,7 +444,7 @@ class Orchestrator:
             standings = self._cluster.standings(now)
             sent_at_ms = time.time_ns() // 1_000_000
             summary = metrics(
-                report, len(self._cluster.alive()), standings, own, errors, sent_at_ms
+                report, len(self._cluster.alive()), standings, own, errors, sent_at_ms=sent_at_ms
             )
             self._outbox.publish("metrics", summary, qos=0)
 

@@ -43,6 +43,7 @@ _COMMANDS = {
     "plan": "deploy.cli.plan",
     "bench": "deploy.cli.bench",
     "experiment": "deploy.cli.experiment",
+    "doctor": "deploy.cli.doctor",
 }
 _EXTRAS = {
     "torch": "agent,torch",
@@ -56,6 +57,7 @@ _EXTRAS = {
     "matplotlib": "deploy",
     "cryptography": "deploy",
     "docker": "deploy",
+    "packaging": "deploy",
 }
 """Which extra brings a module that a bare install lacks."""
 

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy.cli.openness import is_loopback
 from deploy.cli.options import BROKER, NAME, ROOT, Common, json_option, service_options
 from deploy.cli.output import note, print_json, print_line
 from shared.bus import BrokerUrl
+from shared.bus.url import is_loopback
 from shared.errors import ConfigurationError
 from shared.ids import name_from
 from shared.topics import DEFAULT_ROOT

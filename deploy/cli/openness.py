@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
-
 from deploy.cli.output import note
-from shared.bus.url import BrokerUrl
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`: an address, or a name, of which `localhost` is known."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+from shared.bus.url import BrokerUrl, is_loopback
 
 
 def warn_of_plain_text(broker: BrokerUrl) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import ipaddress
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -182,6 +183,14 @@ class BrokerUrl:
             context.check_hostname = False
             context.verify_mode = ssl.CERT_NONE
         return context
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches `host`: an address, or a name, of which `localhost` is known."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def _read(path: Path) -> str:

@@ -88,6 +88,7 @@ def test_the_commands() -> None:
         "broker",
         "cordon",
         "docker",
+        "doctor",
         "drain",
         "events",
         "experiment",

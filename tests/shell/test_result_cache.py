@@ -108,7 +108,7 @@ def test_metrics_tell_hits_from_what_was_run() -> None:
             deadline_s=10.0,
         )
         reports = world.reports()
-        told = metrics(reports[-1], 1, {}, {}, {}).models["m"].cache
+        told = metrics(reports[-1], 1, {}, {}, {}, sent_at_ms=0).models["m"].cache
         assert told is not None
         assert (told.hits, told.joined, told.misses, told.hit_ratio) == (3, 0, 1, 0.75)
         assert told.entries == 1

@@ -1,0 +1,1 @@
+"""What `amp4ec doctor` looks at: this machine, the broker, and the cluster on it."""
