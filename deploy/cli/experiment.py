@@ -36,6 +36,13 @@ _FAILED = 1
     show_default=True,
     help="Processes with a CPU share each, or containers, which have memory limits as well.",
 )
+@click.option(
+    "--case",
+    "cases",
+    multiple=True,
+    metavar="TEXT",
+    help="Only cases with this in their name; may be given several times.",
+)
 @click.option("--seed", type=int, default=0, show_default=True, help="Of inputs and their order.")
 @click.option(
     "--output",
@@ -54,6 +61,7 @@ def experiment_command(
     minutes: float,
     repeat: int,
     scale: float,
+    cases: tuple[str, ...],
     seed: int,
     engine: str,
     output: Path,
@@ -98,7 +106,8 @@ def experiment_command(
             print_json(rows)
         return
     if wanted and not only_results:
-        failed = asyncio.run(run([EXPERIMENTS[name] for name in wanted], settings, output, note))
+        chosen = [EXPERIMENTS[name].only(cases) for name in wanted]
+        failed = asyncio.run(run(chosen, settings, output, note))
     path = write_results(output)
     if as_json:
         print_json({"results": str(path), "failed": failed})

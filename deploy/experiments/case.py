@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol, TypeAlias
@@ -131,3 +131,25 @@ class Experiment:
     figures: Mapping[str, str]
     draw: str | None = None
     over_time: str | None = None
+
+    def only(self, parts: Sequence[str]) -> Experiment:
+        """The same with the cases that have one of `parts` in their name; all when there are none.
+
+        Raises:
+            ConfigurationError: no case is left (when the cases are asked for).
+        """
+        if not parts:
+            return self
+
+        def cases(settings: Settings) -> Sequence[Case]:
+            every = self.cases(settings)
+            kept = [case for case in every if any(part in case.name for part in parts)]
+            if not kept:
+                raise ConfigurationError(
+                    f"--case: {self.name} has no such case",
+                    expected=", ".join(case.name for case in every),
+                    got=", ".join(parts),
+                )
+            return kept
+
+        return replace(self, cases=cases)

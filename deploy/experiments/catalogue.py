@@ -6,6 +6,7 @@ from deploy.experiments.ablations import CACHE, COMPRESSION, RUNTIMES, SCHEDULER
 from deploy.experiments.case import Experiment
 from deploy.experiments.change import CHANGE
 from deploy.experiments.models import MODELS
+from deploy.experiments.peers.experiment import PEERS
 from deploy.experiments.table_one import TABLE_ONE
 from deploy.experiments.table_two import ADAPTABILITY, MONITORING, OVERHEAD, PARTITIONS, PROFILES
 
@@ -25,5 +26,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         COMPRESSION,
         RUNTIMES,
         MODELS,
+        PEERS,
     )
 }

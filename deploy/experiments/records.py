@@ -7,7 +7,6 @@ a power cut tore is measured anew.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeAlias
@@ -55,20 +54,6 @@ class RecordFile:
         whole, rest = self._split()
         lines = [*whole.split(b"\n"), rest]
         return tuple(decode_json(line, Record) for line in lines if line)
-
-    def find(
-        self, experiment: str, case: str, round_: int, parameters: Mapping[str, Parameter]
-    ) -> Record | None:
-        """The record of what was measured already, if it was.
-
-        Raises:
-            ProtocolError: the file has a line that is no record.
-        """
-        wanted = (experiment, case, round_, dict(parameters))
-        for record in self.read():
-            if (record.experiment, record.case, record.round, record.parameters) == wanted:
-                return record
-        return None
 
     def append(self, record: Record) -> None:
         """Add a line, safe on the disk when this returns."""

@@ -11,6 +11,13 @@ from deploy.experiments.summary import Summary, number
 LEAST_CPU_PERCENT = 90.0
 """A process that computes all the time uses its quota; with less, something else had the cores."""
 OURS, TORCH, INT8 = "AMP4EC", "AMP4EC, torch", "AMP4EC, int8"
+PEERS = (
+    ("amp4ec-torch", "gloo", 1.1),
+    ("amp4ec-torch", "ray-actors", 1.3),
+    ("amp4ec-torch", "ray-serve", 2.8),
+    ("amp4ec-onnxruntime", "gloo", 2.0),
+)
+"""One of ours, a peer, and how many times its throughput ours is to reach."""
 _TOLERANCE = 0.02
 """Less than this is no difference."""
 Summaries = Mapping[str, Summary]
@@ -44,6 +51,14 @@ def verdicts(found: Summaries) -> list[Verdict]:
                 _ratio(found, ours, strict[runtime]),
             )
             for runtime, ours in (("onnxruntime", OURS), ("torch", TORCH))
+        ),
+        *(
+            _at_least(
+                f"throughput beside its peers: {ours} against {peer}",
+                aim,
+                _ratio(found, ours, peer, "peers"),
+            )
+            for ours, peer, aim in PEERS
         ),
         _below(
             "scheduling decision per job, the worst of all numbers of nodes, ms",
@@ -122,6 +137,11 @@ def worse(found: Summaries) -> list[str]:
         rivals = [case for case in peers.cases if not case.lower().startswith("amp4ec")]
         for ours in [case for case in peers.cases if case.lower().startswith("amp4ec")]:
             said += _compare(peers, ours, rivals, "throughput_per_s", "images/s", more=True)
+            said += _compare(peers, ours, rivals, "latency_p95_ms", "ms, 95 %", more=False)
+            said += _compare(peers, ours, rivals, "memory_mb", "MB in all", more=False)
+            said += _compare(peers, ours, rivals, "other_cpu", "CPUs beside the stages", more=False)
+            said += _compare(peers, ours, rivals, "start_s", "s to start", more=False)
+            said += _compare(peers, ours, rivals, "recovery_s", "s to recover", more=False)
     return said
 
 
@@ -144,12 +164,14 @@ def _compare(
     return said
 
 
-def _ratio(found: Summaries, ours: str, other: str) -> float | None:
-    table = found.get("table-1")
+def _ratio(
+    found: Summaries, ours: str, other: str, experiment: str = "table-1"
+) -> float | None:
+    table = found.get(experiment)
     if table is not None and _starved(table, other) is not None:
         return None
-    mine = _of(found, "table-1", ours, "throughput_per_s")
-    theirs = _of(found, "table-1", other, "throughput_per_s")
+    mine = _of(found, experiment, ours, "throughput_per_s")
+    theirs = _of(found, experiment, other, "throughput_per_s")
     return mine / theirs if mine is not None and theirs else None
 
 

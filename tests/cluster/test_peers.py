@@ -1,7 +1,7 @@
 """Two of the peers for real, for a moment: gloo and one process alone, whose environment is this one.
 
 Ray and Aiko Services are too heavy for CI; this makes their environments and runs them:
-`python -m deploy.experiments.peers --repeat 1 --seconds 5 --only ray-actors,ray-serve,aiko`.
+`python -m deploy.experiments peers --repeat 1 --minutes 0.1 --case ray --case aiko`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pytest
 from deploy.experiments.peers.driver import Ask, Driver
 from deploy.experiments.peers.drivers import export
 from deploy.experiments.peers.outcome import Counts, count
-from deploy.experiments.peers.systems import MODEL, Bench, choose
+from deploy.experiments.peers.systems import MODEL, SYSTEMS, Bench
 from shared.errors import ModelError
 
 CUTS = [15, 36]
@@ -48,7 +48,7 @@ async def test_it_answers_right_and_not_at_all_without_its_middle(bench: Bench, 
 
 async def _robbed(bench: Bench, name: str) -> tuple[Counts, Counts]:
     """What became of items with all stages, and of those sent after the middle one was killed."""
-    (system,) = choose([name])
+    system = next(each for each in SYSTEMS if each.name == name)
     options: dict[str, Any] = system.options(bench)
     driver = await Driver.start(
         Path(sys.executable),

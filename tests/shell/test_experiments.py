@@ -184,12 +184,12 @@ def test_results_are_made_of_the_records_alone(tmp_path: Path) -> None:
     record_file(tmp_path, "change").append(
         record("change", "device lost", {"lost": 0.0, "silence_s": 1.2}, series=series)
     )
-    record_file(tmp_path, "peers").append(record("peers", "a peer", {"throughput_per_s": 7.5}))
+    record_file(tmp_path, "other").append(record("other", "a case", {"throughput_per_s": 7.5}))
     text = write_results(tmp_path).read_text()
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert headings[0] == "Where we are worse"
     assert headings[1] == "Figures to reach"
-    assert {"Table I beside the paper's", "peers"} <= set(headings)
+    assert {"Table I beside the paper's", "other"} <= set(headings)
     assert headings[-1] == "What the numbers say, and what they do not"
     for stated in ("a processor, 2 cores", "python 3.11", "seed 0", "minutes 1.0", "2026-01-01"):
         assert stated in text

@@ -8,21 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from deploy.experiments.case import Settings
 from deploy.experiments.peers.environments import Environment, EnvironmentMissingError
-from deploy.experiments.peers.report import groups, print_table, ratios
-from deploy.experiments.peers.systems import SYSTEMS, Bench, choose
+from deploy.experiments.peers.experiment import PEERS
+from deploy.experiments.peers.systems import SYSTEMS, Bench
 from deploy.experiments.records import Record
+from deploy.experiments.results import write_results
+from deploy.experiments.run import record_file
+from deploy.experiments.verdicts import PEERS as AIMS
 from shared.errors import ConfigurationError
 from tests.shell.test_records import FIRST
 
 BENCH = Bench(directory=Path("/nowhere"), shares=(0.5, 0.3, 0.2), window=8)
-
-
-def test_systems_are_chosen_by_name_in_one_order() -> None:
-    assert [system.name for system in choose(["alone", "gloo"])] == ["gloo", "alone"]
-    assert choose([]) == SYSTEMS
-    with pytest.raises(ConfigurationError, match=r"gloo.*got 'glue'"):
-        choose(["glue"])
 
 
 def test_all_systems_get_the_same_cpu_together() -> None:
@@ -40,7 +37,7 @@ def test_another_pin_is_another_environment(tmp_path: Path) -> None:
 
 def test_an_environment_that_pip_cannot_fill_is_no_environment(tmp_path: Path) -> None:
     missing = Environment("peer", (str(tmp_path / "nothing-1-py3-none-any.whl"),))
-    with pytest.raises(EnvironmentMissingError, match="leave this peer out with --only"):
+    with pytest.raises(EnvironmentMissingError, match="leave this peer out with --case"):
         missing.python(tmp_path, lambda _: None)
     assert not (missing.directory(tmp_path) / "complete").exists()
 
@@ -48,55 +45,41 @@ def test_an_environment_that_pip_cannot_fill_is_no_environment(tmp_path: Path) -
 def measured(case: str, round_: int, per_s: float, recovery_s: float | None) -> Record:
     figures = {
         "throughput_per_s": per_s,
-        "latency_p50_ms": 100.0,
-        "latency_p95_ms": 150.0,
-        "memory_pss_bytes": 5e8,
-        "cpu_others": 0.3,
-        "items_per_stage_cpu_s": per_s,
+        "came_back": float(recovery_s is not None),
         "recovery_s": recovery_s,
-        "kill_sent": 10.0,
-        "kill_answered": 10.0 if recovery_s else 4.0,
-        "kill_wrong": 0.0,
-        "kill_refused": 0.0,
-        "kill_lost": 0.0 if recovery_s else 6.0,
     }
-    return replace(FIRST, case=case, round=round_, figures=figures)
+    return replace(FIRST, experiment=PEERS.name, case=case, round=round_, figures=figures)
 
 
-def test_ratios_are_taken_within_a_round() -> None:
-    group = [
-        measured("amp4ec-torch", 0, 80.0, 0.3),
-        measured("gloo", 0, 40.0, None),
-        measured("gloo", 1, 20.0, None),
-        measured("amp4ec-torch", 1, 30.0, 0.3),
-        measured("amp4ec-torch", 2, 99.0, 0.3),  # the other is still to come
+def test_cases_are_named_after_systems_and_chosen_by_a_part_of_the_name() -> None:
+    settings = Settings()
+    assert [case.name for case in PEERS.cases(settings)] == [each.name for each in SYSTEMS]
+    assert [case.name for case in PEERS.only(["ray-s", "alone"]).cases(settings)] == [
+        "ray-serve",
+        "alone",
     ]
-    assert ratios(group, "amp4ec-torch", "gloo") == [2.0, 1.5]
+    with pytest.raises(ConfigurationError, match=r"no such case.*gloo.*got glue"):
+        PEERS.only(["glue"]).cases(settings)
 
 
-def test_only_records_of_equal_parameters_are_compared() -> None:
-    one = measured("gloo", 0, 40.0, None)
-    other = replace(one, parameters={"window": 4})
-    foreign = replace(one, experiment="table-1")
-    assert groups([one, other, foreign, one]) == [[one, one], [other]]
+def test_aims_are_about_systems_that_are_measured() -> None:
+    names = {system.name for system in SYSTEMS}
+    assert {name for ours, peer, _ in AIMS for name in (ours, peer)} <= names
 
 
-def test_the_table_says_who_came_back_and_which_aims_were_missed(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    print_table(
-        [
-            measured("amp4ec-torch", 0, 50.0, 0.3),
-            measured("amp4ec-torch", 1, 52.0, 0.4),
-            measured("gloo", 0, 50.0, None),
-            measured("gloo", 1, 50.0, None),
-            measured("ray-serve", 0, 10.0, 12.0),
-        ]
-    )
-    out = capsys.readouterr().out
-    row = next(line for line in out.splitlines() if line.startswith("gloo"))
-    assert "never (2 of 2)" in row
-    assert "20/8/0/0/12" in row
-    assert "amp4ec-torch / gloo: 1.02 (1.00..1.04) (aim 1.1: NOT reached)" in out
-    assert "amp4ec-torch / ray-serve: 5.00 (aim 2.8: reached)" in out
-    assert "ray-actors" not in out
+def test_results_say_what_was_missed_and_who_is_better(tmp_path: Path) -> None:
+    file = record_file(tmp_path, PEERS.name)
+    for round_ in (1, 2):
+        file.append(measured("amp4ec-torch", round_, 50.0 + round_, 0.3))
+        file.append(measured("gloo", round_, 50.0, None))
+        file.append(measured("ray-serve", round_, 10.0, 12.0))
+        file.append(measured("alone", round_, 90.0, None))
+    text = write_results(tmp_path).read_text()
+    head, aims = text.split("## Figures to reach")[0], text.split("## Figures to reach")[1]
+    assert "amp4ec-torch: 51.5 images/s, alone: 90 (peers)." in head
+    assert "amp4ec-torch against gloo | at least 1.1 | 1.03 | **not reached** |" in aims
+    assert "amp4ec-torch against ray-serve | at least 2.8 | 5.15 | reached |" in aims
+    assert "amp4ec-torch against ray-actors | at least 1.3 | - | not measured |" in aims
+    row = next(line for line in text.splitlines() if line.startswith("| gloo"))
+    assert "| 0 (0..0) | - |" in row  # it never came back
+    assert (tmp_path / "drawings" / "peers.svg").is_file()

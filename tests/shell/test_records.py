@@ -41,16 +41,6 @@ def test_what_was_appended_is_read_in_order(tmp_path: Path) -> None:
     assert file.read() == (FIRST, SECOND)
 
 
-def test_a_case_is_found_by_all_that_identifies_it(tmp_path: Path) -> None:
-    file = RecordFile(tmp_path / "records.jsonl")
-    file.append(FIRST)
-    file.append(SECOND)
-    assert file.find("peers", "gloo", 1, {"scale": 0.5, "window": 8}) == SECOND
-    assert file.find("peers", "gloo", 2, SECOND.parameters) is None
-    assert file.find("peers", "alone", 1, SECOND.parameters) is None
-    assert file.find("peers", "gloo", 1, {"window": 4, "scale": 0.5}) is None
-
-
 @pytest.mark.parametrize("lost", [1, 2, 40])
 def test_a_torn_last_line_is_measured_again(tmp_path: Path, lost: int) -> None:
     file = RecordFile(tmp_path / "records.jsonl")

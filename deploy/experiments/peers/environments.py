@@ -77,7 +77,7 @@ def _install(name: str, python: Path, requirements: Sequence[str]) -> None:
         tail = "\n".join(f"    {line}" for line in found.stderr.splitlines()[-_TAIL_LINES:])
         raise EnvironmentMissingError(
             f"the environment of {name} cannot be made; the end of what pip said:\n{tail}\n"
-            "leave this peer out with --only, or point pip at an index that has these packages",
+            "leave this peer out with --case, or point pip at an index that has these packages",
             expected=", ".join(requirements),
             got=f"pip's exit status {found.returncode}",
         )

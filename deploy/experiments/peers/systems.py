@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from broker.launcher import find_mosquitto
 from deploy.experiments.peers.environments import Environment
-from shared.errors import ConfigurationError
 
 MODEL = "mobilenet_v2"
 PAPER_SHARES = (1.0, 0.6, 0.4)
-"""CPU of the paper's three devices; `--scale` multiplies them."""
+"""CPU of the paper's three devices; the settings' scale multiplies them."""
 _TORCH, _NUMPY = "torch==2.13.0", "numpy==2.4.6"
 _OURS = Environment("amp4ec")
 _PYTORCH = Environment("torch", (_TORCH, _NUMPY))
@@ -50,6 +49,11 @@ class System:
     limits: Literal["stages", "sum", "own"] = "stages"
     options: Callable[[Bench], dict[str, Any]] = lambda _: {}
     variables: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def staged(self) -> bool:
+        """Whether it runs the model in stages."""
+        return self.limits != "sum"
 
     @property
     def module(self) -> str:
@@ -143,16 +147,3 @@ SYSTEMS = (
         limits="sum",
     ),
 )
-
-
-def choose(names: Sequence[str]) -> tuple[System, ...]:
-    """The systems of these names, in the catalogue's order; all when there are no names.
-
-    Raises:
-        ConfigurationError: there is none of that name.
-    """
-    known = [system.name for system in SYSTEMS]
-    for name in names:
-        if name not in known:
-            raise ConfigurationError("no such system", expected=", ".join(known), got=repr(name))
-    return tuple(system for system in SYSTEMS if not names or system.name in names)
