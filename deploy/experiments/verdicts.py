@@ -164,9 +164,7 @@ def _compare(
     return said
 
 
-def _ratio(
-    found: Summaries, ours: str, other: str, experiment: str = "table-1"
-) -> float | None:
+def _ratio(found: Summaries, ours: str, other: str, experiment: str = "table-1") -> float | None:
     table = found.get(experiment)
     if table is not None and _starved(table, other) is not None:
         return None

@@ -219,6 +219,7 @@ PEERS = Experiment(
         "throughput_per_s": "Right answers per second.",
         "items_per_stage_cpu_s": "Right answers per second of CPU that the stages really got: what can "
         "still be compared where other work on the machine kept some of them from their quotas.",
+        "stage_cpu": "CPUs that the stages got; on a quiet machine near the sum of their quotas.",
         "latency_p50_ms": "From asking to the answer, in milliseconds, half of them.",
         "latency_p95_ms": "The same, 95 % of them.",
         "memory_mb": "Of all processes, brokers and daemons included; pages that several share count once.",
