@@ -34,6 +34,7 @@ class ServeFlags:
     max_error: float = 0.0
     cache_bytes: int = 0
     cache_for_s: float = DEFAULT_KEEP_S
+    micro_batch: int | None = None
     runtime: str = "auto"
     preprocess: str | None = None
     labels: Path | None = None
@@ -62,6 +63,7 @@ class ServeFlags:
             max_error=self.max_error,
             cache_bytes=self.cache_bytes,
             cache_for_s=self.cache_for_s,
+            micro_batch=self.micro_batch,
         )
 
     def arguments(self) -> list[str]:
@@ -87,6 +89,7 @@ class ServeFlags:
             "--max-error": _exactly(self.max_error),
             "--cache": str(self.cache_bytes) if self.cache_bytes else "off",
             "--cache-for": f"{self.cache_for_s:.12g}s" if self.cache_bytes else None,
+            "--micro-batch": self.micro_batch,
             "--runtime": self.runtime,
             "--preprocess": self.preprocess,
             "--labels": self.labels,

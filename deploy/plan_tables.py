@@ -53,6 +53,8 @@ def print_answer(answer: Answer) -> None:
     if len(views) > _MOST_SHOWN:
         left = sum(each.copies for each in views[_MOST_SHOWN:])
         out.print(f"\nand {left} more pipelines; --json has them all")
+    for text in micro_batch_lines(answer):
+        out.print(text, soft_wrap=True)
     for note in (*plan.notes, zone_note(request)):
         if note:
             out.print(f"\nnote: {note}")
@@ -74,6 +76,20 @@ def headline(plan: Plan, request: PlanRequest) -> str:
         f"best for {plan.objective}" if plan.strategy == "optimal" else f"strategy {plan.strategy}"
     )
     return f"{plan.model}: {kind_of(plan.pipelines)}, {used} of {there} nodes, {how}"
+
+
+def micro_batch_lines(answer: Answer) -> list[str]:
+    """How batches will go through the pipelines, equal ones in one line."""
+    lines: dict[str, int] = {}
+    for limits in answer.micro_batches:
+        if limits.most == 1 or limits.wanted is not None:
+            size = min(limits.most, limits.wanted or 1)
+            text = f"{size} a message: {limits.reason}"
+        else:
+            text = f"up to {limits.most} a message, as measured while serving: {limits.reason}"
+        lines[text] = lines.get(text, 0) + 1
+    which = "" if len(lines) == 1 else " of {} pipelines"
+    return [f"batches{which.format(count)}: {text}" for text, count in lines.items()]
 
 
 def figures(predicted: Predicted) -> str:

@@ -12,6 +12,8 @@ from orchestrator.core.figures import Objective
 from orchestrator.core.front import front as find_front
 from orchestrator.core.goal import Goal
 from orchestrator.core.limits import NO_LIMITS, KeepInput, Limits
+from orchestrator.core.micro_batch import MicroBatchLimits
+from orchestrator.core.micro_batch_limits import limits_for
 from orchestrator.core.plan import (
     AUTO,
     DEFAULT_IN_FLIGHT,
@@ -56,6 +58,7 @@ class Wish:
     orchestrator_zone: str | None = None
     compression: str = AUTO
     max_error: float = 0.0
+    micro_batch: int | None = None
 
     def at(self, broker_zone: str, orchestrator_zone: str) -> Wish:
         """The same where broker and orchestrator are, unless the wish itself says so."""
@@ -113,12 +116,20 @@ class Answer:
 
     request: PlanRequest
     plan: Plan
+    micro_batches: tuple[MicroBatchLimits, ...]
+    """What each pipeline allows; which size it has is measured while it serves."""
     dry_run: DryRun | None = None
     front: Front | None = None
 
     def document(self) -> dict[str, Any]:
         """ALGORITHMS.md's plan, with `dry_run` and `front` where they were asked for."""
         document = plan_document(self.plan)
+        for pipeline, limits in zip(document["pipelines"], self.micro_batches, strict=True):
+            pipeline["micro_batch"] = {
+                "most": limits.most,
+                "wanted": limits.wanted,
+                "reason": limits.reason,
+            }
         if self.dry_run is not None:
             document["dry_run"] = to_builtins(self.dry_run)
         if self.front is not None:
@@ -127,18 +138,37 @@ class Answer:
 
 
 def answer(
-    request: PlanRequest, *, explain: bool = False, axes: Sequence[Objective] = ()
+    request: PlanRequest,
+    *,
+    explain: bool = False,
+    axes: Sequence[Objective] = (),
+    micro_batch: int | None = None,
 ) -> Answer:
     """Plan, and where asked for simulate the plan and find the front over `axes`.
+
+    `micro_batch` is how many items of a batch shall travel in one message; None leaves it open.
 
     Raises:
         PlanError: no plan satisfies the request; says which constraint cannot be met.
         ConfigurationError: the request contradicts itself or the model.
     """
     plan = find_plan(request)
+    nodes = {node.name: node for node in request.nodes}
+    limits = [
+        limits_for(
+            request.profile,
+            nodes,
+            pipeline,
+            wanted=micro_batch,
+            max_latency_s=request.limits.max_latency_s,
+            in_flight=request.in_flight,
+        )
+        for pipeline in plan.pipelines
+    ]
     return Answer(
         request,
         plan,
+        tuple(limits),
         dry_run=dry_run(plan.pipelines) if explain else None,
         front=find_front(request, tuple(axes)) if axes else None,
     )

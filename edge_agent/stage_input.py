@@ -46,8 +46,9 @@ class StageInputs:
         """
         if not self._first:
             arrays = {name: from_wire(tensor) for name, tensor in activation.tensors.items()}
+            most_bytes = self._most_bytes * (1 + len(activation.companions))
             for name, packed in activation.packed.items():
-                arrays[name] = unpack(packed, most_bytes=self._most_bytes)
+                arrays[name] = unpack(packed, most_bytes=most_bytes)
             return arrays
         if activation.body is not None:
             return self._from_body(activation.body, activation.content_type)

@@ -391,23 +391,23 @@ class StageThread:
         item = Item(message.payload, waiting.read_at, receive_cpu_s)
         outcome = process(held.stage, item, partial(self._say, held.stage))
         self._done(bus, message)
-        if outcome.publish is None:
+        if not outcome.publish:
             self.drops.drop("malformed", f"{message.topic}: {outcome.problem}")
-        else:
-            if outcome.problem:
-                self.failures.drop("answered", f"{message.topic}: {outcome.problem}")
-            self._send(bus, held.stage, *outcome.publish, waiting.sending)
-            if outcome.handed_on is not None:
-                self._send(bus, held.stage, held.stage.result_topic, outcome.handed_on)
+        elif outcome.problem:
+            self.failures.drop("answered", f"{message.topic}: {outcome.problem}")
+        for topic, payload in outcome.publish:
+            self._send(bus, held.stage, topic, payload, waiting.sending)
+        if outcome.handed_on is not None:
+            self._send(bus, held.stage, held.stage.result_topic, outcome.handed_on)
         held.stage.sent(outcome)
         self._queue.charge(held.stage.model, outcome.compute_s)
         with self._lock:
             held.queued -= 1
-            held.items += 1
-            held.queue_s += outcome.queue_s
+            held.items += outcome.items
+            held.queue_s += outcome.queue_s * outcome.items
             held.compute_s += outcome.compute_s
             held.cpu_s += outcome.cpu_s
-        self.traffic.items += 1
+        self.traffic.items += outcome.items
 
     def _done(self, bus: DataBus, message: Message) -> None:
         """Acknowledge, before the output is sent: both leave together, and that is kept until it arrived."""

@@ -166,6 +166,7 @@ class Deployer:
             shown=self._shown(action.entry, hops_s, rounded=rounded),
             max_error=action.entry.options.max_error if rounded else None,
             identity=_identity(action.entry),
+            micro_batch=action.micro_batch,
         )
 
 

@@ -33,7 +33,7 @@ from shared.bus import DataBus, Message, Properties
 from shared.codec import encode_msgpack
 from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
 from shared.job_options import DEFAULT_PRIORITY, PRIORITIES
-from shared.messages.job import Activation
+from shared.messages.job import Activation, CompanionInput
 from shared.pipeline_mac import PipelineKeys
 from shared.topics import Topics
 
@@ -207,6 +207,7 @@ class Performer:
             content_type=item.content_type,
             exact=item.exact,
             watched=action.watched,
+            with_inputs=[_companion(other) for other in action.companions],
         )
         topic = self._topics.topic(
             "activation", pipeline=action.pipeline, generation=action.generation, stage=0
@@ -230,17 +231,24 @@ class Performer:
                 expected=error.expected,
                 got=error.got,
             )
-            return self._core.step(
-                core.ResultArrived(
-                    now=time.monotonic(),
-                    request_id=action.request_id,
-                    item_index=action.item_index,
-                    attempt=action.attempt,
-                    pipeline=action.pipeline,
-                    generation=action.generation,
-                    outcome=failure,
+            numbers = [(action.item_index, action.attempt)]
+            numbers += [(other.item_index, other.attempt) for other in action.companions]
+            # Too large together says nothing of each: those run again, alone.
+            failure = replace(failure, retryable=len(numbers) > 1)
+            followed: list[core.Action] = []
+            for item_index, attempt in numbers:
+                followed += self._core.step(
+                    core.ResultArrived(
+                        now=time.monotonic(),
+                        request_id=action.request_id,
+                        item_index=item_index,
+                        attempt=attempt,
+                        pipeline=action.pipeline,
+                        generation=action.generation,
+                        outcome=failure,
+                    )
                 )
-            )
+            return followed
         return []
 
     def _answered(self, answer: core.Answer, payload: bytes) -> None:
@@ -278,6 +286,18 @@ class Performer:
         """Answer a request that the core never saw, and acknowledge it."""
         payload = write_error(envelope.model, envelope.context, failure)
         self._replies.send(envelope.reply_to, payload, envelope.context, (message,))
+
+
+def _companion(other: core.Companion) -> CompanionInput:
+    item = other.payload
+    assert isinstance(item, Input)
+    return CompanionInput(
+        item=other.item_index,
+        attempt=other.attempt,
+        tensors=item.tensors or {},
+        body=item.body,
+        content_type=item.content_type,
+    )
 
 
 def internal(error: Exception) -> core.Failure:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from orchestrator.answers import Shown
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_stats import Snapshot
+from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
 from orchestrator.core.result_cache import CacheSettings
 from orchestrator.core.rounding import RoundingError
 from shared.errors import ErrorCode
@@ -38,6 +39,7 @@ class PipelineSpec:
 
     `max_error` is what was allowed where it rounds tensors between stages, None where it does not.
     `identity` is that of the cached answers which it would give as well.
+    `micro_batch` says how many items may travel in one message.
     """
 
     model: str
@@ -49,6 +51,7 @@ class PipelineSpec:
     shown: Shown
     max_error: float | None = None
     identity: str = ""
+    micro_batch: MicroBatchLimits = ALONE
 
 
 Command = (
@@ -131,8 +134,8 @@ class Tally:
         self._told: dict[str, float] = {}
 
     def measure(self, model: str, pipeline: str, generation: int, result: StageResult) -> None:
-        """Take each stage's own times of one item."""
-        for stage in result.trace:
+        """Take each stage's own times of one item; what travelled together says nothing of an item alone."""
+        for stage in () if result.companions else result.trace:
             key = (model, pipeline, generation, stage.stage, stage.node)
             total = self._stages.get(key)
             if total is None:

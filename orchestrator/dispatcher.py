@@ -27,7 +27,6 @@ from collections.abc import Callable, Hashable
 from dataclasses import replace
 from typing import assert_never
 
-from orchestrator.answers import ItemResult
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch import Dispatcher
 from orchestrator.core.dispatch_settings import DispatchSettings
@@ -36,12 +35,12 @@ from orchestrator.dispatch_notes import Command, ModelSpec, Note, PipelineSpec, 
 from orchestrator.job_requests import Envelope, Stray, open_envelope, read_request
 from orchestrator.job_store import JobStore, Recovered
 from orchestrator.replies import Replies
+from orchestrator.stage_results import read_result
 from shared.bus import DataBus, Message
 from shared.codec import decode_msgpack
-from shared.errors import ErrorCode, ProtocolError
+from shared.errors import ProtocolError
 from shared.messages.job import Progress, StageResult
 from shared.pipeline_mac import PipelineKeys
-from shared.tensor import from_wire
 from shared.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -348,23 +347,27 @@ class DispatchThread(threading.Thread):
         if result.progress is not None:
             self._progressed(result, pipeline, number, result.progress)
             return
-        outcome = _outcome(result)
+        items = read_result(result)
         spec = self._known.pipelines.get((pipeline, number))
-        if spec is not None and isinstance(outcome, core.Output):
+        if spec is not None and isinstance(items[0].outcome, core.Output):
             self._tally.measure(spec.model, pipeline, number, result)
-        self._performer.perform(
-            self._core.step(
-                core.ResultArrived(
-                    now=time.monotonic(),
-                    request_id=result.job,
-                    item_index=result.item,
-                    attempt=result.attempt,
-                    pipeline=pipeline,
-                    generation=number,
-                    outcome=outcome,
+        stage_cpu_s = tuple(stage.cpu_s for stage in result.trace)
+        for item in items:
+            self._performer.perform(
+                self._core.step(
+                    core.ResultArrived(
+                        now=time.monotonic(),
+                        request_id=result.job,
+                        item_index=item.item,
+                        attempt=item.attempt,
+                        pipeline=pipeline,
+                        generation=number,
+                        outcome=item.outcome,
+                        size=len(items),
+                        stage_cpu_s=stage_cpu_s if item is items[0] else (),
+                    )
                 )
             )
-        )
 
     def _progressed(
         self, result: StageResult, pipeline: str, generation: int, progress: Progress
@@ -394,29 +397,5 @@ def _activated(now: float, spec: PipelineSpec) -> core.PipelineActivated:
         throughput_per_s=spec.throughput_per_s,
         latency_s=spec.latency_s,
         identity=spec.identity,
+        micro_batch=spec.micro_batch,
     )
-
-
-def _outcome(result: StageResult) -> core.Outcome:
-    failure = result.failure
-    if failure is not None:
-        return core.Failure(
-            code=failure.code,
-            message=failure.message,
-            retryable=failure.retryable,
-            expected=failure.expected,
-            got=failure.got,
-        )
-    try:
-        for tensor in result.tensors.values():
-            from_wire(tensor)
-    except ProtocolError as error:
-        return core.Failure(
-            code=ErrorCode.INTERNAL,
-            message=f"the last stage sent an output that cannot be: {error.message}",
-            retryable=True,
-            expected=error.expected,
-            got=error.got,
-        )
-    size_bytes = sum(tensor.data.nbytes for tensor in result.tensors.values())
-    return core.Output(ItemResult(result.tensors, tuple(result.trace)), size_bytes)

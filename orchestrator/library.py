@@ -14,6 +14,7 @@ from pathlib import Path
 from orchestrator.core.cluster_events import ModelEntry, StageRef
 from orchestrator.models.slice import slice_stage
 from shared.artifact_store import ArtifactStore
+from shared.batching import Batching, find_batching, open_batch
 from shared.codec import encode_json
 from shared.errors import ArtifactError, ConfigurationError
 from shared.messages.model import ServeOptions
@@ -35,6 +36,7 @@ class _Open:
     pinned: list[str]
     stages: dict[tuple[int, int], tuple[Blob, list[Blob]]] = field(default_factory=dict)
     transform: Blob | None = None
+    batching: Batching | None = None
 
 
 class Library:
@@ -140,7 +142,13 @@ class Library:
             manifest, (start, stop) = opened.package.manifest, blocks
             wanted = {block.blob for block in manifest.blocks[start:stop]}
             weights = [blob for blob in opened.package.weights if blob.digest in wanted]
-            known = self._put(encode_json(slice_stage(manifest, start, stop)), opened), weights
+            stage = slice_stage(manifest, start, stop)
+            if opened.batching is None:
+                opened.batching = find_batching(manifest.graph)
+            ends = [value.name for value in stage.inputs] + list(stage.outputs)
+            if opened.batching.apart(ends, stage.specs()):
+                stage = open_batch(stage, opened.batching)
+            known = self._put(encode_json(stage), opened), weights
         opened.stages[blocks] = known
         if len(opened.stages) > MOST_STAGES:
             graph, _ = opened.stages.pop(next(iter(opened.stages)))

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestrator.core.cluster import Cluster
+from orchestrator.core.micro_batch import MicroBatchLoad
 from orchestrator.core.rounding import RoundingError
+from orchestrator.decisions import micro_batch_row
 from orchestrator.dispatch_notes import Report, RoundingMeasured
 from orchestrator.figures import Measured
 from orchestrator.library import Library
 from orchestrator.outbox import Outbox
-from shared.messages.model import ModelState, Rounding
+from shared.messages.model import ModelState, PipelineRow, Rounding
 
 REFRESH_S = 5.0
 """Who watches `model/+/state` wants to read it like a log."""
@@ -26,6 +28,7 @@ class ModelStates:
         self._measured = Measured()
         self._published: dict[str, tuple[float, ModelState]] = {}
         self._rounding: dict[str, tuple[int, RoundingError]] = {}
+        self._loads: dict[tuple[str, int], MicroBatchLoad] = {}
 
     def rounding_measured(self, note: RoundingMeasured) -> None:
         """What rounding does to answers; published with the next state."""
@@ -45,7 +48,12 @@ class ModelStates:
                 samples=error.samples,
             )
             state = replace(state, rounding=rounding)
-        return replace(state, manifest_bytes=manifest_bytes)
+        pipelines = [self._with_micro_batch(row, state.generation) for row in state.pipelines]
+        return replace(state, manifest_bytes=manifest_bytes, pipelines=pipelines)
+
+    def _with_micro_batch(self, row: PipelineRow, generation: int) -> PipelineRow:
+        load = self._loads.get((row.pipeline, generation))
+        return row if load is None else replace(row, micro_batch=micro_batch_row(load))
 
     def publish(self, model: str, now: float) -> ModelState | None:
         """Something was decided: publish the state, or clear it when the model is not served any more.
@@ -68,6 +76,11 @@ class ModelStates:
     def measured(self, report: Report, now: float) -> None:
         """Take a second's measurements, and publish those states that are `REFRESH_S` old."""
         self._measured.add(now, report)
+        self._loads = {
+            (pipeline.pipeline, pipeline.generation): pipeline.micro_batch
+            for model in report.snapshot.models
+            for pipeline in model.pipelines
+        }
         for model, (at, _) in list(self._published.items()):
             if now - at >= REFRESH_S:
                 self.publish(model, now)

@@ -26,6 +26,7 @@ from orchestrator.core import cluster_events as events
 from orchestrator.core import dispatch_events as dispatch
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
+from orchestrator.decisions import MicroBatchNews
 from orchestrator.deployer import Deployer
 from orchestrator.deployment_log import DeploymentLog
 from orchestrator.dispatch_notes import Report, RoundingMeasured
@@ -112,6 +113,7 @@ class Orchestrator:
         self._counters: Counter[str] = Counter()
         self._cluster = Cluster(self.incarnation, options.cluster, restoring=True)
         self._num_set_aside = 0
+        self._micro_batch_news = MicroBatchNews()
         self._library = library or open_library(options)
         self._own_library = library is None
         self._keys = keys_of(options.broker, options.root)
@@ -430,6 +432,8 @@ class Orchestrator:
         if self._options.dispatch.scheduling.goes_by_telemetry:
             for figures in self._cluster.figures(now):
                 self._dispatcher.tell(figures)
+        for tell in self._micro_batch_news.tell(report.snapshot):
+            self._announcer.happened(tell)
         for line in report.news:
             self._announcer.happened(events.Tell("message_dropped", line))
         if self._jobs.num_set_aside != self._num_set_aside:

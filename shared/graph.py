@@ -1,11 +1,12 @@
 """A model, or a stage of one, as data: a graph over a closed list of operators.
 
 A graph is JSON and carries no code. Values are named; a node makes one value out of earlier ones; weights
-live in safetensors blobs and are named by the blob's SHA-256 and their key in it. Batch size and all
-shapes are fixed. Operands come first and are names; attributes are scalars or lists of numbers, every one
-of them written out, so that nothing depends on a default of some library's version. `take` replaces axis
-`dim` of `x` by the axes of `indices`, which are whole numbers in [0, size of the axis): an embedding is a
-`take` along axis 0 of a weight.
+live in safetensors blobs and are named by the blob's SHA-256 and their key in it. All shapes are fixed, but
+for those of a stage whose batch is open: they are written for one item, and axis 0 of its inputs and outputs
+may be any number of them (`shared.batching`). Operands come first and are names; attributes are scalars or
+lists of numbers, every one of them written out, so that nothing depends on a default of some library's
+version. `take` replaces axis `dim` of `x` by the axes of `indices`, which are whole numbers in [0, size of
+the axis): an embedding is a `take` along axis 0 of a weight.
 
 An int8 graph (`q_` operators, `quantize`, `dequantize`) carries its scales: a quantised activation is uint8
 and stands for `scale * (q - zero)`; every operator names those of its operands and of its result, so that a
@@ -180,6 +181,8 @@ OPS: dict[str, OpSpec] = {
     "reshape": _op("x", shape="ints"),
     "permute": _op("x", dims="ints"),
     "expand": _op("x", shape="ints"),
+    # 1 long along `dim`, as often as `like` is long there: what is the same for every item of a batch.
+    "repeat": _op("x like", dim="int"),
     "select": _op("x", dim="int", index="int"),
     "slice": _op("x", dim="int", start="int", stop="int", step="int"),
     "take": _op("x indices", dim="int"),
@@ -271,7 +274,10 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """A whole model or one stage; nodes are in topological order."""
+    """A whole model or one stage; nodes are in topological order.
+
+    `open_batch`: several items may go through it at once, laid behind each other along axis 0.
+    """
 
     name: str
     inputs: tuple[Value, ...]
@@ -279,6 +285,7 @@ class Graph:
     outputs: tuple[str, ...]
     weights: dict[str, Weight] = field(default_factory=dict)
     kernels: Kernels = Kernels.FAST
+    open_batch: bool = False
 
     def specs(self) -> dict[str, TensorSpec]:
         """The form of everything that has a name: inputs, weights, nodes."""

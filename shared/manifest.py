@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
+from shared.batching import cuts_apart, find_batching
 from shared.errors import GraphError
 from shared.graph import Graph, validate
 from shared.profile import BlockProfile, CutProfile, LeafProfile, ModelProfile
@@ -133,19 +134,24 @@ class Manifest:
         Raises:
             ConfigurationError: no block has a measured time.
         """
+        batching = find_batching(self.graph)
+        apart = cuts_apart(self.graph, batching, [block.nodes[0] for block in self.blocks[1:]])
         return ModelProfile(
             model=self.model,
             blocks=tuple(
                 BlockProfile(b.index, b.name, b.macs, b.weight_bytes, b.seconds, b.peak_bytes)
                 for b in self.blocks
             ),
-            cuts=self.cuts,
+            cuts=tuple(
+                replace(cut, items_apart=each) for cut, each in zip(self.cuts, apart, strict=True)
+            ),
             input_bytes=self.input_bytes if input_bytes is None else input_bytes,
             output_bytes=self.output_bytes,
             input_seconds=input_seconds,
             runtime_bytes=runtime_bytes,
             leaves=self.leaves,
             whole=self.whole,
+            fixed_batch=batching.fixed,
         )
 
 

@@ -78,6 +78,7 @@ class CutProfile:
 
     `packed` has the ways to send them in fewer bytes that were measured. `pack_s` and `unpack_s` are CPU
     seconds of the profiled machine that sending and receiving them costs beyond copying `bytes`.
+    `items_apart`: several items' tensors can cross it in one message, one item behind the other.
     """
 
     index: int
@@ -86,6 +87,7 @@ class CutProfile:
     packed: tuple[PackedCut, ...] = ()
     pack_s: float = 0.0
     unpack_s: float = 0.0
+    items_apart: bool = True
 
     def __post_init__(self) -> None:
         where = f"cut {self.index}"
@@ -130,6 +132,7 @@ class ModelProfile:
     `input_bytes` is the job's input as it travels to the first stage, `input_seconds` the time to decode
     and preprocess it at 1.0 CPU, `output_bytes` the result, `runtime_bytes` what the runtime takes on each
     node before a weight is loaded. `whole` says why the model cannot be cut (empty: it can).
+    `fixed_batch` says why it takes one item at a time (empty: it need not).
     """
 
     model: str
@@ -141,6 +144,7 @@ class ModelProfile:
     runtime_bytes: int = 0
     leaves: tuple[LeafProfile, ...] = ()
     whole: str = ""
+    fixed_batch: str = ""
 
     def __post_init__(self) -> None:
         where = f"profile of {self.model!r}"

@@ -13,6 +13,7 @@ from deploy.cli.limits import (
     LIMITS,
     OBJECTIVE,
     SENDING,
+    check_micro_batch,
     check_sending,
     named,
     take_limits,
@@ -62,7 +63,7 @@ _NAMES = (
     *("strategy", "objective", *LIMIT_NAMES, "min_stages", "max_stages"),
     *("exclude", "in_flight", "input_zone"),
     *("keep_input_in", "broker_zone", "orchestrator_zone"),
-    *("compression", "max_error"),
+    *("compression", "max_error", "micro_batch"),
 )
 
 
@@ -108,6 +109,7 @@ def _wish(taken: dict[str, Any]) -> Wish:
         orchestrator_zone=taken["orchestrator_zone"],
         compression=taken["compression"],
         max_error=taken["max_error"],
+        micro_batch=check_micro_batch(taken["micro_batch"]),
     )
 
 

@@ -11,6 +11,7 @@ import click
 from deploy.settings import duration_s
 from orchestrator.core.goal import parse_goal
 from orchestrator.core.limits import Limits, parse_keep_input
+from orchestrator.core.micro_batch import MAX_MICRO_BATCH
 from orchestrator.core.plan import AUTO
 from shared.compression import COMPRESSIONS, Compression
 from shared.errors import ConfigurationError
@@ -58,6 +59,13 @@ SENDING = (
         metavar="RATIO",
         help="By how much rounding tensors between stages may change the output, relative to its largest "
         "value; 0 allows none.",
+    ),
+    click.option(
+        "--micro-batch",
+        default=AUTO,
+        show_default=True,
+        metavar=f"{AUTO}|N",
+        help="Items of a batch in one message; auto: what the stages measure to be best.",
     ),
 )
 LIMIT_NAMES = ("max_latency", "min_throughput", "max_energy", "max_cost", "max_exposure")
@@ -122,6 +130,21 @@ def check_sending(compression: str, max_error: float) -> None:
         raise ConfigurationError(
             "--max-error", expected="0 or more, less than 1", got=f"{max_error:g}"
         )
+
+
+def check_micro_batch(text: str) -> int | None:
+    """The number of `--micro-batch`; None where what is measured decides.
+
+    Raises:
+        ConfigurationError: it is no number of items.
+    """
+    if text == AUTO:
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_MICRO_BATCH:
+        raise ConfigurationError(
+            "--micro-batch", expected=f"{AUTO}, or 1 to {MAX_MICRO_BATCH} items", got=repr(text)
+        )
+    return int(text)
 
 
 def check_rate(rate_per_s: float | None) -> float | None:

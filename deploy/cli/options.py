@@ -19,6 +19,7 @@ from deploy.cli.limits import (
     OBJECTIVE,
     SENDING,
     check_keep_input,
+    check_micro_batch,
     check_objective,
     check_rate,
     check_sending,
@@ -291,7 +292,7 @@ def serve_options(function: F) -> F:
             *("name", "weights", "input_shapes", "level", "min_stages", "max_stages", "strategy"),
             *("calibrate", "min_agreement"),
             *("objective", "keep_input_in", "rate_per_s", "runtime", "preprocess", "labels"),
-            *("compression", "max_error", "cache_bytes", "cache_for_s"),
+            *("compression", "max_error", "cache_bytes", "cache_for_s", "micro_batch"),
         )
         taken = {name: values.pop(name) for name in names}
         taken["limits"] = take_limits(values)
@@ -300,6 +301,7 @@ def serve_options(function: F) -> F:
         check_rate(taken["rate_per_s"])
         check_level(taken["level"], taken["calibrate"], taken["runtime"])
         check_sending(taken["compression"], taken["max_error"])
+        taken["micro_batch"] = check_micro_batch(taken["micro_batch"])
         low, high = taken["min_stages"], taken["max_stages"]
         if low is not None and high is not None and low > high:
             raise click.UsageError(f"--min-stages {low} is above --max-stages {high}.")

@@ -91,7 +91,7 @@ def plan_command(
         # The small file first: a slip in it need not wait until a model is measured
         nodes = load_cluster(read_file("--cluster", cluster))
         request = wish.request(_profile(model, profile, how), nodes)
-    given = answer(request, explain=explain, axes=over)
+    given = answer(request, explain=explain, axes=over, micro_batch=wish.micro_batch)
     if draw is not None:
         from deploy.drawing_plan import draw_plan
 

@@ -238,6 +238,9 @@ def describe_model(model: ModelState, metrics: ModelMetrics | None = None) -> st
             for row in pipeline.stages
         ]
         lines += [f"  pipeline {pipeline.pipeline}", table(rows, right={3, 4, 5, 6})]
+        if (batch := pipeline.micro_batch) is not None:
+            up_to = f" (up to {batch.most})" if batch.most > batch.size else ""
+            lines.append(f"  batches {batch.size} a message{up_to}: {batch.reason}")
     return "\n".join(lines)
 
 

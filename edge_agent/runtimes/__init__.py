@@ -32,6 +32,27 @@ Blobs: TypeAlias = Mapping[str, Path | bytes]
 """Weights in safetensors form by SHA-256 in hex: a file, or the bytes themselves."""
 
 
+def has_shape(array: Array, shape: tuple[int, ...], *, open_batch: bool) -> bool:
+    """Whether a stage whose graph says `shape` of an input takes `array`."""
+    if not open_batch:
+        return array.shape == shape
+    return array.ndim == len(shape) and array.shape[0] > 0 and array.shape[1:] == shape[1:]
+
+
+def check_items(graph: StageGraph, inputs: Mapping[str, Array]) -> None:
+    """Inputs of another number of items each would be laid over each other.
+
+    Raises:
+        StageError: axis 0 of an open batch's inputs differs.
+    """
+    if graph.open_batch and len({array.shape[0] for array in inputs.values()}) > 1:
+        raise StageError(
+            f"inputs of stage {graph.name}",
+            expected="the same number of items in each",
+            got=", ".join(f"{name}: {array.shape[0]}" for name, array in inputs.items()),
+        )
+
+
 class LoadedStage(Protocol):
     """A stage in memory, warmed up. Not for several threads at once."""
 
@@ -42,6 +63,8 @@ class LoadedStage(Protocol):
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """The outputs for `inputs`, one array per input of the graph, of its dtype and shape.
+
+        Where the graph's batch is open axis 0 may be any number of items, the same in every input.
 
         Arrays may be strided both ways: a 4-D activation whose memory is channels-last is taken and given
         without a copy. An input that only passes through comes back as the same object. Inputs are never

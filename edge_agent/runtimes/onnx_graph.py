@@ -54,7 +54,10 @@ def convert(graph: StageGraph) -> Converted:
     proto = helper.make_graph(
         writer.nodes,
         "stage",
-        [_declared(inputs[name], writer.specs[name]) for name in inputs],
+        [
+            _declared(inputs[name], writer.specs[name], open_batch=graph.open_batch)
+            for name in inputs
+        ],
         # Without a shape: the runtime infers it, and what the graph declares is compared with that.
         [
             helper.make_tensor_value_info(outputs[name], ONNX_TYPES[writer.specs[name].dtype], None)
@@ -73,8 +76,9 @@ def convert(graph: StageGraph) -> Converted:
     return Converted(model, inputs, weights, outputs)
 
 
-def _declared(name: str, spec: TensorSpec) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], spec.shape)
+def _declared(name: str, spec: TensorSpec, *, open_batch: bool) -> onnx.ValueInfoProto:
+    shape = ("items", *spec.shape[1:]) if open_batch else spec.shape
+    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], shape)
 
 
 def _external(name: str, spec: TensorSpec) -> TensorProto:

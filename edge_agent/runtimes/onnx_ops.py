@@ -167,11 +167,11 @@ def _layer_norm(w: Writer) -> str:
 def _group_norm(w: Writer) -> str:
     """A group is an instance of one channel that is as large as the group."""
     spec, groups = w.spec(), w.attribute("groups")
-    x = w.reshape(w.operand(), (spec.shape[0], groups, -1))
+    x = w.reshape(w.operand(), (0, groups, -1))
     ones = w.constant(np.ones(groups), spec.dtype)
     zeros = w.constant(np.zeros(groups), spec.dtype)
     x = w.emit("InstanceNormalization", x, ones, zeros, epsilon=w.attribute("eps"))
-    x = w.reshape(x, spec.shape)
+    x = w.reshape(x, (0, *spec.shape[1:]))
     per_channel = (-1,) + (1,) * (len(spec.shape) - 2)
     for op, affine in (("Mul", w.optional(1)), ("Add", w.optional(2))):
         if affine is not None:
@@ -306,7 +306,7 @@ def _mean(w: Writer) -> str:
     if len(spec.shape) == 4 and {dim % 4 for dim in w.attribute("dims")} == {2, 3}:
         # The same, in whatever layout the runtime has its images in.
         x = w.emit("GlobalAveragePool", w.operand())
-        return x if w.attribute("keepdim") else w.reshape(x, spec.shape[:2])
+        return x if w.attribute("keepdim") else w.reshape(x, (0, 0))
     return _reduced(w, "ReduceMean", w.operand())
 
 
@@ -335,6 +335,15 @@ def _permute(w: Writer) -> str:
 def _expand(w: Writer) -> str:
     # -1 keeps a size in torch, 1 does in ONNX.
     return w.emit("Expand", w.operand(), w.constant([max(1, n) for n in w.attribute("shape")]))
+
+
+def _repeat(w: Writer) -> str:
+    dim, shape = w.attribute("dim"), w.spec().shape
+    length = w.emit("Shape", w.operand(1), start=dim, end=dim + 1)
+    # Broadcasting: 1 keeps an axis as it is.
+    rest = w.constant([1] * (len(shape) - dim - 1))
+    wanted = w.emit("Concat", w.constant([1] * dim), length, rest, axis=0)
+    return w.emit("Expand", w.operand(), wanted)
 
 
 def _select(w: Writer) -> str:
@@ -447,6 +456,7 @@ _TABLE: dict[str, _Convert] = {
     "reshape": _reshape,
     "permute": _permute,
     "expand": _expand,
+    "repeat": _repeat,
     "select": _select,
     "slice": _slice,
     "take": _take,

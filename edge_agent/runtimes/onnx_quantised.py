@@ -72,7 +72,7 @@ def _linear(w: Writer) -> str:
         domain=DOMAIN,
         transB=1,
     )
-    return rows if len(shape) == 2 else w.reshape(rows, wanted.shape)
+    return rows if len(shape) == 2 else w.reshape(rows, (-1, *wanted.shape[1:]))
 
 
 def _binary(op: str) -> _Convert:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import onnxruntime
 
-from edge_agent.runtimes import Array, Blobs
+from edge_agent.runtimes import Array, Blobs, check_items, has_shape
 from edge_agent.runtimes.memory import give_back
 from edge_agent.runtimes.onnx_graph import Converted, convert
 from edge_agent.runtimes.onnx_weights import StageWeights
@@ -107,6 +107,7 @@ class OnnxStage:
                 expected=", ".join(value.name for value, _dtype, _name in self._inputs),
                 got=", ".join(sorted(inputs)),
             )
+        check_items(self._graph, inputs)
         try:
             arrays = self._session.run(list(self._outputs.values()), feed)
         except Exception as error:  # its exceptions have no other base
@@ -147,7 +148,9 @@ class OnnxStage:
                 expected=f"an array {value.name!r}",
                 got=", ".join(sorted(inputs)) or "none",
             )
-        if array.dtype != dtype or array.shape != value.spec.shape:
+        if array.dtype != dtype or not has_shape(
+            array, value.spec.shape, open_batch=self._graph.open_batch
+        ):
             raise StageError(
                 f"input {value.name!r} of stage {self._graph.name}",
                 expected=str(value.spec),

@@ -230,6 +230,17 @@ def _take(b: Binding) -> Step:
     return take
 
 
+def _repeat(b: Binding) -> Step:
+    x, like, dim = b.slot(), b.slot(1), b.attribute("dim")
+    kept = (-1,) * dim
+
+    def repeat(s: Slots) -> torch.Tensor:
+        tensor: torch.Tensor = s[x]
+        return tensor.expand(*kept, s[like].shape[dim], *tensor.shape[dim + 1 :])
+
+    return repeat
+
+
 def _where(b: Binding) -> Step:
     condition, x, y = b.slot(), b.slot(1), b.slot(2)
     return lambda s: torch.where(s[condition], s[x], s[y])
@@ -330,6 +341,7 @@ _TABLE: dict[str, Callable[[Binding], Step]] = {
     "reshape": _unary(torch.reshape, None, "shape"),
     "permute": _unary(torch.permute, None, "dims"),
     "expand": _unary(_Tensor.expand, None, "shape"),
+    "repeat": _repeat,
     "select": _unary(torch.select, None, "dim", "index"),
     "slice": _slice,
     "take": _take,

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from edge_agent.runtimes import Array, Blobs
+from edge_agent.runtimes import Array, Blobs, check_items, has_shape
 from edge_agent.runtimes.torch_convolution import bind_fusion, find_fusions, is_available
 from edge_agent.runtimes.torch_ops import FRESH, Binding, Slots, Step, bind
 from edge_agent.runtimes.torch_weights import StageWeights
@@ -101,6 +101,7 @@ class TorchStage:
                 expected=", ".join(value.name for value in program.inputs),
                 got=", ".join(sorted(inputs)),
             )
+        check_items(self._graph, inputs)
         name = ""
         try:
             with torch.inference_mode():
@@ -149,7 +150,9 @@ class TorchStage:
                 expected=f"an array {value.name!r}",
                 got=", ".join(sorted(inputs)) or "none",
             )
-        if array.dtype != value.dtype or array.shape != value.shape:
+        if array.dtype != value.dtype or not has_shape(
+            array, value.shape, open_batch=self._graph.open_batch
+        ):
             raise StageError(
                 f"input {value.name!r} of stage {self._graph.name}",
                 expected=f"{value.dtype}{list(value.shape)}",

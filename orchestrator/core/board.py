@@ -46,12 +46,12 @@ class Candidate(Protocol):
 
     @property
     def window(self) -> int:
-        """Items that may be in flight at most."""
+        """Messages that may be in flight at most: items, but for those that travel together."""
         ...
 
     @property
     def outstanding(self) -> int:
-        """Items in flight."""
+        """Messages in flight."""
         ...
 
     @property

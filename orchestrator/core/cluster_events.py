@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from orchestrator.core.micro_batch import MicroBatchLimits
 from orchestrator.core.plan import PipelinePlan
 from shared.errors import ErrorCode
 from shared.manifest import Quantisation
@@ -333,6 +334,7 @@ class ActivatePipeline:
     plan: PipelinePlan
     throughput_per_s: float
     latency_s: float
+    micro_batch: MicroBatchLimits
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ import math
 from orchestrator.core.cluster_context import Context
 from orchestrator.core.cluster_events import (
     ActivatePipeline,
+    ModelEntry,
     ModelKnown,
     NodeReported,
     PipelineDrained,
@@ -14,10 +15,14 @@ from orchestrator.core.cluster_events import (
 )
 from orchestrator.core.cluster_planning import consider
 from orchestrator.core.generation import Generation, describe
+from orchestrator.core.micro_batch import MicroBatchLimits
+from orchestrator.core.micro_batch_limits import limits_for
+from orchestrator.core.plan import PipelinePlan
 from orchestrator.core.served import Served
 from orchestrator.core.speeds import stage_components
 from orchestrator.core.stage_times import StageTimes
 from shared.messages.stage import StageReport
+from shared.profile import NodeProfile
 
 StageKey = tuple[str, str, int, int]
 
@@ -66,6 +71,7 @@ def activate(context: Context, now: float, served: Served, generation: Generatio
                 pipeline,
                 1.0 / max(stage.period_s for stage in pipeline.stages),
                 sum(s.compute_s + s.receive_s + s.send_s for s in pipeline.stages),
+                _micro_batch(context, generation.entry, pipeline),
             )
         )
     if old is not None:
@@ -82,6 +88,22 @@ def activate(context: Context, now: float, served: Served, generation: Generatio
     again, served.again = served.again, None
     if again is not None:
         consider(context, now, served, again.cause, again.threshold)
+
+
+def _micro_batch(context: Context, entry: ModelEntry, pipeline: PipelinePlan) -> MicroBatchLimits:
+    nodes: dict[str, NodeProfile] = {}
+    for stage in pipeline.stages:
+        node = context.members.nodes.get(stage.node)
+        profile = None if node is None else node.profile(entry)
+        if profile is not None:
+            nodes[stage.node] = profile
+    return limits_for(
+        entry.profile,
+        nodes,
+        pipeline,
+        wanted=entry.options.micro_batch,
+        max_latency_s=entry.options.max_latency_s,
+    )
 
 
 def announce(context: Context, served: Served) -> None:

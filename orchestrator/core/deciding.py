@@ -25,7 +25,7 @@ class Decider:
         told = self._is_told(model.decision, len(lineup), now)
         if len(lineup) == 1 and not told:
             only = lineup[0]
-            return (only, None) if len(only.in_flight) < only.window else None
+            return (only, None) if only.outstanding < only.window else None
         board = model.candidates()
         choice = choose(self._selector, board, model.turns + 1, now)
         if choice is None:

@@ -36,6 +36,7 @@ from orchestrator.core.dispatch_state import Item, Request
 from orchestrator.core.dispatch_stats import Counters, Snapshot
 from orchestrator.core.item_flow import Actions, ItemFlow, count
 from orchestrator.core.job_failures import frame_superseded, model_stopped
+from orchestrator.core.micro_batch import MicroBatch
 from orchestrator.core.nsa import standing
 from orchestrator.core.request_book import RequestBook
 from orchestrator.core.result_cache import Cached, ResultCache
@@ -227,6 +228,7 @@ class Dispatcher:
                 latency_s=event.latency_s,
                 chosen_turn=model.turns,
                 identity=event.identity,
+                micro_batch=MicroBatch(event.micro_batch),
             )
             model.pipelines[key] = pipeline
         else:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
 from shared.errors import ErrorCode
 from shared.job_options import DEFAULT_PRIORITY
 
@@ -116,7 +117,11 @@ class RequestArrived:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ResultArrived:
-    """A pipeline's outcome of one attempt at one item."""
+    """A pipeline's outcome of one attempt at one item.
+
+    Of a message that `size` items came through in, one event says what the stages measured: `stage_cpu_s`,
+    each stage's CPU seconds for all of them.
+    """
 
     now: float
     request_id: str
@@ -125,6 +130,8 @@ class ResultArrived:
     pipeline: str
     generation: int
     outcome: Outcome
+    size: int = 1
+    stage_cpu_s: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +176,7 @@ class PipelineActivated:
 
     `throughput_per_s` and `latency_s` are the plan's predictions; `window` None means `default_window`.
     `identity` is that of the cache keys whose answers it makes.
+    `micro_batch` says how many items may travel in one message.
     """
 
     now: float
@@ -180,6 +188,7 @@ class PipelineActivated:
     latency_s: float
     window: int | None = None
     identity: str = ""
+    micro_batch: MicroBatchLimits = ALONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,11 +266,21 @@ Event: TypeAlias = (
 # --- actions --------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """An item that travels with another one of its request; its `attempt` as in `Dispatch`."""
+
+    item_index: int
+    attempt: int
+    payload: object
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Dispatch:
-    """Send one item to stage 0 of a pipeline. `attempt` counts from 1.
+    """Send one item to stage 0 of a pipeline, and in the same message its `companions`.
 
-    `watched`: the stages are to say where it is (`ItemProgressed`).
+    `attempt` counts from 1. `size_bytes` are those of all. `watched`: the stages are to say where it is
+    (`ItemProgressed`); such an item travels alone.
     """
 
     request_id: str
@@ -274,6 +293,7 @@ class Dispatch:
     size_bytes: int
     priority: int = DEFAULT_PRIORITY
     watched: bool = False
+    companions: tuple[Companion, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from orchestrator.core.board import Board, Standing
-from orchestrator.core.dispatch_state import Flight, Item, ItemState
+from orchestrator.core.dispatch_state import Flight, Group, Item, ItemState
 from orchestrator.core.dispatch_stats import ModelLoad, PipelineLoad
 from orchestrator.core.equal_items import EqualItems
 from orchestrator.core.item_queue import ItemQueue
+from orchestrator.core.micro_batch import ALONE, MicroBatch
 from orchestrator.core.nsa import HISTORY
 
 if TYPE_CHECKING:
@@ -47,8 +48,11 @@ class Pipeline:
     identity: str = ""
     """Of the cache keys whose answers it makes."""
     draining: bool = False
+    micro_batch: MicroBatch = field(default_factory=lambda: MicroBatch(ALONE))
     in_flight: dict[Item, None] = field(default_factory=dict)
     """In order of dispatch."""
+    outstanding: int = 0
+    """Messages in flight: each takes one credit, whatever is in it."""
     given_up: dict[Item, None] = field(default_factory=dict)
     """Items that run elsewhere since no result came, though a stage may still have them."""
     faults_in_row: int = 0
@@ -65,10 +69,6 @@ class Pipeline:
     executions_s: deque[float] = field(default_factory=lambda: deque(maxlen=HISTORY))
     standing: Standing = field(default_factory=Standing)
     row: int = -1
-
-    @property
-    def outstanding(self) -> int:
-        return len(self.in_flight)
 
     @property
     def due_at(self) -> float:
@@ -93,17 +93,20 @@ class Pipeline:
         self.latency_s = event.latency_s
         self.identity = event.identity
         self.draining = False
+        if self.micro_batch.limits != event.micro_batch:
+            self.micro_batch = MicroBatch(event.micro_batch)
 
-    def expected_flight_s(self) -> float:
+    def expected_flight_s(self, size: int = 1) -> float:
         """With a full window, from dispatch to result: its own way and its turn behind the others."""
-        predicted_s = self.latency_s + self.window / self.throughput_per_s
+        ahead = max(self.window, len(self.in_flight))
+        predicted_s = self.micro_batch.span_s(size, self.latency_s) + ahead / self.throughput_per_s
         return predicted_s if self.flight_s is None else max(predicted_s, self.flight_s)
 
     def usual_flight_s(self) -> float:
         return self.expected_flight_s() if self.flight_s is None else self.flight_s
 
-    def take(self, item: Item, turn: int, now: float) -> None:
-        """Dispatch an item here."""
+    def take(self, items: Sequence[Item], turn: int, now: float) -> None:
+        """Dispatch items here, in one message."""
         before_s = 0.0
         if self.in_flight:
             # As in `selection.ShortestCompletion`; the part that is the plan's is kept to learn from.
@@ -111,16 +114,27 @@ class Pipeline:
             before_s = max(self.last_due_at + overdue_s - now, 0.0)
         else:
             self.busy_since = now
-        predicted_s = max(self.latency_s, before_s / self.slowness + 1.0 / self.throughput_per_s)
+        size = len(items)
+        predicted_s = max(
+            self.micro_batch.span_s(size, self.latency_s),
+            before_s / self.slowness + size / self.throughput_per_s,
+        )
         planned_at = now + self.slowness * predicted_s - self.late_s
-        item.flights.append(Flight(self, now, item.queue_s, predicted_s, planned_at))
-        self.in_flight[item] = None
+        group = Group(size, size)
+        self.outstanding += 1
+        for item in items:
+            item.flights.append(Flight(self, group, now, item.queue_s, predicted_s, planned_at))
+            self.in_flight[item] = None
         self.chosen_turn = turn
         self.post()
 
     def release(self, item: Item) -> None:
         """The item is not in flight here any more."""
         del self.in_flight[item]
+        group = item.flights[-1].group
+        group.under_way -= 1
+        if not group.under_way:
+            self.outstanding -= 1
         self.post()
 
     def faulted(self) -> None:
@@ -134,9 +148,15 @@ class Pipeline:
             self.post()
 
     def measure(self, flight: Flight, now: float) -> None:
-        """The output of a current attempt came; the item is still counted as in flight."""
+        """The output of a current attempt came; the item is still counted as in flight.
+
+        Of items that travel together the first one tells.
+        """
+        if flight.group.measured:
+            return
+        flight.group.measured = True
         flight_s = now - flight.dispatched_at
-        interval_s = now - max(self.output_at, self.busy_since)
+        interval_s = (now - max(self.output_at, self.busy_since)) / flight.group.size
         self.output_at = now
         self.flight_s = _moved(self.flight_s, flight_s)
         self.interval_s = _moved(self.interval_s, interval_s)
@@ -170,6 +190,7 @@ class Pipeline:
             flight_s=self.flight_s,
             rate_per_s=self.rate_per_s,
             slowness=self.slowness,
+            micro_batch=self.micro_batch.load(),
         )
 
     @property

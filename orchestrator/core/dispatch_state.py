@@ -30,10 +30,21 @@ class ItemState(Enum):
 
 
 @dataclass(slots=True, eq=False)
+class Group:
+    """The attempts that travel in one message: it takes one credit, until `under_way` is none of them."""
+
+    size: int
+    under_way: int
+    measured: bool = False
+    """Whether an output of it came; the others come with it."""
+
+
+@dataclass(slots=True, eq=False)
 class Flight:
     """One attempt at an item."""
 
     pipeline: Pipeline
+    group: Group
     dispatched_at: float
     queue_s: float
     """All that the item had waited in the queue before it."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from orchestrator.core.micro_batch import MicroBatchLoad
     from orchestrator.core.result_cache import CacheLoad
     from orchestrator.core.selection import Decision
     from shared.errors import ErrorCode
@@ -76,6 +77,8 @@ class PipelineLoad:
     rate_per_s: float | None
     slowness: float
     """Measured flights over predicted ones; 1.0 before the first."""
+    micro_batch: MicroBatchLoad
+    """How many items of a batch travel in one message, and why."""
 
 
 @dataclass(frozen=True, slots=True)

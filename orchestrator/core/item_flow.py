@@ -37,6 +37,8 @@ Rules that hold throughout
 - The first outcome of an item wins, whichever attempt it is of: answers are exact, so all are equal.
 - A request's message is acknowledged with its answer and not before, so that a broker redelivers what a
   killed orchestrator had not answered.
+- Items of one request may travel together (`micro_batch`): one message, one credit, each its own outcome.
+  What runs again travels alone, so that the one that failed a message, or killed a node, is found.
 - What was in flight where a node died may be why: from then on it is watched, its stages say when they
   begin and hand on. A stage computes one item at a time, so a node that dies of it is known; those beside it
   are not blamed, do not wait, and are forgotten with their answers. The first death shows no culprit, so the
@@ -47,6 +49,7 @@ Rules that hold throughout
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeAlias, assert_never
 
@@ -54,6 +57,7 @@ from orchestrator.core.admission import retry_after_s
 from orchestrator.core.deciding import Decider
 from orchestrator.core.dispatch_events import (
     Action,
+    Companion,
     Decided,
     Dispatch,
     Failure,
@@ -78,6 +82,7 @@ from orchestrator.core.job_failures import (
     pushed_out,
     unserved,
 )
+from orchestrator.core.micro_batch import MOST_BYTES
 from orchestrator.core.request_book import RequestBook
 from orchestrator.core.result_cache import Cached, CacheKey
 from orchestrator.core.timers import Timers
@@ -146,17 +151,20 @@ class ItemFlow:
                 self._expire(request, now, actions)
                 continue
             pipeline, decision = chosen
-            model.queue.take()
-            if item.key is not None:
-                self._keyed_flight(item, item.key, pipeline)
-            item.state = ItemState.IN_FLIGHT
-            item.queue_s += now - item.queued_at
-            item.suspected = False
-            item.retry_at = now + self._overdue_s(pipeline, item)
+            items = self._take(model, pipeline)
+            for each in items:
+                if each.key is not None:
+                    self._keyed_flight(each, each.key, pipeline)
+            overdue_s = self._overdue_s(pipeline, item, len(items))
+            for each in items:
+                each.state = ItemState.IN_FLIGHT
+                each.queue_s += now - each.queued_at
+                each.suspected = False
+                each.retry_at = now + overdue_s
             model.turns += 1
-            pipeline.take(item, model.turns, now)
+            pipeline.take(items, model.turns, now)
             self.timers.schedule_by(pipeline, item.retry_at)
-            self._counters.dispatched += 1
+            self._counters.dispatched += len(items)
             actions.append(
                 Dispatch(
                     request_id=request.request_id,
@@ -166,9 +174,12 @@ class ItemFlow:
                     pipeline=pipeline.pipeline,
                     generation=pipeline.generation,
                     payload=item.payload,
-                    size_bytes=item.size_bytes,
+                    size_bytes=sum(each.size_bytes for each in items),
                     priority=item.priority,
                     watched=bool(item.crashes),
+                    companions=tuple(
+                        Companion(each.index, len(each.flights), each.payload) for each in items[1:]
+                    ),
                 )
             )
             if decision is not None:
@@ -176,10 +187,36 @@ class ItemFlow:
                 if self._settings.scheduling.log_decisions:
                     actions.append(Decided(request.request_id, item.index, model.name, decision))
 
-    def _overdue_s(self, pipeline: Pipeline, item: Item) -> float:
+    def _take(self, model: Model, pipeline: Pipeline) -> list[Item]:
+        """The items of the next message: the queue's head, and what of its request may go along with it.
+
+        What was sent before goes alone: it may be the one that a message failed, or a node died, of.
+        """
+        queue = model.queue
+        waiting = len(queue)
+        item = queue.take()
+        most = pipeline.micro_batch.limits.most
+        if item.flights or most == 1:
+            return [item]
+        together = [item]
+        keys = {item.key}
+        size_bytes = item.size_bytes
+        for each in queue.following(item, most - 1):
+            size_bytes += each.size_bytes
+            if each.request is not item.request or size_bytes > MOST_BYTES:
+                break
+            if each.key is not None and (each.key in keys or model.equals.is_flying(each.key)):
+                break  # it is held when its turn comes
+            keys.add(each.key)
+            together.append(each)
+        share = math.ceil(waiting / max(len(model.lineup()), 1))
+        size = pipeline.micro_batch.choose(len(together), max(share, len(together)))
+        return [item, *queue.take_following(item, size - 1)]
+
+    def _overdue_s(self, pipeline: Pipeline, item: Item, size: int) -> float:
         """How long to wait for a result: doubled per fault, so that a slow pipeline is not flooded."""
         settings = self._settings
-        expected_s = settings.retry_factor * pipeline.expected_flight_s()
+        expected_s = settings.retry_factor * pipeline.expected_flight_s(size)
         return float(max(settings.min_retry_s, expected_s) * 2**item.faults)
 
     # --- how attempts end ---------------------------------------------------------------------
@@ -213,6 +250,7 @@ class ItemFlow:
         else:
             if is_current:
                 flight.pipeline.measure(flight, event.now)
+            flight.pipeline.micro_batch.measured(event.size, event.stage_cpu_s)
             flight.pipeline.gave_output()
             self.end(item, outcome, flight, event.now, actions)
         self.settle(request.model, event.now, actions)

@@ -87,6 +87,22 @@ class ItemQueue(Generic[T]):
         self.size_bytes -= item.size_bytes
         return item
 
+    def following(self, item: T, most: int) -> list[T]:
+        """What waits of the same client and priority behind an item that was just taken, up to `most`."""
+        return self._levels[item.priority].next_of(item.client, most)
+
+    def take_following(self, item: T, count: int) -> list[T]:
+        """Take the first `count` of `following`, which goes off their client's next turns."""
+        level = self._levels[item.priority]
+        items = level.take_more(item.client, count)
+        self._num_fresh -= len(items)
+        if self._high_turns:
+            self._high_turns += len(items)
+        if items and not level.turns:
+            self._present.remove(item.priority)
+        self.size_bytes -= sum(each.size_bytes for each in items)
+        return items
+
     def discard(self, item: T) -> None:
         """Take any item out, which is nobody's turn. Raises `KeyError` when it is not here."""
         level = self._levels[item.priority]

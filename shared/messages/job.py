@@ -19,6 +19,7 @@ MAX_TENSORS: Final = 1024
 Tensors = Annotated[dict[str, WireTensor], Meta(max_length=MAX_TENSORS)]
 Packed = Annotated[dict[str, PackedTensor], Meta(max_length=MAX_TENSORS)]
 Trace = Annotated[list["StageTime"], Meta(max_length=1024)]
+Companions = Annotated[list["Companion"], Meta(max_length=MAX_BATCH)]
 Images = Annotated[list[memoryview], Meta(max_length=MAX_BATCH)]
 InputTensors = Annotated[dict[str, "TensorInput"], Meta(max_length=64)]
 NO_TENSORS: Final = UNSET
@@ -27,13 +28,36 @@ NO_TENSORS: Final = UNSET
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTime:
-    """What a stage measured for one item: wall seconds queued and computing, CPU seconds used."""
+    """What a stage measured for one item: wall seconds queued and computing, CPU seconds used.
+
+    Of `items` that came through together it is for all of them: each waited for the others.
+    """
 
     stage: Count
     node: str
     queue_s: Seconds
     compute_s: Seconds
     cpu_s: Seconds
+    items: Annotated[int, Meta(ge=1, le=MAX_BATCH)] = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompanionInput:
+    """Another item of the same job in one message; its input for stage 0, as in `Activation`."""
+
+    item: Count
+    attempt: Count
+    tensors: Tensors = field(default_factory=dict)
+    body: memoryview | None = None
+    content_type: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Companion:
+    """Another item of the same job, whose part of the message's tensors follows that of the one before."""
+
+    item: Count
+    attempt: Count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +65,8 @@ class Activation:
     """What a stage takes: tensors by name, or for stage 0 a client's input as it came (`body`).
 
     Between stages a tensor is in `tensors` as it is or in `packed` compressed; `exact` asks every stage to
-    round nothing.
+    round nothing. A micro-batch has more items: for stage 0 with their inputs in `with_inputs`, between
+    stages in `companions`, and the tensors of all then lie behind each other along axis 0.
     `watched`: a node died while it had this item, so whoever has it now says so (`Progress`).
     """
 
@@ -50,6 +75,10 @@ class Activation:
     attempt: Count
     tensors: Tensors = field(default_factory=dict)
     packed: Packed = field(default_factory=dict)
+    with_inputs: Annotated[list[CompanionInput], Meta(max_length=MAX_BATCH)] = field(
+        default_factory=list
+    )
+    companions: Companions = field(default_factory=list)
     exact: bool = False
     body: memoryview | None = None
     content_type: str = ""
@@ -79,11 +108,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageResult:
-    """What the last stage made of an item, a stage's failure, or no more than the `progress` of one."""
+    """What the last stage made of an item, a stage's failure, or no more than the `progress` of one.
+
+    With `companions` it is of all of them: their tensors along axis 0, or one failure for each.
+    """
 
     job: str
     item: Count
     attempt: Count
+    companions: Companions = field(default_factory=list)
     tensors: Tensors = field(default_factory=dict)
     failure: Failure | None = None
     progress: Progress | None = None

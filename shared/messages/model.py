@@ -10,6 +10,8 @@ from msgspec import Meta
 from shared.manifest import Quantisation
 from shared.messages import Count, Digest, Name, Ratio, Seconds, Version
 
+MicroBatchSize = Annotated[int, Meta(ge=1, le=1024)]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageRow:
@@ -33,11 +35,25 @@ class StageRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatchRow:
+    """How many items of a long batch travel in one message (`size`), the `most` that may, and why.
+
+    `item_s` are the slowest stage's predicted seconds per item by size, after what the stages measured.
+    """
+
+    size: MicroBatchSize
+    most: MicroBatchSize
+    reason: str
+    item_s: dict[str, Seconds] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineRow:
-    """One pipeline of a plan in force."""
+    """One pipeline of a plan in force; `micro_batch` is there once it takes jobs."""
 
     pipeline: str
     stages: list[StageRow]
+    micro_batch: MicroBatchRow | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,6 +119,8 @@ class ServeOptions:
     travel between stages, `auto` leaves it to the planner; `max_error` is by how much rounding them may
     change the output, relative to the largest output: 0 allows none. Answers of the last `cache_for_s`
     seconds are kept in `cache_bytes`, for who asks the same; 0 keeps none.
+    `micro_batch` is how many items of a batch travel in one message; null leaves it to what the stages
+    measure.
     """
 
     strategy: str = "optimal"
@@ -121,6 +139,7 @@ class ServeOptions:
     max_error: Ratio = 0.0
     cache_bytes: Count = 0
     cache_for_s: Annotated[float, Meta(gt=0)] = 3600.0
+    micro_batch: MicroBatchSize | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

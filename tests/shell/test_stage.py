@@ -45,8 +45,7 @@ def run(one: Stage, receive_cpu_s: float = 0.0) -> StageTime:
     )
     payload = bytes(encode_msgpack(activation))
     outcome = process(one, Item(payload, time.monotonic(), receive_cpu_s), _nobody)
-    assert outcome.publish is not None
-    topic, sent = outcome.publish
+    ((topic, sent),) = outcome.publish
     assert topic == "result"
     (times,) = decode_msgpack(bytes(sent), StageResult).trace
     assert times.cpu_s == pytest.approx(outcome.cpu_s)
@@ -87,9 +86,9 @@ def test_a_watched_item_is_announced_before_it_is_computed_and_when_it_is_handed
     assert topic == "result"
     assert (begun.job, begun.item, begun.attempt) == ("j", 3, 2)
     assert begun.progress == Progress(node="n", begun=True)
-    assert outcome.publish is not None
-    assert outcome.publish[0] == "next"
-    assert decode_msgpack(bytes(outcome.publish[1]), Activation).watched
+    ((topic, sent),) = outcome.publish
+    assert topic == "next"
+    assert decode_msgpack(bytes(sent), Activation).watched
     assert outcome.handed_on is not None
     on = decode_msgpack(bytes(outcome.handed_on), StageResult)
     assert on.progress == Progress(node="n", begun=False)
