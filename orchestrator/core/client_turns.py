@@ -85,10 +85,12 @@ class ClientTurns(Generic[T]):
 
     def take_more(self, client: str, count: int) -> list[T]:
         """The next items of the client that just had its turn: it misses as many turns for them."""
+        if not count:
+            return []
         items = [self._pop(client) for _ in range(count)]
         if client in self._lines:
             self._ahead[client] = self._ahead.get(client, 0) + count
-        elif items:
+        else:
             self.turns.remove(client)
         return items
 

@@ -20,7 +20,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from shared.batch_costs import BatchCosts, sizes_up_to
+from shared.batch_costs import WORTH_RATIO, BatchCosts, sizes_up_to
 
 MAX_MICRO_BATCH = 32
 MOST_BYTES = 8 << 20
@@ -124,7 +124,7 @@ class MicroBatch:
         return MicroBatchLoad(size, limits.most, reason, measured)
 
     def _best(self, sizes: Sequence[int], waiting: int) -> int:
-        """The size that has `waiting` items done first; the smallest of equals, and 1 until all is known."""
+        """The size that has `waiting` items done first; a larger one has to be worth it."""
         best, least_s = 1, math.inf
         for size in sizes:
             items = self.item_s(size)
@@ -132,7 +132,7 @@ class MicroBatch:
                 continue
             messages = math.ceil(waiting / size)
             done_s = size * (sum(items) + (messages - 1) * max(items))
-            if done_s < least_s:
+            if done_s < least_s * WORTH_RATIO:
                 best, least_s = size, done_s
         return best
 

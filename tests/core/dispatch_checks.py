@@ -34,6 +34,8 @@ def check(dispatcher: Dispatcher) -> None:
                 assert all((i.client, i.priority) == (client, priority) for i in line)
                 assert list(line) == sorted(line, key=lambda i: i.sequence), "first come first"
             assert sorted(level.turns) == sorted(level._lines) == sorted(level._bytes)
+            assert set(level._ahead) <= set(level._lines)
+            assert all(count > 0 for count in level._ahead.values())
         assert len(waiting) == len(model.queue)
         assert model.queue.size_bytes == sum(item.size_bytes for item in waiting)
         assert len(waiting) - len(again) <= settings.max_queued_items
@@ -48,7 +50,9 @@ def check(dispatcher: Dispatcher) -> None:
             assert (request.client, request.latest) == (client, True)
         assert model.num_draining == sum(p.draining for p in model.pipelines.values())
         for pipeline in model.pipelines.values():
-            assert len(pipeline.in_flight) <= pipeline.window
+            groups = [item.flights[-1].group for item in pipeline.in_flight]
+            assert pipeline.outstanding == len({id(group) for group in groups}) <= pipeline.window
+            assert all(groups.count(group) == group.under_way <= group.size for group in groups)
             assert pipeline.in_flight or not pipeline.draining, "an empty one should be drained"
             assert in_flight.isdisjoint(pipeline.in_flight)
             for item in pipeline.given_up:
@@ -61,7 +65,7 @@ def check(dispatcher: Dispatcher) -> None:
         _check_equals(model, settings)
         active = [pipeline for pipeline in model.pipelines.values() if not pipeline.draining]
         if waiting:
-            assert all(len(pipeline.in_flight) == pipeline.window for pipeline in active), (
+            assert all(pipeline.outstanding == pipeline.window for pipeline in active), (
                 "a free credit and something to do"
             )
         _check_board(model, active)

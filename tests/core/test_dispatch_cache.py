@@ -40,6 +40,9 @@ from orchestrator.core.result_cache import (
     check_cache,
 )
 from shared.errors import ConfigurationError, ErrorCode
+from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
+from orchestrator.core.result_cache import ENTRY_BYTES, Cached, CacheKey, CacheSettings, ResultCache
+from shared.errors import ErrorCode
 from tests.core.dispatch_checks import check, check_nothing_left
 from tests.core.test_dispatch_history import MODELS, SETTINGS, Histories, Job
 
@@ -79,12 +82,17 @@ class CachedHistories(Histories):
         return self.runs.setdefault(key, self.identities.get(key[0]) or "off")
 
     def activate(
-        self, model: str, which: tuple[str, int], window: int, throughput_per_s: float
+        self,
+        model: str,
+        which: tuple[str, int],
+        window: int,
+        throughput_per_s: float,
+        micro_batch: MicroBatchLimits = ALONE,
     ) -> None:
         key = (model, *which)
         if key not in self.active and key not in self.draining:
             self.runs.pop(key, None)  # while it is there it runs what it ran
-        super().activate(model, which, window, throughput_per_s)
+        super().activate(model, which, window, throughput_per_s, micro_batch)
 
     @rule(digests=st.lists(st.sampled_from([0, 1, 1, 1, 2, 2, 3, 4, 5]), min_size=1, max_size=4))
     def inputs_will_be(self, digests: list[int]) -> None:

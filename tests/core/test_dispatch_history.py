@@ -45,6 +45,7 @@ from orchestrator.core.dispatch_events import (
     Tick,
 )
 from orchestrator.core.dispatch_settings import DispatchSettings
+from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
 from orchestrator.core.nsa import NodeFigures
 from orchestrator.core.result_cache import CacheKey, CacheSettings
 from orchestrator.core.scheduler_settings import Form, Scheduler, SchedulerSettings
@@ -66,6 +67,13 @@ SETTINGS = DispatchSettings(
 MODELS = st.sampled_from(["a", "a", "a", "b"])
 PIPELINES = st.sampled_from([("p", 1), ("p", 2), ("q", 1)])
 
+MICRO_BATCHES = st.builds(
+    MicroBatchLimits,
+    most=st.sampled_from([1, 2, 4, 32]),
+    reason=st.just("drawn"),
+    wanted=st.sampled_from([None, None, 1, 2, 3, 64]),
+    stage_s=st.sampled_from([(), (0.1, 0.2)]),
+)
 NODES = st.builds(
     NodeFigures,
     node=st.just("n"),
@@ -90,6 +98,15 @@ class Job:
     """Items that a result has reached: they must not fail after that."""
 
 
+def spread(action: Dispatch) -> list[Dispatch]:
+    """As if each item had travelled alone."""
+    alone = replace(action, companions=())
+    return [alone] + [
+        replace(alone, item_index=o.item_index, attempt=o.attempt, payload=o.payload)
+        for o in action.companions
+    ]
+
+
 def codes(answer: Answer) -> set[ErrorCode]:
     return {item.outcome.code for item in answer.items if isinstance(item.outcome, Failure)}
 
@@ -110,6 +127,9 @@ class Histories(RuleBasedStateMachine):
         self.active: dict[tuple[str, str, int], int] = {}
         self.draining: set[tuple[str, str, int]] = set()
         self.sent: list[Dispatch] = []
+        """One for each item, whatever travelled together."""
+        self.most: dict[tuple[str, str], int] = {}
+        """Items a message may have, by model and pipeline: the most of all generations."""
         self.last_first: dict[tuple[str, str, int], tuple[int, int]] = {}
         """By model, client and priority: the request and item that was last sent for the first time."""
         self.answers: dict[str, Answer] = {}
@@ -163,6 +183,15 @@ class Histories(RuleBasedStateMachine):
         return handle
 
     def dispatched(self, action: Dispatch) -> None:
+        self.last_sent = action
+        if action.companions:
+            assert not action.watched, "what a node may have died of goes alone"
+            assert action.attempt == 1, "what runs again goes alone"
+            assert len(action.companions) < self.most[action.model, action.pipeline]
+        for each in spread(action):
+            self.item_dispatched(each)
+
+    def item_dispatched(self, action: Dispatch) -> None:
         job = self.live[action.request_id]
         assert (action.model, action.pipeline, action.generation) in self.active
         assert action.attempt == job.attempts.get(action.item_index, 0) + 1
@@ -182,7 +211,7 @@ class Histories(RuleBasedStateMachine):
 
     def decided(self, action: Decided) -> None:
         assert self.log_decisions
-        sent = self.sent[-1]
+        sent = self.last_sent
         assert (action.request_id, action.item_index) == (sent.request_id, sent.item_index)
         candidates = action.decision.candidates
         active = sorted(key[1:] for key in self.active if key[0] == action.model)
@@ -223,15 +252,18 @@ class Histories(RuleBasedStateMachine):
         scheduler=st.sampled_from(Scheduler),
         form=st.sampled_from(Form),
         log_decisions=st.booleans(),
+        micro_batch=MICRO_BATCHES,
     )
-    def begins_served(self, windows: list[int], **scheduling: Any) -> None:
+    def begins_served(
+        self, windows: list[int], micro_batch: MicroBatchLimits, **scheduling: Any
+    ) -> None:
         self.log_decisions = scheduling["log_decisions"]
         self.dispatcher = Dispatcher(replace(SETTINGS, scheduling=SchedulerSettings(**scheduling)))
         self.model_is_served("a")
         for window, which in zip(windows, [("p", 1), ("p", 2), ("q", 1)], strict=False):
-            self.activate("a", which, window, 10.0)
+            self.activate("a", which, window, 10.0, micro_batch)
 
-    @rule(num_items=st.integers(1, 3), client=st.sampled_from("xxxyz"), priority=st.integers(0, 9))
+    @rule(num_items=st.integers(1, 5), client=st.sampled_from("xxxyz"), priority=st.integers(0, 9))
     def plain_request_arrives(self, num_items: int, client: str, priority: int) -> None:
         reply_to, sizes = f"result/{client}", [1] * num_items
         self.arrive("a", sizes, None, reply_to, None, priority=priority, latest=False, named=False)
@@ -350,8 +382,15 @@ class Histories(RuleBasedStateMachine):
         assert self.step(again) == []
 
     @precondition(lambda self: self.sent)
-    @rule(data=st.data(), kind=st.sampled_from(["output", "output", "retryable", "final"]))
-    def result_arrives(self, data: st.DataObject, kind: str) -> None:
+    @rule(
+        data=st.data(),
+        kind=st.sampled_from(["output", "output", "retryable", "final"]),
+        size=st.integers(1, 5),
+        stage_cpu_s=st.lists(st.floats(0.0, 10.0), max_size=3).map(tuple),
+    )
+    def result_arrives(
+        self, data: st.DataObject, kind: str, size: int, stage_cpu_s: tuple[float, ...]
+    ) -> None:
         # mostly of live jobs, but any may come, again or late
         live = [sent for sent in self.sent if sent.request_id in self.live]
         action = data.draw(st.sampled_from(live or self.sent) | st.sampled_from(self.sent))
@@ -376,6 +415,8 @@ class Histories(RuleBasedStateMachine):
                 pipeline=action.pipeline,
                 generation=action.generation,
                 outcome=outcome,
+                size=size,
+                stage_cpu_s=stage_cpu_s,
             )
         )
 
@@ -439,14 +480,21 @@ class Histories(RuleBasedStateMachine):
         which=PIPELINES,
         window=st.integers(1, 4),
         throughput_per_s=st.sampled_from([0.5, 10.0, 100.0]),
+        micro_batch=MICRO_BATCHES,
     )
     def pipeline_is_activated(self, **drawn: Any) -> None:
         self.activate(**drawn)
 
     def activate(
-        self, model: str, which: tuple[str, int], window: int, throughput_per_s: float
+        self,
+        model: str,
+        which: tuple[str, int],
+        window: int,
+        throughput_per_s: float,
+        micro_batch: MicroBatchLimits = ALONE,
     ) -> None:
         key = (model, *which)
+        self.most[key[:2]] = max(self.most.get(key[:2], 1), micro_batch.most)
         if model in self.served:
             window = max(
                 window, self.active.get(key, 0)
@@ -466,6 +514,7 @@ class Histories(RuleBasedStateMachine):
                 latency_s=0.1,
                 window=window,
                 identity=self.identity_of(key),
+                micro_batch=micro_batch,
             )
         )
 
@@ -531,8 +580,14 @@ class Histories(RuleBasedStateMachine):
         assert condemned == guilty, "who killed, and nobody beside it"
 
     @precondition(lambda self: any(self.held(key) for key in self.active))
-    @rule(data=st.data(), says=st.sampled_from(["n1", "n1", "n2", None]))
-    def node_dies_at_work(self, data: st.DataObject, says: str | None) -> None:
+    @rule(
+        data=st.data(),
+        says=st.sampled_from(["n1", "n1", "n2", None]),
+        micro_batch=MICRO_BATCHES,
+    )
+    def node_dies_at_work(
+        self, data: st.DataObject, says: str | None, micro_batch: MicroBatchLimits
+    ) -> None:
         """It may have said what it computes; another takes its place."""
         holding = [key for key in sorted(self.active) if self.held(key)]
         watching = [key for key in holding if any(sent.watched for sent in self.held(key))]
@@ -542,7 +597,7 @@ class Histories(RuleBasedStateMachine):
             self.says(data.draw(st.sampled_from(watched)), says)
         window = self.active[key]
         self.pipeline_is_lost(key[0], key[1:], "n1")
-        self.activate(*key[:1], key[1:], window, 10.0)
+        self.activate(key[0], key[1:], window, 10.0, micro_batch)
 
     def held(self, key: tuple[str, str, int]) -> list[Dispatch]:
         """The latest attempts at items that are not answered, where they went there."""
@@ -576,7 +631,8 @@ class Histories(RuleBasedStateMachine):
         assert {key for key, load in shown.items() if not load.draining} == set(self.active)
         assert {key for key, load in shown.items() if load.draining} == self.draining
         for key, window in self.active.items():
-            assert shown[key].in_flight <= shown[key].window == window
+            assert shown[key].window == window
+            assert shown[key].in_flight <= window * self.most[key[:2]]
 
     def teardown(self) -> None:
         """Whatever happened: time alone ends every job with one answer."""

@@ -179,3 +179,37 @@ def test_discarding_what_is_not_there() -> None:
         queue.discard(Thing(1))
     with pytest.raises(KeyError):
         queue.discard(Thing(3))
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 8)), min_size=30, max_size=90))
+def test_who_takes_several_at_once_gets_no_more_than_others(
+    messages: list[tuple[str, int]],
+) -> None:
+    """Clients that never run out: whatever each takes at a time, none is ahead by more than a message."""
+    queue: ItemQueue[Thing] = ItemQueue()
+    waiting = 60 * 9
+    for number in range(3 * waiting):
+        queue.push(Thing(number, "abc"[number % 3]))
+    sizes = dict(messages)
+    taken = Counter(dict.fromkeys("abc", 0))
+    for _ in range(60):
+        head = queue.take()
+        more = queue.following(head, sizes.get(head.client, 1) - 1)
+        assert queue.take_following(head, len(more)) == more
+        assert {thing.client for thing in more} <= {head.client}
+        taken[head.client] += 1 + len(more)
+        assert max(taken.values()) - min(taken.values()) <= 2 * max(sizes.values())
+    assert len(queue) == 3 * waiting - sum(taken.values())
+    assert queue.size_bytes == 10 * len(queue)
+
+
+def test_who_took_several_and_is_alone_then_waits_for_nobody() -> None:
+    queue: ItemQueue[Thing] = ItemQueue()
+    for number in range(6):
+        queue.push(Thing(number))
+    head = queue.take()
+    queue.take_following(head, 3)
+    assert queue.take().sequence == 4
+    queue.push(Thing(9, "b"))
+    assert [queue.take().sequence, queue.take().sequence] in ([5, 9], [9, 5])
+    assert queue.head() is None

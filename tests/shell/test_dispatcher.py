@@ -13,11 +13,12 @@ from orchestrator import dispatch_actions
 from orchestrator.answers import ItemResult
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_settings import DispatchSettings
+from orchestrator.core.micro_batch import MicroBatchLimits
 from shared.bus import Message, Properties
 from shared.codec import encode_msgpack
 from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
-from shared.messages.job import Failure, StageResult
-from shared.tensor import WireTensor
+from shared.messages.job import Companion, Failure, StageResult
+from shared.tensor import WireTensor, to_wire
 from tests.fakes.wire import FakeBroker, Mischief
 from tests.shell.dispatcher_world import JPEG, LOGITS, pipeline, running, spec
 
@@ -264,6 +265,55 @@ def test_a_batch_is_answered_in_order_with_errors_in_place() -> None:
             world.result(generation, activation, failure=bad if activation.item == 1 else None)
         said = world.next_answer()
         assert [item["status"] for item in said["results"]] == ["ok", "error", "ok"]
+
+
+def test_a_micro_batch_is_one_message_and_its_result_is_each_items() -> None:
+    """Each answer has its own part of what the last stage sent for all."""
+    images = [JPEG + bytes([number]) for number in range(5)]
+    with running(serve=False) as world:
+        world.thread.tell(spec())
+        world.thread.tell(pipeline(micro_batch=MicroBatchLimits(4, "so", 4, (0.01,))))
+        world.ask(msgpack.packb({"images": images}))
+        world.until(lambda: len(world.activations) == 2)
+        (generation, first), (_, last) = world.activations
+        assert [bytes(other.body or b"") for other in first.with_inputs] == images[1:4]
+        world.result(generation, last)
+        logits = np.zeros((4, 3), np.float32)
+        logits[range(4), [0, 1, 2, 0]] = 9.0
+        companions = [Companion(item=o.item, attempt=o.attempt) for o in first.with_inputs]
+        made = StageResult(
+            job=first.job,
+            item=first.item,
+            attempt=first.attempt,
+            companions=companions,
+            tensors={"y": to_wire(logits)},
+        )
+        world.publish_result(generation, bytes(encode_msgpack(made)))
+        said = world.next_answer()
+        tops = [item["top"][0]["label"] for item in said["results"]]
+        assert tops == ["cat", "dog", "bird", "cat", "dog"]
+
+
+def test_a_result_of_the_wrong_number_of_parts_is_tried_again_item_by_item() -> None:
+    with running(serve=False) as world:
+        world.thread.tell(spec())
+        world.thread.tell(pipeline(micro_batch=MicroBatchLimits(4, "so", 4, (0.01,))))
+        world.ask(msgpack.packb({"images": [JPEG] * 3}))
+        generation, first = world.next_activation()
+        companions = [Companion(item=o.item, attempt=o.attempt) for o in first.with_inputs]
+        made = StageResult(
+            job=first.job,
+            item=first.item,
+            attempt=first.attempt,
+            companions=companions,
+            tensors={"y": to_wire(np.zeros((2, 3), np.float32))},
+        )
+        world.publish_result(generation, bytes(encode_msgpack(made)))
+        world.until(lambda: len(world.activations) == 3)
+        assert all(not activation.with_inputs for _, activation in world.activations)
+        world.serve_all()
+        said = world.next_answer()
+        assert [item["status"] for item in said["results"]] == ["ok"] * 3
 
 
 def test_msgpack_with_the_raw_output() -> None:
