@@ -12,6 +12,7 @@ from deploy.planning import Answer, DryRun, gap_text, kind_of, zone_note
 from deploy.tables import Column, console, show, table
 from deploy.text import milliseconds, per_second, percent, significant, size
 from orchestrator.core.figures import Objective, Predicted, figure
+from orchestrator.core.micro_batch import MAX_MICRO_BATCH
 from orchestrator.core.plan import PipelinePlan, Plan, PlanRequest
 
 _BAR = 20
@@ -53,8 +54,6 @@ def print_answer(answer: Answer) -> None:
     if len(views) > _MOST_SHOWN:
         left = sum(each.copies for each in views[_MOST_SHOWN:])
         out.print(f"\nand {left} more pipelines; --json has them all")
-    for text in micro_batch_lines(answer):
-        out.print(text, soft_wrap=True)
     for note in (*plan.notes, zone_note(request)):
         if note:
             out.print(f"\nnote: {note}")
@@ -79,17 +78,22 @@ def headline(plan: Plan, request: PlanRequest) -> str:
 
 
 def micro_batch_lines(answer: Answer) -> list[str]:
-    """How batches will go through the pipelines, equal ones in one line."""
-    lines: dict[str, int] = {}
-    for limits in answer.micro_batches:
+    """How batches will go through the pipelines: a line for those that allow the same."""
+    lines: dict[str, list[str]] = {}
+    for pipeline, limits in zip(answer.plan.pipelines, answer.micro_batches, strict=True):
         if limits.most == 1 or limits.wanted is not None:
             size = min(limits.most, limits.wanted or 1)
-            text = f"{size} a message: {limits.reason}"
+            text = f"{size} {'item' if size == 1 else 'items'} a message, since {limits.reason}"
+        elif limits.most == MAX_MICRO_BATCH:
+            text = f"up to {limits.most} items a message, as will be measured"
         else:
-            text = f"up to {limits.most} a message, as measured while serving: {limits.reason}"
-        lines[text] = lines.get(text, 0) + 1
-    which = "" if len(lines) == 1 else " of {} pipelines"
-    return [f"batches{which.format(count)}: {text}" for text, count in lines.items()]
+            text = f"up to {limits.most} items a message, as will be measured; {limits.reason}"
+        lines.setdefault(text, []).append(where((pipeline,)))
+    return [
+        f"batches by {' + '.join(places[:_MOST_NAMED])}"
+        f"{f' + {more} more' if (more := len(places) - _MOST_NAMED) > 0 else ''}: {text}"
+        for text, places in lines.items()
+    ]
 
 
 def figures(predicted: Predicted) -> str:
@@ -177,6 +181,8 @@ def _print_why(out: Console, answer: Answer, run: DryRun) -> None:
     )
     if gap := gap_text(plan):
         out.print(f"the plan is {gap}", soft_wrap=True)
+    for text in micro_batch_lines(answer):
+        out.print(text, soft_wrap=True)
 
 
 def _alternative_row(
