@@ -30,6 +30,7 @@ from orchestrator.core.dispatch_events import (
     ResultArrived,
     Tick,
 )
+from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
 from orchestrator.core.result_cache import (
     ENTRY_BYTES,
     LEAST_BYTES,
@@ -40,9 +41,6 @@ from orchestrator.core.result_cache import (
     check_cache,
 )
 from shared.errors import ConfigurationError, ErrorCode
-from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
-from orchestrator.core.result_cache import ENTRY_BYTES, Cached, CacheKey, CacheSettings, ResultCache
-from shared.errors import ErrorCode
 from tests.core.dispatch_checks import check, check_nothing_left
 from tests.core.test_dispatch_history import MODELS, SETTINGS, Histories, Job
 
