@@ -179,6 +179,7 @@ class Agent:
             store=self._store,
             link_bytes_per_s=self._pace.link_bytes_per_s,
             allowed_bytes_per_s=self._pace.allowed_bytes_per_s,
+            cpus=self._share.cpus,
         )
         self._keeper = StageKeeper(
             options.node,

@@ -8,7 +8,7 @@ bytes: it tries a sample, and packs where that ratio is met.
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import threading
 from dataclasses import dataclass
 from functools import cache
@@ -43,8 +43,15 @@ class Packed:
 
 @cache
 def can_pack() -> bool:
-    """Whether zstandard is installed here; without it everything travels as it is."""
-    return importlib.util.find_spec("zstandard") is not None
+    """Whether zstandard is installed here; without it everything travels as it is.
+
+    Asked before the first piece, it imports it: no piece waits for that.
+    """
+    try:
+        importlib.import_module("zstandard")
+    except ModuleNotFoundError:
+        return False
+    return True
 
 
 def break_even_ratio(bytes_per_s: float | None, unpack_s_per_byte: float) -> float:

@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from functools import partial
 from typing import Protocol
 
 from shared.errors import ArtifactError
@@ -78,17 +79,18 @@ class PieceShelf:
         reading = self._blocks.get(key)
         if reading is None:
             reading = asyncio.create_task(self._read(digest, start), name=f"read {digest[:12]}")
+            reading.add_done_callback(partial(self._ended, key))
             self._blocks[key] = reading
             if len(self._blocks) > self._most_blocks:
                 self._blocks.popitem(last=False)
         self._blocks.move_to_end(key)
-        try:
-            # One of several who wait may be called off.
-            return await asyncio.shield(reading)
-        except (ArtifactError, OSError):
-            if self._blocks.get(key) is reading:
-                del self._blocks[key]
-            raise
+        return await asyncio.shield(reading)  # one of several who wait may be called off
+
+    def _ended(self, key: tuple[str, int], reading: asyncio.Task[tuple[int, bytes]]) -> None:
+        """What could not be read is read anew for whoever asks next."""
+        failed = reading.cancelled() or reading.exception() is not None
+        if failed and self._blocks.get(key) is reading:
+            del self._blocks[key]
 
     async def _read(self, digest: str, start: int) -> tuple[int, bytes]:
         self.reads += 1

@@ -61,6 +61,12 @@ _MOST_WANTS = 1024
 _MOST_WANTS_OF_ONE = 128
 """A fetch keeps a few under way, and a peer six fetches: who asks for more must not fill the queue."""
 _FULL_WINDOW = 4
+_THIN_BYTES_PER_S = 20e6
+"""On a link below this one piece of each fetch under way keeps it busy; more would only wait in line."""
+_LONGEST_LINE_S = 30.0
+"""A piece that did not come may still be on its way, for so long, while others come."""
+_TELLING_BYTES = 64 * 1024
+"""Of a smaller piece the time to unpack it is mostly that of the call."""
 _REMEMBERED = 0.2
 """The weight of the latest piece in what unpacking is thought to cost."""
 
@@ -116,6 +122,7 @@ class Transfers:
         timeout_s: how long a piece may take before it is asked for again, at first.
         link_bytes_per_s: what is known of the link to here: pieces come packed where that pays.
         allowed_bytes_per_s: what blobs may have of link and CPU now; None: all.
+        cpus: that this process may use: with less than one, unpacking takes longer.
     """
 
     def __init__(
@@ -130,6 +137,7 @@ class Transfers:
         timeout_s: float = 2.0,
         link_bytes_per_s: Callable[[], float | None] = lambda: None,
         allowed_bytes_per_s: Callable[[], float | None] = lambda: None,
+        cpus: float = 1.0,
     ) -> None:
         self.peer = peer
         self.counters = Counters()
@@ -142,7 +150,9 @@ class Transfers:
         self._link_bytes_per_s = link_bytes_per_s
         self._allowed_bytes_per_s = allowed_bytes_per_s
         self._pacer = Pacer()
-        self._unpack_s_per_byte = UNPACK_S_PER_BYTE
+        self._arrived = float("-inf")
+        self._cpus = min(cpus, 1.0)
+        self._unpack_s_per_byte = UNPACK_S_PER_BYTE / self._cpus
         self._slots = asyncio.Semaphore(parallel)
         self._running: dict[str, _Running] = {}
         self._wants: deque[Want] = deque()
@@ -300,6 +310,7 @@ class Transfers:
             return
         self.counters.bytes_received += len(piece.data)
         running.received_bytes += len(piece.data)
+        self._arrived = time.monotonic()
         running.pieces.put_nowait(piece)
 
     async def _fetch(
@@ -331,7 +342,7 @@ class Transfers:
                     written=part.offset
                     if part.offset == blob.size
                     else part.offset - part.offset % LEAST_PIECE_BYTES,
-                    window=_FULL_WINDOW if allowed is None else 1,
+                    window=self._window(allowed),
                     piece_bytes=self._pacer.piece_bytes(allowed),
                     timeout_s=self._timeout_s,
                 ),
@@ -413,18 +424,21 @@ class Transfers:
         while True:
             deadline = machine.next_deadline()
             # Without a connection nobody can answer: time does not count against the provider then.
-            wait_s = (
-                None
-                if deadline is None
-                else max(0.0, deadline - time.monotonic())
-                if self._bus.connected
-                else 0.5
-            )
+            wait_s = 0.5
+            if deadline is not None and self._bus.connected:
+                # While pieces come the provider lives, and what is late stands in line behind them.
+                in_line = min(self._arrived + self._timeout_s, deadline + _LONGEST_LINE_S)
+                wait_s = max(deadline, in_line) - time.monotonic()
             try:
-                async with asyncio.timeout(wait_s):
+                async with asyncio.timeout(None if deadline is None else max(0.0, wait_s)):
                     piece = await pieces.get()
             except TimeoutError:
-                if self._bus.connected:
+                is_silent = time.monotonic() - self._arrived >= self._timeout_s
+                if (
+                    self._bus.connected
+                    and deadline is not None
+                    and (is_silent or time.monotonic() >= deadline + _LONGEST_LINE_S)
+                ):
                     return Tick(time.monotonic())
                 continue
             await self._keep_pace(machine, len(piece.data))
@@ -433,24 +447,31 @@ class Transfers:
     async def _keep_pace(self, machine: Fetch, moved_bytes: int) -> None:
         """Let what came before have its time, before the machine asks for more."""
         allowed = self._allowed_bytes_per_s()
-        machine.window = _FULL_WINDOW if allowed is None else 1
+        machine.window = self._window(allowed)
         machine.piece_bytes = self._pacer.piece_bytes(allowed)
         pause_s = self._pacer.pause_s(time.monotonic(), moved_bytes, allowed)
         if pause_s > 0.0:
             await asyncio.sleep(pause_s)
 
+    def _window(self, allowed: float | None) -> int:
+        link = self._link_bytes_per_s()
+        is_thin = link is not None and link < _THIN_BYTES_PER_S
+        return 1 if is_thin or allowed is not None else _FULL_WINDOW
+
     def _unpacked(self, piece: Piece) -> Piece:
         """The piece with its bytes as they are in the blob; what cannot be unpacked has none."""
         if not piece.width:
             return piece
-        began = time.perf_counter()
+        # Of CPU: what others take of it meanwhile would make the estimate worse for good.
+        began = time.thread_time()
         try:
             data = unpack(piece.data, piece.width, LARGEST_PIECE_BYTES)
         except ProtocolError as error:
             log.warning("a piece of blob %s is of no use: %s", piece.digest, error)
             return replace(piece, data=memoryview(b""), width=0)
-        took_s = (time.perf_counter() - began) / max(1, len(data))
-        self._unpack_s_per_byte += _REMEMBERED * (took_s - self._unpack_s_per_byte)
+        if len(data) >= _TELLING_BYTES:
+            took_s = (time.thread_time() - began) / self._cpus / len(data)
+            self._unpack_s_per_byte += _REMEMBERED * (took_s - self._unpack_s_per_byte)
         return replace(piece, data=data, width=0)
 
 
