@@ -44,10 +44,10 @@ def _seconds(settings: Settings) -> float:
 
 
 async def _served(
-    how: dict[str, object], arguments: Sequence[str], lab: Lab, *, fresh: bool = False
+    how: dict[str, object], arguments: Sequence[str], lab: Lab, *, runtime: str = "onnxruntime"
 ) -> Measured:
-    async with site(lab, orchestrator_arguments=arguments, fresh=fresh) as here:
-        await here.serve(MODEL, flags(**how))
+    async with site(lab, orchestrator_arguments=arguments, runtime=runtime) as here:
+        await here.serve(MODEL, flags(runtime=runtime, **how))
         return await measure(here, MODEL)
 
 
@@ -62,7 +62,7 @@ def _strategies(settings: Settings) -> Sequence[Case]:
             Case(
                 name=name,
                 seconds=_seconds(settings),
-                measure=partial(_served, {"runtime": "onnxruntime", **how}, ()),
+                measure=partial(_served, how, ()),
                 parameters={"strategy": name},
             )
             for name, how in asked.items()
@@ -88,7 +88,7 @@ def _schedulers(settings: Settings) -> Sequence[Case]:
     }
     rules["nsa, normalised"] = ("--scheduler=nsa", "--scheduler-form=normalised")
     rules["nsa, literal"] = ("--scheduler=nsa", "--scheduler-form=literal")
-    how: dict[str, object] = {"strategy": "replicate", "runtime": "onnxruntime"}
+    how: dict[str, object] = {"strategy": "replicate"}
     return [
         Case(
             name=name,
@@ -205,9 +205,8 @@ def _runtimes(settings: Settings) -> Sequence[Case]:
     cases = [
         Case(
             name=f"{runtime}, {name}",
-            seconds=_seconds(settings) + FRESH_S,
-            # Of its own: agents that had another runtime before still have it in memory.
-            measure=partial(_served, {"runtime": runtime, **how}, (), fresh=True),
+            seconds=_seconds(settings) + FRESH_S / 2,
+            measure=partial(_served, how, (), runtime=runtime),
             parameters={"runtime": runtime, "plan": name},
         )
         for runtime in STRICT

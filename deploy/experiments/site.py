@@ -120,6 +120,7 @@ async def site(
     shares: Sequence[float] = PROFILE,
     *,
     orchestrator_arguments: Sequence[str] = (),
+    runtime: str = "onnxruntime",
     isolated: bool = False,
     fresh: bool = False,
 ) -> AsyncIterator[Site]:
@@ -131,10 +132,11 @@ async def site(
         lab: of the round.
         shares: the agents' CPUs as in the paper; the lab's scale is applied here.
         orchestrator_arguments: further flags of `amp4ec orchestrator`.
+        runtime: the only one that the agents have, so that no other is in their memory.
         isolated: each node in a network of its own.
         fresh: one that nobody had before or has afterwards, since its nodes come or go.
     """
-    key = (tuple(shares), tuple(orchestrator_arguments), isolated)
+    key = (tuple(shares), tuple(orchestrator_arguments), runtime, isolated)
     found = lab.bench
     if fresh or not isinstance(found, _Standing) or found.key != key:
         await lab.clear()
@@ -147,17 +149,18 @@ async def site(
             await lab.clear()
 
 
-_Key = tuple[tuple[float, ...], tuple[str, ...], bool]
+_Key = tuple[tuple[float, ...], tuple[str, ...], str, bool]
 
 
 def _make(lab: Lab, key: _Key) -> Cluster:
-    shares, arguments, isolated = key
+    shares, arguments, runtime, isolated = key
     cpus = lab.settings.cpus(shares)
     if lab.settings.engine is Engine.LOCAL:
         return LocalCluster(
             lab.directory / "cluster",
             agents=len(shares),
             cpus=cpus,
+            agent_arguments=[f"--runtime={runtime}"],
             orchestrator_arguments=arguments,
             isolated=isolated,
             log_level="warning",
@@ -174,7 +177,7 @@ def _make(lab: Lab, key: _Key) -> Cluster:
     return DockerCluster(
         lab.directory / "cluster",
         nodes,
-        kind=AgentKind.BOTH,
+        kind=AgentKind(runtime),
         orchestrator_arguments=arguments,
         log_level="warning",
         on_step=lab.say,

@@ -66,8 +66,7 @@ async def _cluster(runtime: str, level: str, cached: bool, lab: Lab) -> Measured
         more |= {"calibrate": (await asyncio.to_thread(calibration, lab),), "min_agreement": 0.0}
     if cached:
         more["cache_bytes"] = 64 * 1024 * 1024
-    # Of its own: agents that had another runtime before still have it in memory.
-    async with site(lab, fresh=True) as here:
+    async with site(lab, runtime=runtime, fresh=True) as here:
         state = await here.serve(MODEL, flags(**more))
         if not cached:
             return await measure(here, MODEL, batch=BATCH)
