@@ -52,6 +52,9 @@ class Blobs:
         pins = self._pinned[life] = []
         wanted = {blob.digest: blob for blob in _blobs_of(stage)}
         try:
+            # Known before the first byte comes: over a thin link it would be told minutes later.
+            sizes = {digest: blob.size for digest, blob in wanted.items()}
+            await asyncio.to_thread(self._store.expect, sizes)
             here = dict.fromkeys(wanted, 0)
 
             def arrived(digest: str, here_bytes: int, _: int) -> None:

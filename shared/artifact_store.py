@@ -30,7 +30,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -236,6 +236,23 @@ class ArtifactStore:
                 raise _storage_error(self._file(digest), len(data), error) from error
         return digest
 
+    def expect(self, blobs: Mapping[str, int]) -> None:
+        """Make room for all of `blobs` (sizes by digest) that are not here, before the first of them comes.
+
+        Those that are here count as used now, so that they are not what makes room.
+
+        Raises:
+            StorageFullError: they do not fit together beside what is in use, or the disk is full.
+        """
+        missing = [digest for digest in blobs if self.path(digest) is None]
+        to_come = 0
+        for digest in missing:
+            begun = self._parts / f"{digest}.part"
+            begun_bytes = begun.stat().st_size if begun.is_file() else 0
+            to_come += max(0, blobs[digest] - begun_bytes)
+        with self._lock:
+            self._make_room(to_come)
+
     def open_part(self, digest: str, size: int) -> Part:
         """Begin or resume a blob of `size` bytes.
 
@@ -408,7 +425,7 @@ class ArtifactStore:
         for wanted in (size, *(part.size for part in self._open)):
             if wanted > self.max_bytes:
                 raise StorageFullError(
-                    "a blob is larger than the whole cache",
+                    "what has to be stored is larger than the whole cache",
                     expected=f"at most {self.max_bytes} bytes",
                     got=f"{wanted} bytes",
                 )

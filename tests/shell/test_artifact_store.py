@@ -100,6 +100,20 @@ def test_what_is_on_its_way_in_counts_whole(store: ArtifactStore) -> None:
     parts[1].discard()
 
 
+def test_what_is_expected_has_to_fit_together(store: ArtifactStore) -> None:
+    here = put_old(store, b"a" * 300, 300)
+    unused = put_old(store, b"b" * 300, 200)
+    begun = store.open_part(digest_of(b"c"), 400)
+    begun.write(b"c" * 100)
+    begun.keep()
+    with pytest.raises(StorageFullError, match="larger than the whole cache"):
+        store.expect({here: 300, digest_of(b"c"): 400, digest_of(b"d"): 900})
+    store.expect({here: 300, digest_of(b"c"): 400, digest_of(b"d"): 300})
+    assert store.has(here), "though it was used longest ago, it is needed now"
+    assert not store.has(unused)
+    assert begun.path.exists()
+
+
 def test_what_transfers_left_behind_goes_before_new_ones_fail(store: ArtifactStore) -> None:
     behind = store.open_part(digest_of(b"a"), 700)
     behind.write(b"a" * 600)
