@@ -42,7 +42,12 @@ async def start(setup: Setup) -> AsyncIterator[Started]:
     sys.stdout.write("libraries print what they like\n")
     # What a stage would be: it outlives a driver that does not end it.
     stage = await asyncio.create_subprocess_exec("sleep", "600", stdin=subprocess.DEVNULL)
-    yield Started(infer, same([stage.pid]), {"kind": "fake"})
+    try:
+        yield Started(infer, same([stage.pid]), {"kind": "fake"})
+    finally:
+        if setup.options["tidy"]:
+            stage.kill()
+            await stage.wait()
 
 
 if __name__ == "__main__":

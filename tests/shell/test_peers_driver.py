@@ -27,13 +27,15 @@ def files(tmp_path: Path) -> Path:
 
 
 @asynccontextmanager
-async def running(files: Path, *, good: int = 10**9, bad: str = "") -> AsyncIterator[Driver]:
+async def running(
+    files: Path, *, good: int = 10**9, bad: str = "", tidy: bool = False
+) -> AsyncIterator[Driver]:
     driver = await Driver.start(
         Path(sys.executable),
         "tests.fakes.peer",
         files=files,
         limits=[],
-        options={"good": good, "bad": bad},
+        options={"good": good, "bad": bad, "tidy": tidy},
         environment={},
         log=files / "peer.log",
     )
@@ -89,6 +91,15 @@ async def test_a_driver_that_ends_is_an_error_with_its_log(files: Path) -> None:
         load = await driver.load(Ask(seconds=60.0, window=1))
         with pytest.raises(DriverEndedError, match="ended with status"):
             await load.finish()
+
+
+async def test_a_driver_takes_its_system_down_when_it_is_terminated(files: Path) -> None:
+    async with running(files, tidy=True) as driver:
+        (stage,) = driver.stages
+        left = psutil.Process(stage)
+        driver.process.terminate()  # what it gets when this process dies
+        await driver.process.wait()
+        assert not left.is_running()
 
 
 async def test_all_that_it_started_counts_and_ends_with_it(files: Path) -> None:

@@ -66,11 +66,11 @@ async def _measure(system: System, lab: Lab) -> Measured:
     async with _started(system, bench, python) as driver:
         figures: dict[str, float | None] = {"start_s": time.monotonic() - began}
         figures |= await _steady(bench, driver, lab.settings)
+        facts = driver.facts  # as it was measured; the kill moves the cuts
         figures |= await _kill(driver, float(figures["throughput_per_s"] or 0.0))
-        facts = {key: str(value) for key, value in driver.facts.items() if key != "cuts"}
-        own = driver.facts.get("cuts", cuts) if system.staged else None
-    where = "" if own is None else ", ".join(map(str, own))
-    return Measured(figures=figures, notes={"used as": system.way, "cuts": where, **facts})
+    own = facts.pop("cuts", cuts) if system.staged else []
+    notes = {"used as": system.way, "cuts": ", ".join(map(str, own))}
+    return Measured(figures=figures, notes={**notes, **{k: str(v) for k, v in facts.items()}})
 
 
 async def prepare(bench: Bench, say: Say) -> list[int]:
@@ -213,7 +213,8 @@ PEERS = Experiment(
     "BatchNorm folded and channels-last), cut at the same blocks, three stages with the same CPU quotas "
     f"(`alone`: their sum), one thread each, {WINDOW} images under way, every answer compared with the "
     "original model's. Then SIGKILL to the middle stage under a steady load; nobody starts it again but the "
-    "system itself.",
+    "system itself. (What torchrun or an init system would do, starting everything again, takes `start_s` "
+    "and loses what was under way.)",
     cases=_cases,
     figures={
         "throughput_per_s": "Right answers per second.",

@@ -130,7 +130,13 @@ async def start(setup: Setup) -> AsyncIterator[Started]:
 
     async def run(*line: str, **variables: str) -> int:
         process = await asyncio.create_subprocess_exec(
-            *line, stdin=asyncio.subprocess.DEVNULL, env={**os.environ, **variables}
+            # None of them outlives this driver, however it ends.
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            *line,
+            stdin=asyncio.subprocess.DEVNULL,
+            env={**os.environ, **variables},
         )
         running.append(process)
         return process.pid

@@ -8,6 +8,7 @@ are of the machine's monotonic clock, which all its processes share.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import json
 import os
@@ -89,11 +90,11 @@ def same(pids: Sequence[int]) -> Callable[[], Awaitable[Sequence[int]]]:
 Start: TypeAlias = Callable[[Setup], AbstractAsyncContextManager[Started]]
 
 
-def follow(parent: int) -> None:
-    """Be killed when process `parent`, which started us, ends."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+def follow(parent: int, how: signal.Signals = signal.SIGKILL) -> None:
+    """Get the signal `how` when process `parent`, which started us, ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, how, 0, 0, 0)
     if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), how)
 
 
 def drive(start: Start) -> None:
@@ -101,20 +102,25 @@ def drive(start: Start) -> None:
 
     Standard output carries the lines; what libraries print goes to standard error.
     """
-    follow(int(os.environ[PARENT]))
+    follow(int(os.environ[PARENT]), signal.SIGTERM)
     lines = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
     os.dup2(2, 1)
 
     def say(**event: Any) -> None:
         lines.write(json.dumps(event) + "\n")
 
-    asyncio.run(_serve(start, Setup.parse(sys.argv[1]), say))
+    with contextlib.suppress(asyncio.CancelledError):
+        asyncio.run(_serve(start, Setup.parse(sys.argv[1]), say))
 
 
 Say: TypeAlias = Callable[..., None]
 
 
 async def _serve(start: Start, setup: Setup, say: Say) -> None:
+    task = asyncio.current_task()
+    assert task is not None
+    # The system is taken down also when the parent was killed: some daemons would go on without us.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
