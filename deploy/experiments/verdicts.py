@@ -10,6 +10,8 @@ from deploy.experiments.summary import Summary, number
 
 LEAST_CPU_PERCENT = 90.0
 """A process that computes all the time uses its quota; with less, something else had the cores."""
+LEAST_BOTTLENECK_PERCENT = 75.0
+"""The same for the busiest stage of a pipeline, which also waits for messages."""
 OURS, TORCH, INT8 = "AMP4EC", "AMP4EC, torch", "AMP4EC, int8"
 PEERS = (
     ("amp4ec-torch", "gloo", 1.1),
@@ -89,7 +91,10 @@ def disturbed(found: Summaries) -> list[str]:
 
 
 def _starved(summary: Summary, case: str) -> float | None:
-    """The share of its CPU, in percent, that a baseline had, where that was too little."""
+    """The share of its CPU, in percent, that a baseline or peer had, where that was too little."""
+    if summary.experiment == "peers":
+        used = summary.median(case, "bottleneck_cpu_percent")
+        return used if used is not None and used < LEAST_BOTTLENECK_PERCENT else None
     if not any(word in case for word in ("monolithic", "one process", "eager")):
         return None
     used = summary.median(case, "cpu_percent")
@@ -166,7 +171,7 @@ def _compare(
 
 def _ratio(found: Summaries, ours: str, other: str, experiment: str = "table-1") -> float | None:
     table = found.get(experiment)
-    if table is not None and _starved(table, other) is not None:
+    if table is not None and any(_starved(table, case) is not None for case in (ours, other)):
         return None
     mine = _of(found, experiment, ours, "throughput_per_s")
     theirs = _of(found, experiment, other, "throughput_per_s")

@@ -20,7 +20,7 @@ from deploy.experiments.peers.outcome import Item
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError
 
-START_S = 600.0
+START_S = 300.0
 """At 0.2 CPU importing torch alone takes 10 s, and AMP4EC's agents measure themselves the first time."""
 _STOP_S = 20.0
 _LINE_BYTES = 16 * 1024 * 1024

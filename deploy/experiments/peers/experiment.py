@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from deploy.experiments.peers.outcome import count, recovery_s, silence_s, stead
 from deploy.experiments.peers.systems import MODEL, PAPER_SHARES, SYSTEMS, Bench, System
 from deploy.experiments.peers.usage import Usage, cpus, read_usage
 from deploy.supervisor import child_environment
+from edge_agent.cgroup import Cgroups
 from orchestrator.core.dispatch_settings import default_window
 from shared.codec import decode_json, encode_json
 from shared.errors import ModelError
@@ -143,6 +144,7 @@ async def _steady(bench: Bench, driver: Driver, settings: Settings) -> dict[str,
     begin = time.monotonic()
     after = await _usage_at(load, driver, begin + settings.seconds)
     end = time.monotonic()
+    quotas = await asyncio.to_thread(_quotas, stages)
     load.enough()
     items = await load.finish()
     found, counts = steady(items, begin, end), count(items)
@@ -156,6 +158,13 @@ async def _steady(bench: Bench, driver: Driver, settings: Settings) -> dict[str,
         "memory_apart_mb": after.rss_bytes / 1e6,
         "processes": float(after.processes),
         "stage_cpu": in_stages,
+        "bottleneck_cpu_percent": max(
+            (
+                100.0 * cpus(before, after, end - begin, frozenset([pid])) / quota
+                for pid, quota in quotas.items()
+            ),
+            default=None,
+        ),
         "items_per_stage_cpu_s": found.per_s / in_stages if in_stages else None,
         "other_cpu": busy - in_stages,
         "sent": float(counts.sent),
@@ -163,6 +172,12 @@ async def _steady(bench: Bench, driver: Driver, settings: Settings) -> dict[str,
         "wrong": float(counts.wrong),
         "not_answered": float(counts.refused + counts.lost),
     }
+
+
+def _quotas(stages: Iterable[int]) -> dict[int, float]:
+    """The CPUs that each stage may use, of those that are limited."""
+    found = {pid: Cgroups(pid=str(pid)).cpu_quota() for pid in stages}
+    return {pid: quota.cpus for pid, quota in found.items() if quota is not None}
 
 
 async def _usage_at(load: Loading, driver: Driver, moment: float) -> Usage:
@@ -221,6 +236,8 @@ PEERS = Experiment(
         "items_per_stage_cpu_s": "Right answers per second of CPU that the stages really got: what can "
         "still be compared where other work on the machine kept some of them from their quotas.",
         "stage_cpu": "CPUs that the stages got; on a quiet machine near the sum of their quotas.",
+        "bottleneck_cpu_percent": "Of its quota, what the stage used that used most of it. Near 100 on a "
+        "quiet machine; with much less the throughput says nothing about the system.",
         "latency_p50_ms": "From asking to the answer, in milliseconds, half of them.",
         "latency_p95_ms": "The same, 95 % of them.",
         "memory_mb": "Of all processes, brokers and daemons included; pages that several share count once.",

@@ -113,15 +113,7 @@ SYSTEMS = (
         driver="ray_actors",
         environment=_RAY,
         way="an actor a stage, object references in between, restarts and retries without limit",
-        options=_staged(mode="actors"),
-        variables=_QUIET_RAY,
-    ),
-    System(
-        name="ray-compiled",
-        driver="ray_actors",
-        environment=_RAY,
-        way="the same actors in a compiled graph",
-        options=_staged(mode="compiled"),
+        options=_staged(),
         variables=_QUIET_RAY,
     ),
     System(

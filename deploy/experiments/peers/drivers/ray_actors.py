@@ -2,8 +2,8 @@
 
 An answer's reference is made before it is computed, so the stages fetch from each other and the asker holds
 no tensor in between. `max_restarts` and `max_task_retries` without a limit, as Ray's guide to fault tolerance
-has it for actors that keep no state. Option `mode`: `actors`, or `compiled`, which is Ray's compiled graph:
-the same actors on channels that are made once.
+has it for actors that keep no state. (Ray's compiled graph was tried: with 2.60 and several images under way
+from asyncio it came to a stop before the first answers.)
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import ray
-from ray.dag import InputNode
 
-from deploy.experiments.peers.drivers.lines import Array, Setup, Started, drive, same
+from deploy.experiments.peers.drivers.lines import Array, Setup, Started, drive
 from deploy.experiments.peers.drivers.ray_node import ray_node
 
 
@@ -51,44 +50,17 @@ async def start(setup: Setup) -> AsyncIterator[Started]:
         async def pids() -> list[int]:
             return list(await asyncio.gather(*(actor.pid.remote() for actor in actors)))
 
-        first = await pids()  # they are loaded
-        facts = {"ray": ray.__version__, "mode": setup.options["mode"]}
-        if setup.options["mode"] == "compiled":
-            with InputNode() as image:
-                last = image
-                for actor in actors:
-                    last = actor.run.bind(last)
-            graph = last.experimental_compile(
-                enable_asyncio=True, _max_inflight_executions=int(setup.options["window"])
-            )
-            try:
-                # Its actors do nothing but run it: they answer no other question, and none is restarted.
-                yield Started(_compiled(graph), same(first), facts)
-            finally:
-                await asyncio.to_thread(graph.teardown)
-        else:
-            yield Started(_chained(actors), pids, facts)
+        await pids()  # they are loaded
 
+        async def infer(image: Array) -> Array:
+            # An image of its own in the object store, as each new one would be.
+            last = ray.put(image)
+            for actor in actors:
+                last = actor.run.remote(last)
+            (answer,) = await last
+            return answer
 
-def _chained(actors: list[Any]) -> Any:
-    async def infer(image: Array) -> Array:
-        # An image of its own in the object store, as each new one would be.
-        last = ray.put(image)
-        for actor in actors:
-            last = actor.run.remote(last)
-        (answer,) = await last
-        return answer
-
-    return infer
-
-
-def _compiled(graph: Any) -> Any:
-    async def infer(image: Array) -> Array:
-        future = await graph.execute_async(image)
-        (answer,) = await future
-        return answer
-
-    return infer
+        yield Started(infer, pids, {"ray": ray.__version__})
 
 
 if __name__ == "__main__":
