@@ -92,7 +92,7 @@ def _count(text: str) -> int:
 @click.option(
     "--seconds",
     type=click.FloatRange(0.2, 600.0),
-    default=1.5,
+    default=1.0,
     show_default=True,
     help="Of a stretch under load.",
 )
