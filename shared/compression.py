@@ -126,6 +126,8 @@ def pack(array: Array, how: Compression) -> WireTensor | PackedTensor:
         ProtocolError: the dtype cannot travel.
     """
     wire = to_wire(array)
+    if how == PLAIN:
+        return wire
     flat = np.frombuffer(wire.data, DTYPES[wire.dtype])
     codes, scale, zero, rounding = flat, b"", b"", Rounding.NONE
     if not how.exact and wire.dtype == "float32" and flat.size:

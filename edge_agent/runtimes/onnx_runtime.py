@@ -99,8 +99,9 @@ class OnnxStage:
         for value, dtype, name in self._inputs:
             array = self._checked(value, dtype, inputs)
             if name is not None:
+                flags = array.flags
                 # Dense and aligned, or else a copy that is.
-                feed[name] = np.require(array, requirements=("C", "A"))
+                feed[name] = array if flags.c_contiguous and flags.aligned else array.copy("C")
         if len(inputs) != len(self._inputs):
             raise StageError(
                 f"inputs of stage {self._graph.name}",
