@@ -134,7 +134,8 @@ class Deployer:
                 manifest = self._library.open(action.entry.manifest).manifest
                 names = tuple(value.name for value in manifest.graph.inputs)
                 shown, cache = self._shown(action.entry), cache_of(action.entry)
-                return ModelSpec(action.entry.name, names, shown, cache)
+                shapes = {value.name: value.spec.shape for value in manifest.graph.inputs}
+                return ModelSpec(action.entry.name, names, shown, cache, shapes)
             case events.ModelForgotten():
                 return dispatch.ModelStopped(now, action.model)
             case events.ActivatePipeline():

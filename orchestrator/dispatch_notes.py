@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.answers import Shown
@@ -13,6 +14,7 @@ from orchestrator.core.result_cache import CacheSettings
 from orchestrator.core.rounding import RoundingError
 from shared.errors import ErrorCode
 from shared.messages.job import StageResult
+from shared.tensor import Shape
 
 MOST_LATENCIES = 4096
 """Kept of one model and report: enough for its quantiles."""
@@ -24,13 +26,14 @@ TELL_AGAIN_S = 5.0
 class ModelSpec:
     """What requests of a model are read by, and answers written by that no pipeline had a part in.
 
-    `cache`: how its answers are kept; None where they are not.
+    `cache`: how its answers are kept; None where they are not. `input_shapes` are those of one item, by name.
     """
 
     model: str
     input_names: tuple[str, ...]
     shown: Shown
     cache: CacheSettings | None = None
+    input_shapes: Mapping[str, Shape] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

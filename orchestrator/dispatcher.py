@@ -300,6 +300,7 @@ class DispatchThread(threading.Thread):
                 envelope,
                 request_id,
                 input_names=None if spec is None else spec.input_names,
+                input_shapes={} if spec is None else spec.input_shapes,
                 max_item_bytes=self._settings.max_item_bytes,
                 delivery=delivery or self._replies.delivery(message),
                 cache=None if spec is None or spec.cache is None else spec.cache.identity,

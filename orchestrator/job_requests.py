@@ -6,18 +6,21 @@ where to answer, is `Refused`. All others become the dispatcher's `RequestArrive
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.answers import MSGPACK, Context
 from orchestrator.core.dispatch_events import Failure, InputItem, RequestArrived
+from orchestrator.input_batch import split_batch
 from orchestrator.input_key import input_key
 from orchestrator.inputs import Input, parse_input
 from shared.bus import Message, Properties
 from shared.errors import ErrorCode, JobError
 from shared.job_options import DEFAULT_PRIORITY, PRIORITIES, Policy, parse_priority
+from shared.tensor import Shape
 from shared.topics import Topics
 
+EMPTY: Mapping[str, Shape] = {}
 MAX_KEY_BYTES = 1024
 """Of a job's id or correlation data: ten thousand of them are remembered for ten minutes."""
 
@@ -85,6 +88,7 @@ def read_request(
     max_item_bytes: int,
     delivery: Hashable | None,
     cache: str | None = None,
+    input_shapes: Mapping[str, Shape] = EMPTY,
 ) -> RequestArrived | Failure:
     """The request, its payload told apart; or why it is refused.
 
@@ -97,6 +101,7 @@ def read_request(
         max_item_bytes: a larger message is one input that the core refuses for its size.
         delivery: see `RequestArrived`.
         cache: the identity under which answers of the model are kept; None where none are.
+        input_shapes: of the model, by name: tensors of several items are told by them.
     """
     context = envelope.context
     size_bytes = len(message.payload)
@@ -111,6 +116,7 @@ def read_request(
             inputs: tuple[Input, ...] = (Input(size_bytes=size_bytes),)
         else:
             parsed = parse_input(message.payload, message.properties.content_type, input_names)
+            parsed = split_batch(parsed, input_shapes)
             inputs = parsed.items
             if parsed.batch:
                 context = replace(context, batch=True)

@@ -16,11 +16,10 @@ from types import TracebackType
 from typing import Self
 
 from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus
-from shared.client.inputs import MSGPACK, Image, Payload, encode_input
+from shared.client.inputs import Image, Payload, encode_batch, encode_input
 from shared.client.pending import Pending, Refusals, Reply, first_of
 from shared.client.results import Result, read_answer
 from shared.client.status import WATCHED, ClusterStatus, Overview
-from shared.codec import encode_msgpack
 from shared.errors import (
     BrokerError,
     BrokerUnreachableError,
@@ -30,7 +29,6 @@ from shared.errors import (
 )
 from shared.ids import check_name
 from shared.job_options import DEFAULT_PRIORITY, Policy, check_priority
-from shared.messages.job import BatchInput
 from shared.tensor import Array
 from shared.topics import DEFAULT_ROOT, Topics
 
@@ -176,7 +174,7 @@ class Client:
     async def infer_batch(
         self,
         model: str,
-        images: Iterable[Image],
+        images: Iterable[Image | Mapping[str, Array]],
         *,
         timeout_s: float = 120.0,
         deadline_s: float | None = None,
@@ -184,43 +182,33 @@ class Client:
         priority: int = DEFAULT_PRIORITY,
         retry: bool = True,
     ) -> list[Result | JobError]:
-        """Run `model` on several photographs in one job; results in order, an error where one image failed.
+        """Run `model` on several photographs, or tensors, in one job; results in order, errors in place.
+
+        Tensors (or several by name) are of one item each, axis 0 being 1 long.
 
         What is refused as `overloaded` is sent again, as `infer` does it.
 
         Raises:
-            JobError: the whole job ended in an error, or an input is not a photograph.
+            JobError: the whole job ended in an error, or photographs and tensors are mixed.
             BrokerUnreachableError: the broker went away and did not come back in time.
             ConfigurationError: a path that cannot be read, or a priority that cannot be one.
         """
-        payloads = [await asyncio.to_thread(encode_input, image) for image in images]
-        for payload in payloads:
-            self._check_size(payload)
-            if not payload.is_file:
-                raise JobError(
-                    ErrorCode.BAD_INPUT,
-                    "a batch takes photographs only",
-                    expected="image files, PIL images or uint8 arrays [height, width, 3]",
-                    got="a tensor",
-                )
-        if not payloads:
+        inputs = list(images)
+        if not inputs:
             return []
-        body = encode_msgpack(
-            BatchInput(images=[memoryview(payload.data) for payload in payloads]),
-            size_hint=1024 + sum(len(payload.data) + 8 for payload in payloads),
-        )
-        batch = Payload(bytes(body), MSGPACK)
+        batch = await asyncio.to_thread(encode_batch, inputs)
+        self._check_size(batch)
         reply = await self._ask(
             model, batch, timeout_s, deadline_s, tensors=tensors, priority=priority, retry=retry
         )
         if isinstance(reply, JobError):
             raise reply
-        if not isinstance(reply, list) or len(reply) != len(payloads):
-            got = len(reply) if isinstance(reply, list) else 1
+        results: list[Result | JobError] = reply if isinstance(reply, list) else [reply]
+        if len(results) != len(inputs):
             raise ProtocolError(
-                "a batch's answer", expected=f"{len(payloads)} results", got=str(got)
+                "a batch's answer", expected=f"{len(inputs)} results", got=str(len(results))
             )
-        return reply
+        return results
 
     async def status(self, *, wait_s: float = _TELEMETRY_S) -> ClusterStatus:
         """The orchestrator, nodes and models as their retained topics say.

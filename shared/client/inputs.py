@@ -11,7 +11,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,7 +20,7 @@ import numpy as np
 
 from shared.codec import encode_msgpack
 from shared.errors import ConfigurationError, ErrorCode, JobError
-from shared.messages.job import TensorInput, TensorsInput
+from shared.messages.job import BatchInput, TensorInput, TensorsInput
 from shared.tensor import Array, to_wire
 
 MSGPACK = "application/msgpack"
@@ -99,6 +99,58 @@ def encode_input(image: Image | Mapping[str, Array]) -> Payload:
         expected=_EXPECTED,
         got=type(image).__name__,
     )
+
+
+def encode_batch(inputs: Sequence[Image | Mapping[str, Array]]) -> Payload:
+    """Several inputs as one job: photographs as `encode_input` makes them, or tensors of one item each.
+
+    Raises:
+        ConfigurationError: a path that cannot be read.
+        JobError: `bad_input`: both kinds, tensors of unlike shapes, or what cannot travel.
+    """
+    tensors = [_by_name(one) for one in inputs]
+    given = [one for one in tensors if one is not None]
+    if len(given) == len(inputs):
+        return encode_input(_joined(given))
+    payloads = [encode_input(one) for one in inputs]
+    if given or not all(payload.is_file for payload in payloads):
+        raise JobError(
+            ErrorCode.BAD_INPUT,
+            "a batch takes photographs or tensors, not both",
+            expected="image files, PIL images or uint8 arrays [height, width, 3]; or other arrays",
+            got="both, or .npy files",
+        )
+    body = encode_msgpack(
+        BatchInput(images=[memoryview(payload.data) for payload in payloads]),
+        size_hint=1024 + sum(len(payload.data) + 8 for payload in payloads),
+    )
+    return Payload(bytes(body), MSGPACK)
+
+
+def _by_name(given: Image | Mapping[str, Array]) -> dict[str, Array] | None:
+    """Tensors by name, one without a name by an empty one; None for a photograph."""
+    if isinstance(given, Mapping):
+        return {str(name): np.asarray(array) for name, array in given.items()}
+    if isinstance(given, np.ndarray) and not _is_photograph(given):
+        return {"": given}
+    return None
+
+
+def _joined(items: Sequence[dict[str, Array]]) -> Array | dict[str, Array]:
+    first = items[0]
+    for one in items:
+        forms = {name: (array.dtype, array.shape) for name, array in one.items()}
+        if forms != {name: (array.dtype, array.shape) for name, array in first.items()} or any(
+            shape[:1] != (1,) for _, shape in forms.values()
+        ):
+            raise JobError(
+                ErrorCode.BAD_INPUT,
+                "a batch takes tensors of one item each, all alike",
+                expected=", ".join(f"{name} [1, ...]".strip() for name in first),
+                got=str({name: f"{dtype}{list(shape)}" for name, (dtype, shape) in forms.items()}),
+            )
+    joined = {name: np.concatenate([one[name] for one in items]) for name in first}
+    return joined[""] if joined.keys() == {""} else joined
 
 
 def write_png(image: Array) -> bytes:

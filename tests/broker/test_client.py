@@ -397,9 +397,9 @@ async def test_batch_in_order_with_an_error_inside(client: Client, stand: Stand)
     assert await client.infer_batch("m", []) == []
 
 
-async def test_batch_takes_no_tensors(client: Client) -> None:
-    with pytest.raises(JobError, match="photographs only"):
-        await client.infer_batch("m", [np.zeros((1, 3, 2, 2), np.float32)])
+async def test_batch_takes_no_mixture(client: Client) -> None:
+    with pytest.raises(JobError, match="not both"):
+        await client.infer_batch("m", [JPEG, np.zeros((1, 3, 2, 2), np.float32)])
 
 
 async def test_status(client: Client, stand: Stand) -> None:

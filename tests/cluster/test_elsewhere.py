@@ -71,6 +71,36 @@ async def test_token_ids_and_a_mask_are_answered_exactly(small: LocalCluster) ->
                 assert np.abs(got - want.numpy()).max() <= 1e-5 * np.abs(want.numpy()).max()
 
 
+async def test_a_batch_of_token_ids_is_answered_exactly_and_in_order(small: LocalCluster) -> None:
+    """In micro-batches of every size that is tried; what cannot be computed is an error in its place."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nets.encoder().eval()
+    random = np.random.default_rng(2)
+    async with Client(small.broker.url) as client:
+        for bad in (None, 3, None, None):
+            items: list[dict[str, Array]] = [
+                {"ids": random.integers(0, 50, (1, 12)), "mask": np.ones((1, 12), np.int64)}
+                for _ in range(32)
+            ]
+            if bad is not None:
+                items[bad]["ids"][0, 0] = 50
+            results = await client.infer_batch("encoder", items, tensors=True)
+            for index, (result, item) in enumerate(zip(results, items, strict=True)):
+                assert isinstance(result, JobError) == (index == bad)
+                if isinstance(result, JobError):
+                    continue
+                with torch.inference_mode():
+                    expected = net(**{name: torch.from_numpy(a) for name, a in item.items()})
+                assert result.tensors is not None
+                for got, want in zip(result.tensors.values(), expected.values(), strict=True):
+                    assert np.abs(got - want.numpy()).max() <= 1e-5 * np.abs(want.numpy()).max()
+        (state,) = [m for m in (await client.status()).models if m.model == "encoder"]
+        row = state.pipelines[0].micro_batch
+        assert row is not None
+        assert row.most > 1
+
+
 async def test_wrong_inputs_are_named_and_the_next_job_is_answered(small: LocalCluster) -> None:
     ones = np.ones((1, 12), np.int64)
     async with Client(small.broker.url) as client:

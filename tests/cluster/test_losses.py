@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from deploy.local import LocalCluster
 from deploy.watch import watch
 from shared.client import Result
-from tests.cluster.conftest import JPEG, MODEL, ROOT, RawClient
+from shared.codec import encode_msgpack
+from shared.messages.job import BatchInput
+from tests.cluster.conftest import FLAGS, JPEG, MODEL, ROOT, RawClient
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(180)]
 JOBS = 40
@@ -147,6 +150,37 @@ async def test_all_are_killed_together(cluster: LocalCluster, raw: RawClient) ->
     assert len({str(task.result().top) for task in ours}) == 1, "one photograph, one answer"
     answer = await asyncio.to_thread(raw.ask, JPEG)
     assert answer["status"] == "ok"
+
+
+async def test_agent_is_killed_with_micro_batches_under_way(
+    cluster: LocalCluster, raw: RawClient
+) -> None:
+    """What was in them runs again, item by item: each answered once, in order, and nobody is blamed."""
+    await cluster.serve(MODEL, replace(FLAGS, micro_batch=4))
+    await cluster.wait_for(
+        "the size asked for to be in force",
+        lambda status: any(
+            row.micro_batch is not None and row.micro_batch.size == 4
+            for model in status.models
+            for row in model.pipelines
+        ),
+    )
+    served = await cluster.wait_for_model(MODEL)
+    victim = served.pipelines[0].stages[-1].node
+    images = [JPEG, b"no photograph", JPEG] * 12
+    payload = bytes(encode_msgpack(BatchInput(images=[memoryview(image) for image in images])))
+    sent = [raw.send(payload) for _ in range(3)]
+    await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 1)
+    await cluster.kill_agent(victim)
+    await asyncio.to_thread(raw.wait, lambda: all(raw.answers[job] for job in sent), 120)
+    await asyncio.to_thread(raw.ask, JPEG)
+    for job in sent:
+        (answer,) = raw.answers[job]
+        assert [item["status"] for item in answer["results"]] == ["ok", "error", "ok"] * 12
+        assert {item["error"]["code"] for item in answer["results"][1::3]} == {"bad_input"}
+        assert len({str(item["top"]) for item in answer["results"] if item["status"] == "ok"}) == 1
+    await cluster.add_agent(victim)
+    await cluster.wait_for_nodes(3)
 
 
 async def test_agent_leaves_by_itself(cluster: LocalCluster, raw: RawClient) -> None:
