@@ -30,12 +30,7 @@ async def choose_entry(
     likely = entry_of(package, digest, options, runtime)
     if options.runtime != AUTO or len(package.measured) == 1:
         return likely
-    others = (
-        entry_of(package, digest, options, name)
-        for name in sorted(package.measured)
-        if name != runtime
-    )
-    candidates = [Candidate(entry, cluster.offered(entry)) for entry in (likely, *others)]
+    candidates = [Candidate(entry, cluster.offered(entry)) for entry in likely.variants()]
     # Up to a second each, where there are limits to keep.
     return await asyncio.to_thread(best_runtime, candidates, cluster.settings.zones) or likely
 

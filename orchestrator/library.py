@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from orchestrator.core.cluster_events import ModelEntry, StageRef
@@ -208,7 +208,19 @@ def choose_runtime(package: ModelPackage, wanted: str, offered: Callable[[], set
 
 
 def entry_of(package: ModelPackage, digest: str, options: ServeOptions, runtime: str) -> ModelEntry:
-    """The cluster core's view of a package."""
+    """The cluster core's view of a package; where nobody asked for a runtime, with all that it can have."""
+    entry = _entry_with(package, digest, options, runtime)
+    if options.runtime != AUTO:
+        return entry
+    others = (name for name in sorted(package.measured) if name != runtime)
+    return replace(
+        entry, others=tuple(_entry_with(package, digest, options, name) for name in others)
+    )
+
+
+def _entry_with(
+    package: ModelPackage, digest: str, options: ServeOptions, runtime: str
+) -> ModelEntry:
     measured = package.measured
     return ModelEntry(
         name=package.manifest.model,

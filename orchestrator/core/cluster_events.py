@@ -5,7 +5,8 @@ Every event carries `now`, in seconds of the shell's monotonic clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from orchestrator.core.micro_batch import MicroBatchLimits
 from orchestrator.core.plan import PipelinePlan
@@ -26,7 +27,8 @@ class ModelEntry:
     a node's own calibration against it gives the node's speed. `block_shares` says how each block's
     time divides over the classes of operators, in the order of `CostClass` (empty: evenly). `blobs` are the
     digests of each block's weights ("" for a block without any); where they are not given no two models
-    share weights. `level` is how far the graph was optimised.
+    share weights. `level` is how far the graph was optimised. Where nobody asked for a runtime, `others` is
+    the same model as it would be served with the others, by runtime; theirs are empty.
     """
 
     name: str
@@ -40,10 +42,28 @@ class ModelEntry:
     blobs: tuple[str, ...] = ()
     level: str = ""
     quantisation: Quantisation | None = None
+    others: tuple[ModelEntry, ...] = ()
+
+    def variants(self) -> tuple[ModelEntry, ...]:
+        """This, and then the same model with each other runtime that it may be served with."""
+        bare = (*self.others, replace(self, others=()))
+        return self, *(
+            replace(other, others=_by_runtime(each for each in bare if each is not other))
+            for other in self.others
+        )
+
+    def with_options(self, options: ServeOptions) -> ModelEntry:
+        """The same, to be served in another way, with whatever runtime."""
+        others = tuple(replace(other, options=options) for other in self.others)
+        return replace(self, options=options, others=others)
 
     def weights_key(self, block: int) -> str:
         """What the weights of a block are known by on a node: equal keys are the same bytes, there once."""
         return f"{self.runtime}/{self.blobs[block] if self.blobs else f'{self.manifest}/{block}'}"
+
+
+def _by_runtime(entries: Iterable[ModelEntry]) -> tuple[ModelEntry, ...]:
+    return tuple(sorted(entries, key=lambda entry: entry.runtime))
 
 
 # --- events

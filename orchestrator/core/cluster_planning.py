@@ -20,6 +20,7 @@ from orchestrator.core.footprint import crowded
 from orchestrator.core.generation import Generation, describe
 from orchestrator.core.hysteresis import gain_ratio
 from orchestrator.core.plan import Plan
+from orchestrator.core.runtimes import better
 from orchestrator.core.served import Again, Served
 from orchestrator.core.sharing import Offers
 from shared.errors import ConfigurationError, PlanError
@@ -54,7 +55,7 @@ def consider_neighbours(context: Context, now: float) -> None:
         causes = [cause for model, cause in sorted(moved.items()) if model != served.name]
         waits = served.active is None or served.replaces or served.loads
         if causes and (waits or not cools_down(context, now, served)):
-            consider(context, now, served, "; ".join(causes))
+            consider(context, now, served, "; ".join(causes), keep_runtime=True)
 
 
 def consider_memory(context: Context, now: float, node: str, cause: str) -> None:
@@ -95,12 +96,13 @@ def consider(
     threshold: float | None = None,
     *,
     looks: float = 1,
+    keep_runtime: bool = False,
 ) -> str | None:
     """Whether a better plan exists, and if so set it on its way; says why there is no plan at all.
 
     While a plan loads it is left alone, and the model considered again after that. `threshold` is the
     least gain that is worth a switch, if not that of the settings; `looks` at how many looks in a row it has
-    to be worth it, this one included.
+    to be worth it, this one included. `keep_runtime`: what runs is not given up for another runtime.
     """
     least = context.settings.gain_threshold if threshold is None else threshold
     if served.loads or context.restoring:
@@ -109,44 +111,48 @@ def consider(
         served.again = Again(cause, least if waits is None else min(least, waits.threshold))
         return None
     served.considered, served.again = now, None
-    entry = served.entry
-    everyone = cluster_sharing.offered(context, served)
-    nodes = [
-        node
-        for node in everyone.profiles
-        if served.blocked.get(node.name, now) <= now and _may_hold(context, served, node.name)
-    ]
+    _forget_runtime(served)
+    entries = served.entry.variants()
+    if keep_runtime and served.active is not None:
+        entries = entries[:1]
+    everyone = [_offered(context, now, served, entry) for entry in entries]
+    nodes = max((each.nodes for each in everyone), key=len)
     served.usable, served.present = len(nodes), len(context.members.alive())
-    wanted = entry.options.min_stages or 1
+    wanted = served.entry.options.min_stages or 1
     if not served.tried and len(nodes) < wanted > 1:
         waited = now - served.asked
         if waited < context.settings.settle_s:
             served.reason = f"waits for {wanted} nodes, {len(nodes)} are here"
             return None
-    zones = context.settings.zones
     try:
-        choice, nodes = _choose(context, entry, nodes)
+        found = _best(context, everyone)
     except (PlanError, ConfigurationError) as error:
         why = cluster_sharing.why_not(context, served, str(error) if nodes else "")
         served.stuck = why
         _no_plan(context, now, served, why)
         return why
     served.stuck = ""
-    served.chosen, served.free_choice = choice.plan, replan.free_choice(entry, nodes, zones)
-    active = served.active
-    if active is not None and not served.replaces and active.same_placement(choice.plan):
+    zones, choice = context.settings.zones, found.choice
+    served.usable = len(found.nodes)
+    served.chosen = choice.plan
+    served.free_choice = replan.free_choice(found.entry, found.nodes, zones)
+    active, stays = served.active, found.entry is served.entry
+    if active is not None and stays and not served.replaces and active.same_placement(choice.plan):
         served.looks = 0
-        reprice(context, active, everyone)
+        reprice(context, active, found.offers)
         return None
-    worth = _worth(context, served, choice, everyone, least)
+    worth = _worth(context, served, found, everyone[0].offers, least)
     served.looks = 0 if worth is None else served.looks + 1
     if worth is None or not (worth.at_once or served.looks >= looks):
         assert active is not None
-        reprice(context, active, everyone)
+        reprice(context, active, everyone[0].offers)
     else:
         served.looks = 0
         said = f"{cause}; {worth.text}" if cause else worth.text
-        begin(context, now, served, choice.plan, said, offers=everyone)
+        if not stays:
+            said += f", with {found.entry.runtime} in the place of {served.entry.runtime}"
+            _change_runtime(served, found.entry)
+        begin(context, now, served, choice.plan, said, offers=found.offers)
     return None
 
 
@@ -157,6 +163,72 @@ def _may_hold(context: Context, served: Served, node: str) -> bool:
         return True
     active = served.active
     return not cordon.drain and active is not None and node in active.nodes()
+
+
+def _change_runtime(served: Served, entry: ModelEntry) -> None:
+    """To be loaded; until it is, what runs stays, and comes back if that fails."""
+    if served.active is not None and not served.replaces:
+        served.before = served.active.entry
+    served.entry = entry
+
+
+def _forget_runtime(served: Served) -> None:
+    """A change of runtime that did not come about: what runs is what was asked for."""
+    active = served.active
+    if active is not None and served.replaces and active.entry in served.entry.variants():
+        served.entry, served.before = active.entry, None
+
+
+@dataclass(frozen=True, slots=True)
+class _Offered:
+    """A model with one runtime, and the nodes for it: all that live, and those that it may be loaded on."""
+
+    entry: ModelEntry
+    offers: Offers
+    nodes: list[NodeProfile]
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The best plan, with the runtime that it is for, and the nodes that it was chosen from."""
+
+    entry: ModelEntry
+    offers: Offers
+    choice: replan.Choice
+    nodes: list[NodeProfile]
+
+
+def _offered(context: Context, now: float, served: Served, entry: ModelEntry) -> _Offered:
+    offers = cluster_sharing.offered(context, Served(entry, asked=served.asked))
+    nodes = [
+        node
+        for node in offers.profiles
+        if served.blocked.get(node.name, now) <= now and _may_hold(context, served, node.name)
+    ]
+    return _Offered(entry, offers, nodes)
+
+
+def _best(context: Context, everyone: list[_Offered]) -> _Found:
+    """The best plan with any of the runtimes; of equal ones with the first, which is that of now.
+
+    Raises:
+        PlanError: no plan fits with any of them; the error is the first one's that has nodes.
+        ConfigurationError: the options make no sense.
+    """
+    best: _Found | None = None
+    error: PlanError | None = None
+    for each in [offered for offered in everyone if offered.nodes] or everyone:
+        try:
+            choice, nodes = _choose(context, each.entry, each.nodes)
+        except PlanError as reason:
+            error = error or reason
+            continue
+        if best is None or better(each.entry, choice, best.choice):
+            best = _Found(each.entry, each.offers, choice, nodes)
+    if best is None:
+        assert error is not None
+        raise error
+    return best
 
 
 def _choose(
@@ -194,12 +266,14 @@ def reprice(context: Context, generation: Generation, offers: Offers) -> None:
 
 
 def _worth(
-    context: Context, served: Served, choice: replan.Choice, offers: Offers, least: float
+    context: Context, served: Served, found: _Found, own: Offers, least: float
 ) -> _Worth | None:
-    """Why to switch from what runs to the plan that was chosen, or None to stay.
+    """Why to switch from what runs to the plan that was found, or None to stay.
 
-    `offers` are all that live: a node on which a load failed a moment ago may well hold what runs.
+    `own` are the nodes as offered to what runs, all that live: one on which a load failed a moment ago may
+    well hold it.
     """
+    choice, offers = found.choice, found.offers
     necessity = replan.necessity(served, choice)
     if necessity is not None:
         return _Worth(necessity, at_once=True)
@@ -209,7 +283,7 @@ def _worth(
     if leaves:
         return _Worth(f"nothing shall stay on {', '.join(leaves)}", at_once=True)
     try:
-        nodes = cluster_sharing.as_it_runs(context, served, offers)
+        nodes = cluster_sharing.as_it_runs(context, served, own)
         present = replan.price(
             served.entry, nodes, active.pipelines(), context.settings.zones
         ).predicted
@@ -310,7 +384,8 @@ def tick(context: Context, now: float, served: Served) -> None:
     elif age >= settings.drift_interval_s:
         # While the last switch cools down we look, and do nothing.
         looks = math.inf if cools_down(context, now, served) else settings.drift_looks
-        consider(context, now, served, "what is measured has changed", looks=looks)
+        cause = "what is measured has changed"
+        consider(context, now, served, cause, looks=looks, keep_runtime=True)
         served.drifts += served.loads
 
 

@@ -36,8 +36,10 @@ def serve(context: Context, event: ServeAsked) -> None:
         finish = Finish(event.transaction, "serve", entry.name, str(error), ErrorCode.BAD_INPUT)
         context.finished.append(finish)
         return
-    if served is not None and served.active is not None and served.active.entry == entry:
-        entry = served.active.entry
+    if served is not None:
+        # The same once more, perhaps with a runtime that was chosen meanwhile.
+        known = [served.entry] if served.active is None else [served.active.entry, served.entry]
+        entry = next((each for each in known if each in entry.variants()), entry)
     if served is None:
         served = context.models[entry.name] = Served(entry, asked=event.now)
         announce(context, served)
@@ -104,7 +106,7 @@ def rounding_hurt(context: Context, event: RoundingHurt) -> None:
     )
     context.tell("rounding_stopped", text, model=event.model, generation=event.generation)
     options = dataclasses.replace(served.entry.options, max_error=0.0, compression=AUTO)
-    _replace(served, dataclasses.replace(served.entry, options=options), event.now)
+    _replace(served, served.entry.with_options(options), event.now)
     consider(context, event.now, served, "rounding between stages changed answers too much")
 
 

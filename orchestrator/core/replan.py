@@ -186,8 +186,9 @@ def no_nodes(entry: ModelEntry, alive: Sequence[Node]) -> str:
     """Why there is nobody to plan for."""
     if not alive:
         return "no node is here; start one with `amp4ec agent`"
+    runtimes = " or ".join(repr(variant.runtime) for variant in entry.variants())
     return (
-        f"of {len(alive)} node(s) none can load it: each lacks the runtime {entry.runtime!r}, is cordoned, "
+        f"of {len(alive)} node(s) none can load it: each lacks the runtime {runtimes}, is cordoned, "
         "or failed to load the model a moment ago"
     )
 

@@ -1,5 +1,8 @@
 """Which runtime a model is to be served with, where nobody says: the one with the better plan.
 
+When it is asked for, and again when nodes come, go or change (`cluster_planning.consider`): then another
+runtime has to be worth the switch, as every other plan.
+
 A runtime that is faster on every node that has it may still lose: fewer nodes may have it, or its memory may
 not suffice. So each is planned with, as the model would be, and the plans are compared.
 """
@@ -42,12 +45,13 @@ def best_runtime(candidates: Iterable[Candidate], zones: Zones) -> ModelEntry | 
             choice = choose(candidate.entry, candidate.nodes, zones)
         except PlanError:
             continue
-        if best is None or _better(candidate.entry, choice, best[1]):
+        if best is None or better(candidate.entry, choice, best[1]):
             best = candidate.entry, choice
     return None if best is None else best[0]
 
 
-def _better(entry: ModelEntry, choice: Choice, than: Choice) -> bool:
+def better(entry: ModelEntry, choice: Choice, than: Choice) -> bool:
+    """Whether one choice is better than another by what was asked for."""
     mine, other = ((each.short, misses_rate(entry, each.plan.predicted)) for each in (choice, than))
     if mine != other:
         return mine < other
