@@ -120,7 +120,7 @@ class _Installable:
 
 _RUNTIMES = {
     "torch": _Installable("torch_runtime", ("torch", "safetensors"), "amp4ec[torch]"),
-    "onnxruntime": _Installable("onnx_runtime", ("onnxruntime", "onnx"), "amp4ec[onnx]", int8=True),
+    "onnxruntime": _Installable("onnx_runtime", ("onnxruntime",), "amp4ec[onnx]", int8=True),
 }
 
 

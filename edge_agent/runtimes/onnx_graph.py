@@ -6,13 +6,12 @@ Weights are declared as external data, and given to the session as they lie in m
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import onnx
-from onnx import TensorProto, helper
+from typing import Any
 
 from edge_agent.runtimes.onnx_ops import convert_node
+from edge_agent.runtimes.onnx_proto import make_external, make_graph, make_model, make_value
 from edge_agent.runtimes.onnx_quantised import DOMAIN, DOMAIN_VERSION
-from edge_agent.runtimes.onnx_writer import ONNX_TYPES, Writer
+from edge_agent.runtimes.onnx_writer import Writer
 from shared.graph import StageGraph, TensorSpec
 
 OPSET = 20
@@ -28,7 +27,7 @@ class Converted:
     Inputs and weights that no node reads are left out, and outputs that are inputs.
     """
 
-    model: onnx.ModelProto
+    model: Any
     inputs: dict[str, str]
     weights: dict[str, str]
     outputs: dict[str, str]
@@ -51,40 +50,27 @@ def convert(graph: StageGraph) -> Converted:
     # ONNX wants an output even of a stage that only passes its inputs on.
     wanted = [name for name in graph.outputs if name not in taken] or [graph.nodes[-1].name]
     outputs = {name: writer.names[name] for name in wanted}
-    proto = helper.make_graph(
+    proto = make_graph(
         writer.nodes,
-        "stage",
         [
-            _declared(inputs[name], writer.specs[name], open_batch=graph.open_batch)
+            make_value(inputs[name], spec.dtype, _shape(spec, open_batch=graph.open_batch))
             for name in inputs
+            for spec in (writer.specs[name],)
         ],
         # Without a shape: the runtime infers it, and what the graph declares is compared with that.
-        [
-            helper.make_tensor_value_info(outputs[name], ONNX_TYPES[writer.specs[name].dtype], None)
-            for name in outputs
-        ],
+        [make_value(outputs[name], writer.specs[name].dtype, None) for name in outputs],
         [
             *writer.constants,
-            *(_external(weights[name], writer.specs[name]) for name in weights),
+            *(
+                make_external(weights[name], spec.dtype, spec.shape, spec.nbytes)
+                for name in weights
+                for spec in (writer.specs[name],)
+            ),
         ],
     )
-    model = helper.make_model(
-        proto,
-        opset_imports=[helper.make_opsetid("", OPSET), helper.make_opsetid(DOMAIN, DOMAIN_VERSION)],
-        ir_version=IR_VERSION,
-    )
+    model = make_model(proto, [("", OPSET), (DOMAIN, DOMAIN_VERSION)], IR_VERSION)
     return Converted(model, inputs, weights, outputs)
 
 
-def _declared(name: str, spec: TensorSpec, *, open_batch: bool) -> onnx.ValueInfoProto:
-    shape = ("items", *spec.shape[1:]) if open_batch else spec.shape
-    return helper.make_tensor_value_info(name, ONNX_TYPES[spec.dtype], shape)
-
-
-def _external(name: str, spec: TensorSpec) -> TensorProto:
-    """A weight whose bytes are given beside the model; nothing is read from the named file."""
-    proto = TensorProto(name=name, data_type=ONNX_TYPES[spec.dtype], dims=spec.shape)
-    proto.data_location = TensorProto.EXTERNAL
-    for key, value in (("location", name), ("offset", "0"), ("length", str(spec.nbytes))):
-        proto.external_data.add(key=key, value=value)
-    return proto
+def _shape(spec: TensorSpec, *, open_batch: bool) -> tuple[int | str, ...]:
+    return ("items", *spec.shape[1:]) if open_batch else spec.shape

@@ -14,7 +14,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from edge_agent.runtimes import Array, onnx_quantised
-from edge_agent.runtimes.onnx_writer import ONNX_TYPES, Writer
+from edge_agent.runtimes.onnx_proto import TYPES
+from edge_agent.runtimes.onnx_writer import Writer
 
 _Convert: TypeAlias = Callable[[Writer], str]
 
@@ -72,7 +73,7 @@ def _where(w: Writer) -> str:
 
 
 def _cast(w: Writer) -> str:
-    return w.emit("Cast", w.operand(), to=ONNX_TYPES[w.attribute("dtype")])
+    return w.emit("Cast", w.operand(), to=TYPES[w.attribute("dtype")])
 
 
 def _take(w: Writer) -> str:

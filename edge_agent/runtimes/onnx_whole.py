@@ -7,10 +7,10 @@ more.
 
 from __future__ import annotations
 
-import onnx
 from google.protobuf.message import DecodeError
 
 from edge_agent.runtimes.onnx_graph import Converted
+from edge_agent.runtimes.onnx_proto import parse
 from edge_agent.runtimes.onnx_weights import StageWeights
 from shared.errors import StageError
 from shared.graph import StageGraph
@@ -27,7 +27,7 @@ def whole_model(graph: StageGraph, weights: StageWeights) -> Converted:
     assert isinstance(names, tuple)
     own, *others = names
     try:
-        model = onnx.ModelProto.FromString(weights.get(own).tobytes())
+        model = parse(weights.get(own).tobytes())
     except DecodeError as error:
         raise StageError(f"stage {graph.name}: weight {own!r}", expected="an ONNX model") from error
     declared = {tensor.name for tensor in model.graph.initializer}

@@ -9,20 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper, numpy_helper
 
+from edge_agent.runtimes.onnx_proto import TYPES, make_node, make_tensor
 from shared.errors import StageError
 from shared.graph import Node, StageGraph, TensorSpec
-
-ONNX_TYPES = {
-    name: helper.np_dtype_to_tensor_dtype(np.dtype(name))
-    for name in (
-        *("float64", "float32", "float16"),
-        *("int64", "int32", "int16", "int8", "uint8", "bool"),
-    )
-}
-"""ONNX's numbers of our dtypes."""
 
 
 class Writer:
@@ -32,8 +22,8 @@ class Writer:
         self.graph = graph
         self.specs = graph.specs()
         self.names = {name: f"v{index}" for index, name in enumerate(self.specs)}
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: list[TensorProto] = []
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
         self._known: dict[tuple[str, tuple[int, ...], bytes], str] = {}
         self.node = graph.nodes[0]
         self._parts = 0
@@ -47,7 +37,7 @@ class Writer:
         name = self.node.name if self._parts == 0 else f"{self.node.name}/{self._parts}"
         self._parts += 1
         result = f"n{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, list(inputs), [result], name=name, **attributes))
+        self.nodes.append(make_node(op, inputs, result, name=name, **attributes))
         return result
 
     def constant(self, values: Any, dtype: str = "int64") -> str:
@@ -57,7 +47,7 @@ class Writer:
         name = self._known.get(key)
         if name is None:
             name = self._known[key] = f"c{len(self._known)}"
-            self.constants.append(numpy_helper.from_array(array, name))
+            self.constants.append(make_tensor(array, name))
         return name
 
     def spec(self, index: int = 0) -> TensorSpec:
@@ -85,7 +75,7 @@ class Writer:
     def cast(self, value: str, spec: TensorSpec, dtype: str | None = None) -> str:
         """`value` in the result's dtype (or `dtype`): torch promotes, ONNX wants operands alike."""
         wanted = dtype or self.node.spec.dtype
-        return value if spec.dtype == wanted else self.emit("Cast", value, to=ONNX_TYPES[wanted])
+        return value if spec.dtype == wanted else self.emit("Cast", value, to=TYPES[wanted])
 
     def reshape(self, value: str, shape: Sequence[int]) -> str:
         """`value` in another shape."""

@@ -53,7 +53,7 @@ class Untraced:
         """
         if any(find_spec(name) is None for name in ("onnx", "onnxruntime")):
             raise ModelError(
-                f"{self.why.message}; to have it served whole, pip install 'amp4ec[onnx]'",
+                f"{self.why.message}; to have it served whole, pip install 'amp4ec[orchestrator,onnx]'",
                 expected=self.why.expected,
                 got=self.why.got,
             ) from self.why

@@ -94,7 +94,7 @@ def _need_onnx(source: ModelSource) -> None:
     missing = [name for name in ("onnx", "onnxruntime") if find_spec(name) is None]
     if missing:
         raise ModelError(
-            f"reading {source.reference} needs what is not installed here: pip install 'amp4ec[onnx]'",
+            f"to read {source.reference}, pip install 'amp4ec[orchestrator,onnx]'",
             expected="onnx and onnxruntime",
             got=f"no {' and no '.join(missing)}",
         )
