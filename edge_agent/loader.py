@@ -80,10 +80,12 @@ class Loader:
         node: this node's name, which its stage times carry.
         topics: the topic table below the agent's root.
         runtimes: the names that may be opened.
-        threads: how many threads a runtime may compute with.
+        threads: says how many threads a runtime may compute with, whenever a stage is loaded.
     """
 
-    def __init__(self, node: str, topics: Topics, runtimes: tuple[str, ...], threads: int) -> None:
+    def __init__(
+        self, node: str, topics: Topics, runtimes: tuple[str, ...], threads: Callable[[], int]
+    ) -> None:
         self._node = node
         self._topics = topics
         self._names = runtimes
@@ -128,7 +130,7 @@ class Loader:
         runner = runtime.load(
             graph,
             {blob.digest: blobs[blob.digest] for blob in assigned.weights},
-            threads=self._threads,
+            threads=self._threads(),
         )
         topic = partial(
             self._topics.topic, pipeline=assigned.pipeline, generation=assigned.generation

@@ -189,7 +189,11 @@ class Agent:
             topics=self._topics,
             blobs=Blobs(self._store, self._transfers),
             loader=Loader(
-                options.node, self._topics, tuple(self._runtimes), threads_for(self._share.cpus)
+                options.node,
+                self._topics,
+                tuple(self._runtimes),
+                # Read at each load: a container's quota may have been changed since.
+                lambda: threads_for(probe.share().cpus),
             ),
             data=data,
             spawn=self._spawn,

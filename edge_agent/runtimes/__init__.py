@@ -2,10 +2,23 @@
 
 `load` turns a graph and its weight blobs into a stage, `run` takes and gives NumPy arrays by name, `unload`
 gives the memory back. Asking what is available imports no runtime; opening one does.
+
+Another one is one new file here. It begins with what can be said of it without importing anything heavy, as
+constants that are read and not run::
+
+    NAME = "mine"                       its name in births and plans
+    NEEDS = ("mine_package",)           what it imports, first what it is built on
+    EXTRA = "amp4ec[mine]"              the extra that brings those
+    INT8 = False                        whether it runs int8 graphs (`shared.graph.QUANTISED`)
+
+and has `open_runtime()`, which gives a `Runtime`. Births offer it, models are timed with it where they are
+prepared, and held against the original's answers, with nothing else to be told.
 """
 
 from __future__ import annotations
 
+import ast
+import functools
 import importlib
 import math
 import os
@@ -107,27 +120,38 @@ class Runtime(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class _Installable:
-    """A runtime's module here, what it imports (first what it is built on), and the extra that brings it.
-
-    `int8`: whether it has the operators of int8 graphs (`shared.graph.QUANTISED`).
-    """
+    """A runtime's module here, and what it says of itself; see above."""
 
     module: str
     needs: tuple[str, ...]
     extra: str
-    int8: bool = False
+    int8: bool
 
 
-_RUNTIMES = {
-    "torch": _Installable("torch_runtime", ("torch", "safetensors"), "amp4ec[torch]"),
-    "onnxruntime": _Installable("onnx_runtime", ("onnxruntime",), "amp4ec[onnx]", int8=True),
-}
+@functools.cache
+def _described(folders: tuple[str, ...]) -> dict[str, _Installable]:
+    """The runtimes by name, from the constants of their files; nothing of them is run."""
+    found: dict[str, _Installable] = {}
+    for path in sorted(path for folder in folders for path in Path(folder).glob("*_runtime.py")):
+        said = {
+            target.id: ast.literal_eval(node.value)
+            for node in ast.parse(path.read_bytes()).body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name) and target.id in ("NAME", "NEEDS", "EXTRA", "INT8")
+        }
+        found[said["NAME"]] = _Installable(path.stem, said["NEEDS"], said["EXTRA"], said["INT8"])
+    return found
+
+
+def _runtimes() -> dict[str, _Installable]:
+    return _described(tuple(__path__))
 
 
 def available_runtimes() -> dict[str, str]:
     """The runtimes that can be opened here, with their versions; imports none of them."""
     found: dict[str, str] = {}
-    for name, runtime in _RUNTIMES.items():
+    for name, runtime in _runtimes().items():
         if all(find_spec(module) is not None for module in runtime.needs):
             try:
                 found[name] = version(runtime.needs[0])
@@ -138,7 +162,7 @@ def available_runtimes() -> dict[str, str]:
 
 def int8_runtimes() -> tuple[str, ...]:
     """The runtimes, installed or not, that run int8 graphs (level O2)."""
-    return tuple(name for name, runtime in _RUNTIMES.items() if runtime.int8)
+    return tuple(name for name, runtime in _runtimes().items() if runtime.int8)
 
 
 def open_runtime(name: str) -> Runtime:
@@ -152,10 +176,10 @@ def open_runtime(name: str) -> Runtime:
         raise StageError(
             f"runtime {name!r} is not installed",
             expected=" | ".join(available)
-            or f"an extra: {' or '.join(runtime.extra for runtime in _RUNTIMES.values())}",
+            or f"an extra: {' or '.join(runtime.extra for runtime in _runtimes().values())}",
             got=repr(name),
         )
-    module = importlib.import_module(f"edge_agent.runtimes.{_RUNTIMES[name].module}")
+    module = importlib.import_module(f"edge_agent.runtimes.{_runtimes()[name].module}")
     opener: Callable[[], Runtime] = module.open_runtime
     return opener()
 

@@ -25,6 +25,11 @@ from edge_agent.runtimes.onnx_whole import whole_model
 from shared.errors import StageError
 from shared.graph import Kernels, StageGraph, Value, validate
 
+NAME = "onnxruntime"
+NEEDS = ("onnxruntime",)
+EXTRA = "amp4ec[onnx]"
+INT8 = True
+
 _FATAL = 4
 """Log level: its errors are raised as well, and stand in ours."""
 
@@ -32,7 +37,7 @@ _FATAL = 4
 class OnnxRuntime:
     """Runs stages with ONNX Runtime on the CPU."""
 
-    name = "onnxruntime"
+    name = NAME
     version = str(onnxruntime.__version__)
 
     def load(self, graph: StageGraph, blobs: Blobs, *, threads: int = 1) -> OnnxStage:

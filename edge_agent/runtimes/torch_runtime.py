@@ -25,6 +25,11 @@ from edge_agent.runtimes.torch_weights import StageWeights
 from shared.errors import StageError
 from shared.graph import QUANTISED, WHOLE, Kernels, Node, StageGraph, Value, validate
 
+NAME = "torch"
+NEEDS = ("torch", "safetensors")
+EXTRA = "amp4ec[torch]"
+INT8 = False
+
 
 @dataclass(frozen=True, slots=True)
 class _Input:
@@ -49,7 +54,7 @@ class _Program:
 class TorchRuntime:
     """Runs stages with PyTorch on the CPU."""
 
-    name = "torch"
+    name = NAME
     version = str(torch.__version__)
 
     def load(self, graph: StageGraph, blobs: Blobs, *, threads: int = 1) -> TorchStage:
