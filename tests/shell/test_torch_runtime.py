@@ -296,7 +296,7 @@ def test_a_stage_may_be_run_in_another_thread_than_it_was_loaded_in() -> None:
 
 def test_runtimes_are_listed_without_importing_one_and_torchvision_is_never_imported() -> None:
     assert available_runtimes()["torch"].startswith("2.")
-    with pytest.raises(StageError, match="runtime 'abacus' is not installed; expected .*torch"):
+    with pytest.raises(StageError, match=r"runtime 'abacus' is not installed; expected .*torch"):
         open_runtime("abacus")
     code = (
         "import sys; from edge_agent.runtimes import available_runtimes, open_runtime;"
