@@ -142,7 +142,7 @@ class Agent:
         self._options = options
         self._topics = Topics(options.root)
         self._admission = Admission(options.broker.credentials)
-        probe = probe if probe is not None else Probe()
+        probe = probe if probe is not None else Probe(declared_cpus=options.cpus)
         self._share = probe.share()
         self._hardware = probe.hardware()
         installed = available_runtimes()

@@ -250,6 +250,14 @@ async def test_birth_telemetry_and_clean_leave(world: World) -> None:
     assert decode_json(kept.payload, NodeState).state == "offline"
 
 
+async def test_a_declared_share_is_what_the_birth_says(world: World) -> None:
+    world.options = replace(world.options, cpus=0.05)
+    async with world.agent():
+        hardware = world.births[0].hardware
+        assert hardware is not None
+        assert hardware.cpu == 0.05
+
+
 async def test_assignment_is_fetched_loaded_reported_and_run(
     world: World, runtime: FakeRuntime
 ) -> None:
