@@ -36,7 +36,7 @@ MANY: Final = 1500
 """Messages that are left unread: with `UNDER_WAY` more than what brokers keep unless told to (1,000)."""
 UNDER_WAY: Final = 200
 """How many of them we let the broker have under way; brokers' own limits are often 16 to 32."""
-QUIET_S: Final = 0.5
+QUIET_S: Final = 2.0
 """What did not come for so long does not come."""
 LARGEST_BYTES: Final = max(spec.max_bytes for spec in SPECS.values())
 USUAL_PACKET_BYTES: Final = 4 << 20
@@ -115,7 +115,7 @@ class Probe:
         for begin in range(0, MANY, 100):
             sending = (self.bus.publish(self.topic, b"%d" % n) for n in range(begin, begin + 100))
             await asyncio.gather(*sending)
-        under_way = await self.settled(before + MANY) - before
+        under_way = await self.settled(before + UNDER_WAY) - before
         self.let_go()
         return Queue(under_way, await self.settled(before + MANY) - before)
 

@@ -110,8 +110,11 @@ async def listen(url: BrokerUrl, topics: Topics) -> Heard:
             everything = f"{topics.root}/#"
             await bus.subscribe(everything)
             await asyncio.sleep(RETAINED_S)
+            # The answer comes after what the broker had to deliver by then, however slow all this is.
+            await bus.round_trip()
             await bus.unsubscribe(everything)
             await asyncio.sleep(LISTEN_S)
+            await bus.round_trip()
         finally:
             reader.cancel()
             with contextlib.suppress(asyncio.CancelledError):
