@@ -43,6 +43,22 @@ async def running(
         yield driver
 
 
+async def test_a_foreign_environment_sees_the_drivers_and_nothing_else_of_ours(files: Path) -> None:
+    python = files / "python"
+    # `shared` lies beside `deploy`; without site-packages (-S) only what is handed over can be found.
+    code = (
+        "import deploy, sys; from importlib.util import find_spec;"
+        " sys.exit('shared: ' + str(find_spec('shared')))"
+    )
+    python.write_text(f'#!/bin/sh\ncd / && exec {sys.executable} -S -c "{code}"\n')
+    python.chmod(0o755)
+    with pytest.raises(DriverEndedError, match="shared: None"):
+        await Driver.start(
+            python, "any", files=files, limits=[], options={}, environment={},
+            log=files / "logs" / "peer.log",
+        )  # fmt: skip
+
+
 async def test_a_window_is_kept_full_until_it_is_enough(files: Path) -> None:
     async with running(files) as driver:
         assert driver.facts == {"kind": "fake"}

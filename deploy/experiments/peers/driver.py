@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ import psutil
 from deploy.cgroup import CpuLimit
 from deploy.experiments.peers.drivers.lines import PARENT
 from deploy.experiments.peers.outcome import Item
+from deploy.supervisor import child_environment
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError
 
@@ -24,7 +26,8 @@ START_S = 300.0
 """At 0.2 CPU importing torch alone takes 10 s, and AMP4EC's agents measure themselves the first time."""
 _STOP_S = 20.0
 _LINE_BYTES = 16 * 1024 * 1024
-_TOP = Path(__file__).resolve().parents[3]
+_PACKAGE = Path(__file__).resolve().parents[2]
+"""`deploy`, of which an environment of its own sees nothing else of what is installed beside it."""
 
 
 class DriverEndedError(Amp4ecError):
@@ -96,16 +99,15 @@ class Driver:
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as errors:
             process = await asyncio.create_subprocess_exec(
-                str(python), "-m", module, encode_json(setup).decode(),
+                str(python), "-P", "-m", module, encode_json(setup).decode(),
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=errors,
                 env={
-                    **os.environ,
+                    **_environment(python, log.parent),
                     "OMP_NUM_THREADS": "1",  # by the quota, not by the machine's cores
                     **environment,
                     PARENT: str(os.getpid()),
-                    "PYTHONPATH": str(_TOP),
                 },
                 limit=_LINE_BYTES,
                 start_new_session=True,
@@ -216,6 +218,17 @@ class Loading:
         if not self._told:
             self._told = True
             self._driver._write({})  # noqa: SLF001
+
+
+def _environment(python: Path, folder: Path) -> dict[str, str]:
+    """Variables with which `python` finds the drivers, and a foreign one no other package of ours."""
+    if python == Path(sys.executable):
+        return child_environment()
+    code = folder / "code"
+    code.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        (code / _PACKAGE.name).symlink_to(_PACKAGE, target_is_directory=True)
+    return {**os.environ, "PYTHONPATH": str(code)}
 
 
 def _below(pid: int) -> list[psutil.Process]:

@@ -101,7 +101,7 @@ async def prepare(bench: Bench, say: Say) -> list[int]:
 async def _export(bench: Bench, cuts: Sequence[int]) -> None:
     given = encode_json({"files": str(bench.files), "model": MODEL, "cuts": cuts}).decode()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", f"{__package__}.drivers.export", given,
+        sys.executable, "-P", "-m", f"{__package__}.drivers.export", given,
         stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, env=child_environment(),
     )  # fmt: skip
     if await process.wait() != 0:

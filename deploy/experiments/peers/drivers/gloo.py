@@ -128,7 +128,7 @@ async def start(setup: Setup) -> AsyncIterator[Started]:
         port = probe.getsockname()[1]
     ranks = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-m", _RANK, sys.argv[1], str(port), str(index),
+            sys.executable, "-P", "-m", _RANK, sys.argv[1], str(port), str(index),
             stdin=asyncio.subprocess.DEVNULL,
             env={**os.environ, PARENT: str(os.getpid())},
         )
