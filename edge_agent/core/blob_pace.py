@@ -11,8 +11,8 @@ LINK_SHARE = 0.5
 LEAST_LINK_SHARE = 0.1
 """Of the whole link: a link that activations fill would otherwise keep every new plan out."""
 CPU_SHARE = 0.1
-CPU_S_PER_BYTE = 8e-9
-"""To receive, check and store a blob; measured with one x86 server core: 5 to 8."""
+CPU_S_PER_BYTE = 10e-9
+"""To receive, check and store a blob in pieces; measured with one x86 server core: 9 to 10."""
 
 
 def allowed_bytes_per_s(

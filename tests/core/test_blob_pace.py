@@ -39,8 +39,8 @@ def test_by_hand() -> None:
     for received, link, cpus, expected in (
         (0.625e6, 1.25e6, 1.0, 0.3125e6),
         (1.25e6, 1.25e6, 1.0, 0.125e6),
-        (1e6, 131e6, 0.2, 2.5e6),
-        (1e6, None, 0.2, 2.5e6),
+        (1e6, 131e6, 0.2, 2.0e6),
+        (1e6, None, 0.2, 2.0e6),
     ):
         allowed = allowed_bytes_per_s(
             items=1, received_bytes_per_s=received, link_bytes_per_s=link, cpus=cpus
