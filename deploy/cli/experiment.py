@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import signal
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any, TypeVar
 
 import click
 
@@ -11,6 +14,7 @@ from deploy.cli.options import json_option
 from deploy.cli.output import note, print_json, print_line
 from shared.errors import ConfigurationError
 
+T = TypeVar("T")
 _FAILED = 1
 
 
@@ -95,7 +99,7 @@ def experiment_command(
             )
     failed: dict[str, str] = {}
     if not wanted and not only_results:
-        rows = []
+        rows: list[dict[str, str | int]] = []
         for each in EXPERIMENTS.values():
             todo = missing(each, settings, output)
             seconds = sum(round_.case.seconds for round_ in todo)
@@ -104,10 +108,16 @@ def experiment_command(
                 print_line(f"{each.name:<24} {seconds / 60:>5.0f} min to go  {each.title}")
         if as_json:
             print_json(rows)
+        else:
+            total_s = sum(float(row["missing_s"]) for row in rows)
+            print_line(f"{'all':<24} {total_s / 60:>5.0f} min to go")
         return
     if wanted and not only_results:
         chosen = [EXPERIMENTS[name].only(cases) for name in wanted]
-        failed = asyncio.run(run(chosen, settings, output, note))
+        try:
+            failed = asyncio.run(_until_terminated(run(chosen, settings, output, note)))
+        except asyncio.CancelledError:
+            raise click.Abort from None  # by SIGTERM; what is recorded stays
     path = write_results(output)
     if as_json:
         print_json({"results": str(path), "failed": failed})
@@ -117,3 +127,10 @@ def experiment_command(
             note(f"failed: {name}: {why}")
     if failed:
         ctx.exit(_FAILED)
+
+
+async def _until_terminated(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` gives. SIGTERM ends it as Ctrl-C does: clusters are taken down first."""
+    task = asyncio.ensure_future(work)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+    return await task

@@ -26,6 +26,7 @@ def cpu_can_be_limited() -> bool:
     return True
 
 
+@pytest.mark.timeout(400)  # a model is imported, and three agents measure themselves first
 @pytest.mark.skipif(not cpu_can_be_limited(), reason="this process may not limit CPU by cgroup")
 async def test_a_device_lost_beside_one_process(tmp_path: Path) -> None:
     name = "device lost, chosen freely"

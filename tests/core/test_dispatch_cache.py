@@ -57,6 +57,8 @@ class CachedHistories(Histories):
         """By model: what is served, None without a cache."""
         self.runs: dict[tuple[str, str, int], str] = {}
         """By pipeline: what it runs."""
+        self.ran_on: dict[tuple[str, int, int], str] = {}
+        """By request, item and attempt: what the pipeline ran that it was sent to."""
         self.digests = [0, 1, 1, 2]
         """Of the inputs to come, in turn; 0 has no key."""
         self.keys: dict[object, CacheKey | None] = {}
@@ -103,6 +105,11 @@ class CachedHistories(Histories):
 
     # --- what it does
 
+    def dispatched(self, action: Dispatch) -> None:
+        super().dispatched(action)
+        attempt = (action.request_id, action.item_index, action.attempt)
+        self.ran_on[attempt] = self.runs[action.model, action.pipeline, action.generation]
+
     def dispatched_first(self, action: Dispatch, job: Job) -> None:
         """Those that were held come out of turn."""
 
@@ -111,8 +118,8 @@ class CachedHistories(Histories):
 
     def output_comes(self, action: Dispatch, job: Job) -> None:
         super().output_comes(action, job)
-        runs = self.runs[action.model, action.pipeline, action.generation]
-        self.made[action.request_id, action.item_index] = (runs, self.now)
+        ran_on = self.ran_on[action.request_id, action.item_index, action.attempt]
+        self.made[action.request_id, action.item_index] = (ran_on, self.now)
 
     def ended(self, job: Job, index: int, item: EndedItem) -> None:
         event, outcome = job.event, item.outcome
