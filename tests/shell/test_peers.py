@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.experiments.case import Settings
+from deploy.experiments.case import Engine, Lab, Settings
 from deploy.experiments.peers.environments import Environment, EnvironmentMissingError
 from deploy.experiments.peers.experiment import PEERS
 from deploy.experiments.peers.systems import SYSTEMS, Bench
@@ -63,6 +63,13 @@ def test_cases_are_named_after_systems_and_chosen_by_a_part_of_the_name() -> Non
     ]
     with pytest.raises(ConfigurationError, match=r"no such case.*gloo.*got glue"):
         PEERS.only(["glue"]).cases(settings)
+
+
+async def test_containers_are_refused_before_anything_starts(tmp_path: Path) -> None:
+    settings = Settings(engine=Engine.DOCKER)
+    lab = Lab(settings, tmp_path, lambda _: None)
+    with pytest.raises(ConfigurationError, match="--engine local"):
+        await PEERS.cases(settings)[0].measure(lab)
 
 
 def test_aims_are_about_systems_that_are_measured() -> None:

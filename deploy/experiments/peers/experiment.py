@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from deploy.cgroup import CpuLimit, limit_cpu
-from deploy.experiments.case import Case, Experiment, Lab, Measured, Say, Settings
+from deploy.experiments.case import Case, Engine, Experiment, Lab, Measured, Say, Settings
 from deploy.experiments.peers.driver import Ask, Driver, Loading
 from deploy.experiments.peers.environments import default_cache
 from deploy.experiments.peers.outcome import count, recovery_s, silence_s, steady
@@ -28,7 +28,7 @@ from deploy.supervisor import child_environment
 from edge_agent.cgroup import Cgroups
 from orchestrator.core.dispatch_settings import default_window
 from shared.codec import decode_json, encode_json
-from shared.errors import ModelError
+from shared.errors import ConfigurationError, ModelError
 
 WINDOW = default_window(len(PAPER_SHARES))
 WATCH_S = 45.0
@@ -55,7 +55,17 @@ def _cases(settings: Settings) -> Sequence[Case]:
 
 
 async def _measure(system: System, lab: Lab) -> Measured:
-    """One round of one system."""
+    """One round of one system.
+
+    Raises:
+        ConfigurationError: it was to run in containers, which the peers' environments are not made for.
+        DriverEndedError: the system did not start, or ended.
+        EnvironmentMissingError: what it needs cannot be installed.
+    """
+    if lab.settings.engine is not Engine.LOCAL:
+        raise ConfigurationError(
+            "peers run as processes", expected="--engine local", got=str(lab.settings.engine)
+        )
     bench = Bench(
         directory=lab.directory.parent / "peers",
         shares=tuple(lab.settings.cpus(PAPER_SHARES)),
