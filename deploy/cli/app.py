@@ -49,7 +49,7 @@ _EXTRAS = {
     "torch": "agent,torch",
     "safetensors": "agent,torch",
     "onnxruntime": "agent,onnx",
-    "onnx": "agent,onnx",
+    "onnx": "orchestrator,onnx",
     "torchvision": "orchestrator",
     "PIL": "agent",
     "psutil": "agent",

@@ -17,7 +17,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from deploy.doctor.finding import Finding, error, note, ok, warning
 from edge_agent.cgroup import Cgroups
 from edge_agent.probe import Probe
-from edge_agent.runtimes import available_runtimes
+from edge_agent.runtimes import available_runtimes, requirements_of
 from shared.bus import BrokerUrl
 from shared.bus.url import is_loopback
 
@@ -29,7 +29,8 @@ DISK_BYTES: Final = 1 << 30
 DISK_LEAST_BYTES: Final = 200 << 20
 IMPORT_S: Final = 60.0
 """At 0.2 CPU importing torch takes ten seconds."""
-_MODULES: Final = {"torch": ("torch", "torchvision"), "onnxruntime": ("onnxruntime", "onnx")}
+_BESIDE: Final = {"torch": ("torchvision",), "onnxruntime": ("onnx",)}
+"""What breaks with a runtime's own modules, where it is installed: what imports models."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,14 @@ def check_runtimes(runtimes: dict[str, str]) -> Iterator[Finding]:
             "for an agent: pip install 'amp4ec[agent,onnx]'",
         )
     for name, version in runtimes.items():
-        failed = _import_error([m for m in _MODULES[name] if _installed(m)])
+        needs, extra = requirements_of(name)
+        beside = [module for module in _BESIDE.get(name, ()) if _installed(module)]
+        failed = _import_error([*needs, *beside])
         if failed:
             yield error(
                 "runtime.broken",
                 f"{name} {version} is installed and cannot be imported: {failed}",
-                f"pip install --force-reinstall 'amp4ec[agent,{'torch' if name == 'torch' else 'onnx'}]'",
+                f"pip install --force-reinstall '{extra}'",
             )
         else:
             yield ok("runtime", f"{name} {version}")

@@ -160,6 +160,12 @@ def available_runtimes() -> dict[str, str]:
     return found
 
 
+def requirements_of(name: str) -> tuple[tuple[str, ...], str]:
+    """What a runtime, installed or not, imports, and the extra that brings it."""
+    runtime = _runtimes()[name]
+    return runtime.needs, runtime.extra
+
+
 def int8_runtimes() -> tuple[str, ...]:
     """The runtimes, installed or not, that run int8 graphs (level O2)."""
     return tuple(name for name, runtime in _runtimes().items() if runtime.int8)
