@@ -32,6 +32,7 @@ from typing import Protocol, TypeAlias, assert_never
 from edge_agent.core.stage_queue import StageQueue
 from edge_agent.drops import Drops
 from edge_agent.stage import Item, Stage, process
+from shared.batch_costs import SIZES
 from shared.bus.faces import DataBus
 from shared.bus.message import Message, Properties
 from shared.errors import BrokerUnreachableError
@@ -207,6 +208,7 @@ class StageThread:
                         compute_s=round(held.compute_s / count, 6),
                         cpu_s=round(held.cpu_s / count, 6),
                         queue_s=round(held.queue_s / count, 6),
+                        at_once=stage.costs.best(SIZES),
                     )
                 )
                 held.items, held.queue_s, held.compute_s, held.cpu_s = 0, 0.0, 0.0, 0.0

@@ -36,7 +36,7 @@ class BatchCosts:
 
     first_left_out: int = 1
     first_kept: int = 2
-    _costs: dict[int, _Cost] = field(default_factory=lambda: {size: _Cost() for size in SIZES})
+    _costs: dict[int, _Cost] = field(default_factory=dict)
     _choices: int = 0
 
     def to_try(self, sizes: Sequence[int]) -> int | None:
@@ -46,20 +46,21 @@ class BatchCosts:
         """
         self._choices += 1
         for size in sizes:
-            cost = self._costs[size]
-            if cost.tries < self.first_left_out + self.first_kept and self._promises(size):
+            known = self._costs.get(size)
+            tries = 0 if known is None else known.tries
+            if tries < self.first_left_out + self.first_kept and self._promises(size):
                 return self._tried(size)
         if self._choices % TRY_AGAIN_EVERY == 0:
             promising = [size for size in sizes if self._promises(size)]
             if promising:
-                return self._tried(min(promising, key=lambda size: self._costs[size].tried_at))
+                return self._tried(min(promising, key=self._tried_at))
         return None
 
     def measured(self, size: int, seconds: float) -> None:
         """An item took that long, computed with `size - 1` others. Sizes off the list are left out."""
-        cost = self._costs.get(size)
-        if cost is None:
+        if size not in SIZES:
             return
+        cost = self._costs.setdefault(size, _Cost())
         cost.samples += 1
         if cost.samples <= self.first_left_out:
             return
@@ -70,23 +71,28 @@ class BatchCosts:
 
     def seconds(self, size: int) -> float | None:
         """Of an item at that size; None before it was measured."""
-        return self._costs[size].seconds
+        known = self._costs.get(size)
+        return None if known is None else known.seconds
 
     def best(self, sizes: Sequence[int]) -> int:
         """The one of `sizes` with the least seconds per item, as far as known; the smallest of equals."""
-        known = [(cost, size) for size in sizes if (cost := self._costs[size].seconds) is not None]
+        known = [(cost, size) for size in sizes if (cost := self.seconds(size)) is not None]
         return min(known)[1] if known else sizes[0]
 
     def _tried(self, size: int) -> int:
-        cost = self._costs[size]
+        cost = self._costs.setdefault(size, _Cost())
         cost.tries += 1
         cost.tried_at = self._choices
         return size
 
+    def _tried_at(self, size: int) -> int:
+        known = self._costs.get(size)
+        return 0 if known is None else known.tried_at
+
     def _promises(self, size: int) -> bool:
         if size <= ALWAYS_TRIED:
             return True
-        half, quarter = self._costs[size // 2].seconds, self._costs[size // 4].seconds
+        half, quarter = self.seconds(size // 2), self.seconds(size // 4)
         return half is not None and quarter is not None and half <= WORTH_RATIO * quarter
 
 

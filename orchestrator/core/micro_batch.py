@@ -111,7 +111,9 @@ class MicroBatch:
         """For whoever watches."""
         limits = self.limits
         sizes = sizes_up_to(limits.most)
-        measured = {size: max(items) for size in sizes if (items := self.item_s(size))}
+        measured: dict[int, float] = {}
+        if self._whole.seconds(1) is not None:
+            measured = {size: max(items) for size in sizes if (items := self.item_s(size))}
         if limits.wanted is not None:
             size, reason = min(limits.wanted, limits.most), limits.reason
         else:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from shared.messages import Count, Name, Positive, Ratio, Seconds, Term, Version
 
@@ -77,7 +79,10 @@ class Ping:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageTelemetry:
-    """One loaded stage over the last interval; times are means per item."""
+    """One loaded stage over the last interval; times are means per item.
+
+    `at_once` is how many items of a micro-batch it computes at once, by what it measured.
+    """
 
     model: str
     pipeline: str
@@ -88,6 +93,7 @@ class StageTelemetry:
     compute_s: Seconds
     cpu_s: Seconds
     queue_s: Seconds
+    at_once: Annotated[int, Meta(ge=1)] = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -52,6 +52,9 @@ CATALOGUE = {
     ),
     "delivering": Entry("delivering", "a live model while another is delivered", (120, 420)),
     "throughput": Entry("throughput", "three agents against the whole model", (90, 320)),
+    "microbatch": Entry(
+        "microbatch", "a batch of 32 in micro-batches of each size, and as measured", (180, 900)
+    ),
     "overload": Entry("overload", "three times the capacity for a minute", (75, 220)),
     "tls": Entry("tls", "what TLS and an ACL cost, in messages and in answers", (75, 180)),
     "durability": Entry("durability", "what each piece of durability costs a job", (10, 60)),

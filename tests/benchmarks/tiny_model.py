@@ -74,6 +74,7 @@ async def serve_tiny(
     *,
     name: str = NAME,
     runtime: str = "torch",
+    micro_batch: int | None = None,
 ) -> None:
     """Have the model served under `name` in `stages` stages; `say` gets lines of progress.
 
@@ -98,7 +99,7 @@ async def serve_tiny(
             manifest=Blob(digest=digest, size=len(data)),
             blobs=list(package.weights),
             provider=operator.peer,
-            options=ServeOptions(min_stages=stages, max_stages=stages),
+            options=ServeOptions(min_stages=stages, max_stages=stages, micro_batch=micro_batch),
             timeout_s=_TIMEOUT_S,
         )
         await operator.ask(request, _TIMEOUT_S, lambda line: say(f"  {line}"))
