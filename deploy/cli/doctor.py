@@ -109,7 +109,7 @@ async def _there(common: Common) -> list[Finding]:
             ),
         ]
     # What an agent's login may not read is not missing.
-    sees_all = bool(heard.overview.nodes) or not common.broker.own_login
+    sees_all = not common.broker.own_login or heard.hears_how_it_does
     return findings + cluster.judge(
         heard, topics, _version(), sees_all=sees_all, remove=_remove(common.broker)
     )

@@ -36,6 +36,11 @@ SYS: Final = {
     "$SYS/broker/publish/messages/dropped": "dropped",
 }
 _BRIDGES: Final = "$SYS/broker/connection/+/state"
+_UNHEARD: Final = note(
+    "node",
+    "this login hears neither telemetry nor metrics, as an agent's does not: nodes were not looked at",
+    "ask with the token of an operator or a monitor",
+)
 
 
 @dataclass(slots=True)
@@ -50,6 +55,11 @@ class Heard:
     """Topics with something that is not what their row promises, and what is wrong."""
     sys: dict[str, str] = field(default_factory=dict)
     bridges: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def hears_how_it_does(self) -> bool:
+        """Whether telemetry or metrics came at all."""
+        return bool(self.overview.telemetry) or self.overview.metrics is not None
 
     def take(self, topics: Topics, message: Message, now_s: float) -> None:
         """One message; `now_s` is wall time."""
@@ -131,14 +141,14 @@ def judge(
         heard: what was heard.
         topics: the table.
         version: of this command.
-        sees_all: whether the login may read everybody's states; an agent's may not.
+        sees_all: whether the login may read telemetry and metrics; an agent's may not.
         remove: the beginning of a command that clears a retained topic.
     """
     status = heard.overview.snapshot()
     return [
         *_broker(heard),
-        *_orchestrator(status),
-        *(_nodes(status) if sees_all else ()),
+        *_orchestrator(status, sees_all=sees_all),
+        *(_nodes(status) if sees_all else [_UNHEARD]),
         *_models(status),
         *_versions(status, version),
         *_clocks(heard),
@@ -180,7 +190,7 @@ def _broker(heard: Heard) -> Iterator[Finding]:
             )
 
 
-def _orchestrator(status: ClusterStatus) -> Iterator[Finding]:
+def _orchestrator(status: ClusterStatus, *, sees_all: bool) -> Iterator[Finding]:
     state = status.orchestrator
     if state is None:
         yield error(
@@ -194,10 +204,10 @@ def _orchestrator(status: ClusterStatus) -> Iterator[Finding]:
             f"the orchestrator is {state.state}, last on {state.host or 'an unknown host'}: jobs wait",
             "start it again there; its log says why it ended",
         )
-    elif status.metrics is None:
+    elif status.metrics is None and sees_all:
         yield warning(
             "orchestrator.silent",
-            "the orchestrator says it is online, and nothing comes from it (or this login may not hear it)",
+            "the orchestrator says it is online, and nothing comes from it",
             f"look whether process {state.pid} on {state.host} is stopped, or out of CPU",
         )
     else:

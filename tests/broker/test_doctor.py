@@ -323,6 +323,15 @@ async def test_a_cluster_in_which_one_thing_is_wrong(
     assert all(finding.mend for finding in found(findings, check))
 
 
+async def test_what_a_login_may_not_hear_is_not_taken_for_missing(stage: Stage) -> None:
+    await stage.set(telemetry=None, metrics=None)
+    heard = await doctor_cluster.listen(stage.url, TOPICS)
+    assert not heard.hears_how_it_does
+    findings = doctor_cluster.judge(heard, TOPICS, "1.0", sees_all=False, remove="clear")
+    assert healthy(findings), findings
+    assert any("hears neither" in finding.text for finding in findings)
+
+
 async def test_leftovers_are_named_and_their_remedy_works(stage: Stage) -> None:
     await stage.set()
     await stage.say("infer", b"a job that comes again", model="m")
