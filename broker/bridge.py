@@ -66,7 +66,7 @@ CROSSINGS: Final = (
     Crossing("infer_311", "out"),
     # A client may name any topic below `result/` for its answer.
     Crossing("result", "in", below="result"),
-    Crossing("cordon", "in"),
+    Crossing("cordon", "in", node="node"),
     Crossing("model_state", "in"),
     Crossing("orchestrator_state", "in"),
     Crossing("event", "in"),
