@@ -47,17 +47,27 @@ class Load:
             JobError: a job failed.
         """
         self._answered.clear()
-        async with asyncio.TaskGroup() as group:
-            lanes = [group.create_task(self._lane()) for _ in range(window)]
-            await self._reach(window)
-            first, began, used_s = len(self._answered), time.monotonic(), cpu_s()
-            await self._reach(first + items)
-            await asyncio.sleep(began + seconds - time.monotonic())
-            await self._reach(len(self._answered) + 1)  # from an answer to an answer
-            count, used_s = len(self._answered) - first, cpu_s() - used_s
-            lasted_s = self._answered[first + count - 1] - self._answered[first - 1]
-            for lane in lanes:
-                lane.cancel()
+        try:
+            async with asyncio.TaskGroup() as group:
+                lanes = [group.create_task(self._lane()) for _ in range(window)]
+                found = await self._stretch(window, seconds, items, cpu_s)
+                for lane in lanes:
+                    lane.cancel()
+        except ExceptionGroup as failed:
+            # One reason ends all lanes, and whoever measures catches errors, not groups of them.
+            raise failed.exceptions[0] from failed
+        return found
+
+    async def _stretch(
+        self, window: int, seconds: float, items: int, cpu_s: Callable[[], float]
+    ) -> Stretch:
+        await self._reach(window)
+        first, began, used_s = len(self._answered), time.monotonic(), cpu_s()
+        await self._reach(first + items)
+        await asyncio.sleep(began + seconds - time.monotonic())
+        await self._reach(len(self._answered) + 1)  # from an answer to an answer
+        count, used_s = len(self._answered) - first, cpu_s() - used_s
+        lasted_s = self._answered[first + count - 1] - self._answered[first - 1]
         return Stretch(count / lasted_s, used_s / count)
 
     async def drained(self) -> None:

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import psutil
+
 from deploy.bench.cell import Lengths, Site, Trial, measure, serve
 from deploy.bench.cells import SHARES, Cell, Kind
 from deploy.bench.raw import Line, RawFile
@@ -114,7 +116,7 @@ class Bench:
         try:
             delivered = await serve(site, trial, cell, before)
             measured = await measure(site, trial, cell, delivered, self.lengths)
-        except Amp4ecError as error:
+        except (Amp4ecError, psutil.NoSuchProcess) as error:  # a node may die of a model too large
             self._failed(cell, error, time.monotonic() - began)
             return before
         took_s = round(time.monotonic() - began, 1)
@@ -123,7 +125,7 @@ class Bench:
         self.say(f"    {measured.plan}: {ratio:.2f} x the whole model's rate ({took_s:.0f} s)")
         return measured.plan
 
-    def _failed(self, cell: Cell, error: Amp4ecError, took_s: float) -> None:
+    def _failed(self, cell: Cell, error: Exception, took_s: float) -> None:
         self.say(f"    {cell}: not measured: {error}")
         line = Line(machine=self.machine, cell=cell, failed=str(error), took_s=round(took_s, 1))
         self.raw.append(line)

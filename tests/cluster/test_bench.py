@@ -36,7 +36,7 @@ async def bench(folder: Path, *arguments: str) -> tuple[list[Line], str]:
 
 
 @pytest.mark.skipif(not may_limit(), reason="CPU may not be limited here")
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(400)
 async def test_a_cell_is_measured_once(tmp_path: Path) -> None:
     short = ("--seconds=0.3", "--rounds=1", "--kinds=onnxruntime:O1", "--models=mobilenet_v2")
     lines, _ = await bench(tmp_path, *short, "--nodes=2")

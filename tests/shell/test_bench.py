@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 from xml.etree import ElementTree as ET
 
 import numpy as np
@@ -13,12 +15,14 @@ import pytest
 from deploy.bench.cells import EAGER, KINDS, SHARES, Cell, Kind, cells_of
 from deploy.bench.drawings import DRAWINGS, draw_all
 from deploy.bench.figures import Table
+from deploy.bench.load import Load
 from deploy.bench.page import page
 from deploy.bench.raw import Delivered, Line, Measured, RawFile, Round
 from deploy.bench.subjects import SUBJECTS, subject_of
 from deploy.machine import Machine
+from shared.client import Client
 from shared.codec import decode_msgpack
-from shared.errors import ConfigurationError
+from shared.errors import ConfigurationError, ErrorCode, JobError
 from shared.messages.job import TensorsInput
 
 MACHINE = Machine(
@@ -196,6 +200,43 @@ def test_subjects_ask_what_their_models_take(tmp_path: Path) -> None:
     assert SUBJECTS["resnet50"].payload()[:2] == b"\xff\xd8"
     pictures = SUBJECTS["resnet50"].samples(tmp_path)
     assert len(list(pictures.glob("*.jpg"))) == 36
+
+
+class Answers:
+    """In the place of a client: answers each job after `takes_s`, the first `good` of them."""
+
+    def __init__(self, takes_s: float, good: float = float("inf")) -> None:
+        self.takes_s, self.good, self.asked, self.most, self.under_way = takes_s, good, 0, 0, 0
+
+    async def infer(self, model: str, payload: bytes, *, timeout_s: float) -> None:
+        self.asked += 1
+        if self.asked > self.good:
+            raise JobError(ErrorCode.OVERLOADED, "no more")
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(self.takes_s)
+        finally:
+            self.under_way -= 1
+
+
+async def test_a_stretch_keeps_a_window_under_way() -> None:
+    client = Answers(0.01)
+    spent = iter([1.0, 3.0])
+    load = Load(cast("Client", client), "m", b"")
+    found = await load.saturate(3, 0.1, 5, lambda: next(spent))
+    assert (client.most, client.under_way) == (3, 0)
+    # Answers take 10 ms and more, so three lanes give 300 per second and fewer.
+    assert 0 < found.per_s <= 300
+    assert found.cpu_s == pytest.approx(2.0 / round(2.0 / found.cpu_s))
+    assert len(await load.one_at_a_time(0.0, 4)) == 4
+    assert client.most == 3
+
+
+async def test_a_job_that_fails_ends_the_stretch_with_its_error() -> None:
+    load = Load(cast("Client", Answers(0.001, good=8)), "m", b"")
+    with pytest.raises(JobError, match="no more"):
+        await load.saturate(4, 30.0, 5, lambda: 0.0)
 
 
 def test_any_torchvision_model_may_be_asked_for() -> None:
