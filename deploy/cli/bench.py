@@ -166,7 +166,8 @@ def bench_command(
             expected="what an earlier run measured; leave out --page-only",
         )
     table = Table(lines)
-    written = [write_page(lines, output), *draw_all(table, output)]
+    drawn = draw_all(table, output)
+    written = [write_page(lines, [path.name for path in drawn], output), *drawn]
     if as_json:
         print_json([line for line in lines if line.cell in cells])
         return
