@@ -105,8 +105,8 @@ class CachedHistories(Histories):
 
     # --- what it does
 
-    def dispatched(self, action: Dispatch) -> None:
-        super().dispatched(action)
+    def item_dispatched(self, action: Dispatch) -> None:
+        super().item_dispatched(action)
         attempt = (action.request_id, action.item_index, action.attempt)
         self.ran_on[attempt] = self.runs[action.model, action.pipeline, action.generation]
 
