@@ -27,17 +27,22 @@ and mosquitto-clients, and make .venv (deploy/test.sh does) or name a Python in 
 done
 
 registered=""
+mounted=""
 started=""
 finish() {
     for pid in $started; do kill "$pid" 2>/dev/null && wait "$pid" || true; done
     mountpoint -q "$system/proc" && umount "$system/proc"
-    if [ -n "$registered" ]; then echo -1 >"/proc/sys/fs/binfmt_misc/$registered"; fi
+    if [ -n "$registered" ]; then echo -1 >"$binfmt/$registered"; fi
+    if [ -n "$mounted" ]; then umount "$binfmt"; fi
 }
+binfmt=/proc/sys/fs/binfmt_misc
 trap finish EXIT
 
 say "Arm programs run under qemu"
-binfmt=/proc/sys/fs/binfmt_misc
-[ -e $binfmt/register ] || mount -t binfmt_misc none $binfmt
+if [ ! -e $binfmt/register ]; then
+    mount -t binfmt_misc none $binfmt
+    mounted=yes
+fi
 if [ ! -e $binfmt/qemu-aarch64 ]; then
     # Debian's own line; F keeps the interpreter open, so that the chroot needs no copy of it.
     cat /usr/lib/binfmt.d/qemu-aarch64.conf >$binfmt/register
