@@ -140,7 +140,13 @@ class RawFile:
 
 
 def same(one: Machine, other: Machine) -> bool:
-    """Whether figures of both may stand in one table."""
-    return (one.cpu_model, one.cores, one.commit, one.versions) == (
-        other.cpu_model, other.cores, other.commit, other.versions,
-    )  # fmt: skip
+    """Whether figures of both may stand in one table.
+
+    Changes that are not committed are not told apart: the file of figures itself may be one of them.
+    """
+    return _circumstances(one) == _circumstances(other)
+
+
+def _circumstances(machine: Machine) -> tuple[object, ...]:
+    commit = machine.commit.removesuffix("-dirty")
+    return (machine.cpu_model, machine.cores, commit, machine.versions)

@@ -111,6 +111,8 @@ def test_other_code_or_another_machine_is_measured_anew(tmp_path: Path) -> None:
     raw.append(line(THREE, turn(50.0, 100.0)))
     later = dataclasses.replace(MACHINE, at="2026-02-02T03:04:05+00:00", load_average=3.0)
     assert set(raw.done(later)) == {THREE}
+    # Figures that are kept in the repository change it while they are measured.
+    assert set(raw.done(dataclasses.replace(MACHINE, commit="abc-dirty"))) == {THREE}
     changed = dataclasses.replace(MACHINE, commit="def")
     assert not raw.done(changed)
     raw.append(line(THREE, turn(90.0, 100.0), machine=changed))
