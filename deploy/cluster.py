@@ -331,18 +331,29 @@ class Cluster(ABC):
         """Wait until `count` agents (all, when None) are online, and the orchestrator.
 
         Raises:
-            ChildEndedError: the time ran out.
+            ChildEndedError: the time ran out, or one of all ended.
         """
         wanted = len(self.agents) if count is None else count
-        await self.wait_for(
-            f"{wanted} agents and an orchestrator online",
-            lambda status: (
+
+        def holds(status: ClusterStatus) -> bool:
+            if count is None:
+                self._all_alive()
+            return (
                 len(status.online) >= wanted
                 and status.orchestrator is not None
                 and status.orchestrator.state == "online"
-            ),
-            timeout_s,
-        )
+            )
+
+        await self.wait_for(f"{wanted} agents and an orchestrator online", holds, timeout_s)
+
+    def _all_alive(self) -> None:
+        for agent in self.agents.values():
+            if not agent.alive:
+                why = agent.why()
+                raise ChildEndedError(
+                    f"{agent.name} ended{f': {why}' if why else ''}; the end of its log:\n"
+                    f"{agent.log_tail()}"
+                )
 
     async def __aenter__(self) -> Self:
         """Start everything; see `start`."""

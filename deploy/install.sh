@@ -2,6 +2,7 @@
 #
 #   install_mosquitto       Mosquitto and its clients by the machine's package manager, when missing
 #   install_network_tools   ip, bridge and tc, which a few tests need that cut and slow networks; Linux only
+#   start_docker            a Docker engine, docker-compose and mmdebstrap, when missing; `stop_docker` ends it
 #   make_environment EXTRA  .venv with `.[EXTRA]`; nothing is done when it is there and up to date
 #   python                  the environment's Python, afterwards
 
@@ -79,6 +80,40 @@ install_faketime() {
     fi
     say "Installing libfaketime, for tests that set clocks (100 kB, seconds)"
     install_packages faketime libfaketime libfaketime libfaketime ""
+}
+
+have_docker() { docker version >/dev/null 2>&1; }
+
+# Fails where no engine can run. mmdebstrap makes base images, iptables is what dockerd makes networks with.
+start_docker() {
+    docker_pid=
+    if ! (have_docker && command -v docker-compose && command -v mmdebstrap) >/dev/null; then
+        say "Installing a Docker engine (docker.io, docker-compose, mmdebstrap: 70 MB, a minute)"
+        (install_packages "docker.io docker-compose iptables mmdebstrap" \
+            "moby-engine docker-compose iptables mmdebstrap" \
+            "docker docker-compose iptables mmdebstrap" "docker docker-cli-compose iptables" "") || return 1
+    fi
+    have_docker && return
+    if [ "$(id -u)" != 0 ]; then
+        echo "no Docker engine answers, and only root can start one: sudo systemctl start docker" >&2
+        return 1
+    fi
+    log=$(mktemp)
+    setsid dockerd >"$log" 2>&1 </dev/null &
+    docker_pid=$!
+    for _ in $(seq 60); do
+        have_docker && return
+        kill -0 "$docker_pid" 2>/dev/null || break
+        sleep 1
+    done
+    tail -n 20 "$log" >&2
+    echo "dockerd does not start; above is the end of its log" >&2
+    return 1
+}
+
+# Only what start_docker started.
+stop_docker() {
+    if [ -n "${docker_pid:-}" ] && kill "$docker_pid" 2>/dev/null; then wait "$docker_pid" || true; fi
 }
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }

@@ -9,7 +9,7 @@ import pytest
 from broker.launcher import find_mosquitto
 from shared.errors import BrokerError
 
-LAYERS = ("core", "wire", "shell", "broker", "cluster")
+LAYERS = ("core", "wire", "shell", "broker", "cluster", "containers")
 NEED_MOSQUITTO = ("broker", "cluster")
 TESTS = Path(__file__).parent
 

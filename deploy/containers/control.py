@@ -157,7 +157,9 @@ def why_ended(node: NodeContainer) -> str:
         return ""
     if node.out_of_memory:
         return f"out of memory: its limit is {(node.limits.memory_bytes or 0) / 2**20:g} MiB"
-    return f"exit status {node.exit_code}"
+    # The engine says 128 and the signal's number, as shells do.
+    code = node.exit_code
+    return f"signal {code - 128}" if code > 128 else f"exit status {code}"
 
 
 def agents(found: Sequence[NodeContainer]) -> list[NodeContainer]:

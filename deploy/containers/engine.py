@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Final
 
 import docker
@@ -23,7 +23,7 @@ from shared.errors import Amp4ecError, ConfigurationError
 CLUSTER: Final = "amp4ec.cluster"
 """The label with a cluster's id."""
 OWNER: Final = "amp4ec.owner"
-"""The label with the process that made it, as `owner` writes it; nobody's where it is missing (compose)."""
+"""The label with the process that made it, as `owner` writes it; what compose made has none."""
 NODE: Final = "amp4ec.node"
 """The label with the name of the node, or `broker` or `orchestrator`."""
 IMAGE: Final = "amp4ec.image"
@@ -129,31 +129,22 @@ def _remove_container(container: DockerContainer) -> None:
 
 
 def clusters(client: DockerClient) -> dict[str, bool]:
-    """The clusters that the engine has something of, and whether somebody is there to end them.
+    """The clusters that commands of ours made, and whether each one's command is there to end it.
 
     Raises:
         EngineError: the engine does not say.
     """
     found: dict[str, bool] = {}
+    ours: dict[str, str | list[str] | bool] = {"label": OWNER}
     with asking("clusters cannot be listed"):
-        everything: list[Mapping[str, str]] = [
-            *(
-                c.labels
-                for c in client.containers.list(
-                    all=True, filters={"label": CLUSTER}, ignore_removed=True
-                )
-            ),
-            *(
-                (n.attrs or {}).get("Labels") or {}
-                for n in client.networks.list(filters={"label": CLUSTER})
-            ),
-            *(
-                (v.attrs or {}).get("Labels") or {}
-                for v in client.volumes.list(filters={"label": CLUSTER})
-            ),
+        carried = [
+            container.labels
+            for container in client.containers.list(all=True, filters=ours, ignore_removed=True)
         ]
-    for carried in everything:
-        found[carried[CLUSTER]] = OWNER not in carried or owner_lives(carried[OWNER])
+        made = [*client.networks.list(filters=ours), *client.volumes.list(filters=ours)]
+        carried += [each.attrs["Labels"] for each in made]
+    for labelled in carried:
+        found[labelled[CLUSTER]] = owner_lives(labelled[OWNER])
     return found
 
 

@@ -25,13 +25,16 @@ trap 'rm -rf "$work"' EXIT
 mkdir "$work/debs"
 chmod 755 "$work"
 
-# Documentation and translations have no reader in a container. Mosquitto's packages are fetched on the way, while
-# the tree still knows where from.
+# Documentation and translations have no reader in a container, and a tree that is made with one /usr needs no Perl to
+# become so. Mosquitto's packages are fetched on the way, while the tree still knows where from.
 # shellcheck disable=SC2016 # mmdebstrap runs the hooks, with the tree as $1
-mmdebstrap --quiet --variant=minbase --include=python3,ca-certificates \
+mmdebstrap --quiet --variant=minbase --include=python3,ca-certificates,usr-is-merged \
+    --hook-dir=/usr/share/mmdebstrap/hooks/merged-usr \
+    --aptopt='Acquire::Retries "3"' \
     --dpkgopt='path-exclude=/usr/share/doc/*' \
     --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --customize-hook='rm -f "$1"/var/cache/apt/archives/*.deb' \
     --customize-hook='chroot "$1" apt-get -qq install --download-only --no-install-recommends mosquitto' \
     --customize-hook="copy-out /var/cache/apt/archives $work/debs" \
     bookworm "$work/base.tar" "$mirror"
