@@ -5,6 +5,7 @@ Whoever made them: `amp4ec up --docker` or `docker compose`; what counts is thei
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def rate_bytes_per_s(text: str) -> float:
     match = _RATE.fullmatch(text.strip())
     if match:
         rate = float(match[1]) * 1000.0 ** _POWERS[(match[2] or "").lower()] / 8
-        if rate > 0:
+        if 0 < rate < math.inf:
             return rate
     try:
         return float(size_bytes(text.strip().removesuffix("/s")))

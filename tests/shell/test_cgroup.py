@@ -49,6 +49,20 @@ def test_version_1(tmp_path: Path) -> None:
     assert (limit.directory / "cpu.cfs_period_us").read_text() == "100000"
 
 
+def test_a_quota_is_changed_in_place(tmp_path: Path) -> None:
+    one = tmp_path / "one"
+    one.mkdir()
+    (one / "cpu.cfs_quota_us").write_text("30000")
+    two = tmp_path / "two"
+    two.mkdir()
+    assert CpuLimit(one, 0.3).changed(0.5) == CpuLimit(one, 0.5)
+    assert CpuLimit(two, 0.3).changed(0.5).cpus == 0.5
+    assert (one / "cpu.cfs_quota_us").read_text() == "50000"
+    assert (two / "cpu.max").read_text() == "50000 100000"
+    with pytest.raises(ConfigurationError, match="takes no quota"):
+        CpuLimit(tmp_path / "gone", 0.3).changed(0.5)
+
+
 def test_version_2_uses_the_nearest_that_hands_cpu_down(tmp_path: Path) -> None:
     root = tree(
         tmp_path,
