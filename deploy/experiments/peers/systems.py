@@ -109,6 +109,13 @@ SYSTEMS = (
         options=_staged(microbatches=1),
     ),
     System(
+        name="gloo-by-4",
+        driver="gloo",
+        environment=_PYTORCH,
+        way="the same, up to four images a step",
+        options=_staged(microbatches=4),
+    ),
+    System(
         name="ray-actors",
         driver="ray_actors",
         environment=_RAY,

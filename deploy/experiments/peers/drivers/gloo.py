@@ -1,8 +1,9 @@
 """`torch.distributed.pipelining` on gloo: a rank for each stage, and one that asks and is answered.
 
 Stages given by hand (`PipelineStage`), `ScheduleGPipe.eval`, whose micro-batches are one image each. Option
-`microbatches`: images in a step of the schedule. With 1 the pipeline never drains between steps, which
-measured best; the first stage asks for its next image before it computes, as overlapping needs.
+`microbatches`: images in a step of the schedule. Each step has its cost, and one that is larger than what is
+there is filled up; which is better is measured. The first stage asks for its next image before it computes,
+as overlapping needs.
 """
 
 from __future__ import annotations
