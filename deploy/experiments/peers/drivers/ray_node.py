@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -12,6 +14,7 @@ import ray
 from deploy.experiments.peers.drivers.lines import Setup
 
 _STORE_BYTES = 256 * 1024 * 1024
+_REMOVE_TRIES, _REMOVE_S = 50, 0.1
 
 
 @contextmanager
@@ -31,4 +34,9 @@ def ray_node(setup: Setup) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
-        shutil.rmtree(scratch, ignore_errors=True)
+        # Daemons that are still ending may write to it once more.
+        for _ in range(_REMOVE_TRIES):
+            shutil.rmtree(scratch, ignore_errors=True)
+            if not os.path.lexists(scratch):
+                break
+            time.sleep(_REMOVE_S)
