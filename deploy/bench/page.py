@@ -113,10 +113,12 @@ def _machine(lines: Sequence[Line]) -> str:
     commits = ", ".join(dict.fromkeys(line.machine.commit for line in lines))
     first, last = (pick(line.machine.at for line in lines) for pick in (min, max))
     minutes = sum(line.took_s for line in lines) / 60
+    load = max(line.machine.load_average for line in lines)
     others = len({(line.machine.cpu_model, line.machine.cores) for line in lines}) > 1
     return (
         f"**Where.** {machine.cpu_model}, {machine.cores} cores, {size(machine.memory_bytes)} of memory,"
         f" {machine.system}{' (and others: see the raw data)' if others else ''}; {versions}; code {commits};"
-        f" runs of {first}{'' if first == last else f' to {last}'}, {minutes:.0f} minutes in all."
+        f" runs of {first}{'' if first == last else f' to {last}'}, {minutes:.0f} minutes in all,"
+        f" load average {load:g} before."
         f" The raw data, a JSON line for each cell: [{RAW}]({RAW})."
     )

@@ -41,6 +41,7 @@ Say = Callable[[str], None]
 _START_S = 300.0
 """At 0.1 CPU importing torch alone takes half a minute, and all nodes do it at once."""
 _STOP_S = 60.0
+_QUIET_LOAD = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,11 @@ class Bench:
         self.say(f"{len(left)} of {len(self.cells)} cells to measure")
         if not left:
             return
+        if self.machine.load_average > _QUIET_LOAD:
+            self.say(
+                f"others use this machine (load average {self.machine.load_average:g}): figures to rely on"
+                " need it quiet, since several nodes get more of a busy machine than one process"
+            )
         limit_cpu("amp4ec-bench", 1.0).remove()  # or else nothing of this can be: say so at once
         library = ModelLibrary()
         counted = _Counted(len(left))
