@@ -43,11 +43,13 @@ def whole_model(graph: StageGraph, weights: StageWeights) -> Converted:
         {name: name for name in found}
         for found in ([v.name for v in graph.inputs], [node.name for node in graph.nodes])
     )
+    # A name that is not UTF-8 comes as bytes.
     found = {value.name for value in model.graph.input} - declared
-    if found != inputs.keys() or not outputs.keys() <= {v.name for v in model.graph.output}:
+    made = {value.name for value in model.graph.output}
+    if found != inputs.keys() or not outputs.keys() <= made:
         raise StageError(
             f"stage {graph.name}: inputs and outputs of the model",
             expected=f"{sorted(inputs)} and {sorted(outputs)}",
-            got=f"{sorted(found)} and {sorted(v.name for v in model.graph.output)}"[:300],
+            got=f"{sorted(map(repr, found))} and {sorted(map(repr, made))}"[:300],
         )
     return Converted(model, inputs, {name: name for name in others if name in declared}, outputs)

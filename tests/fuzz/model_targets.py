@@ -7,15 +7,20 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import onnx
+import safetensors.numpy
 import safetensors.torch
 import torch
 from torch import nn
 
+from edge_agent.runtimes.onnx_weights import StageWeights
+from edge_agent.runtimes.onnx_whole import whole_model
 from orchestrator.models.exported_archive import read_archive
 from orchestrator.models.onnx_file import external_files, read_onnx
 from orchestrator.models.weights import read_state
-from shared.errors import ModelError
+from shared.errors import ModelError, StageError
+from shared.graph import WHOLE, Node, StageGraph, TensorSpec, Value, Weight
 from tests.fuzz.target import Target
 
 _FILE = Path(tempfile.gettempdir()) / f"amp4ec-fuzz-model-{id(object()):x}"
@@ -62,6 +67,22 @@ def _onnxes(_: int) -> list[bytes]:
     return made
 
 
+def _whole(data: bytes) -> None:
+    """What an agent does with the model of a stage that is served whole, before ONNX Runtime sees it."""
+    if not data:
+        return  # a stage with a weight of no bytes is refused before
+    blob = safetensors.numpy.save({"model": np.frombuffer(data, np.uint8)})
+    spec = TensorSpec("float32", (1, 3))
+    stage = StageGraph(
+        "fuzzed",
+        (Value("x", spec),),
+        (Node("y", WHOLE, (("x",), ("model",)), {}, spec),),
+        ("y",),
+        {"model": Weight(TensorSpec("uint8", (len(data),)), "0" * 64, "model")},
+    )
+    whole_model(stage, StageWeights(stage, {"0" * 64: blob}))
+
+
 def _archives(_: int) -> list[bytes]:
     buffer = io.BytesIO()
     program = torch.export.export(nn.Linear(3, 2).eval(), (torch.zeros(1, 3),))
@@ -78,6 +99,10 @@ TARGETS = (
     Target(
         name="onnx-file", decode=_file(_onnx), allowed=_REFUSED, seeds=_onnxes, share=0.05,
         covers=("orchestrator.models.onnx_file.read_onnx",),
+    ),
+    Target(
+        name="onnx-stage-file", decode=_whole, allowed=(StageError,), seeds=_onnxes, share=0.2,
+        covers=("edge_agent.runtimes.onnx_proto.parse",),
     ),
     Target(
         name="exported-archive", decode=_file(read_archive), allowed=_REFUSED, seeds=_archives, share=0.05,
