@@ -25,6 +25,8 @@ from shared.batch_costs import WORTH_RATIO, BatchCosts, sizes_up_to
 MAX_MICRO_BATCH = 32
 MOST_BYTES = 8 << 20
 """In one message: a larger one would hold others up for long on a thin link."""
+_LEAST_S, _MOST_S = 1e-6, 1e3
+"""Of an item at a stage; what is beyond is taken for that."""
 _WARMING_UP = 3
 """Messages of a size that are left out: each stage first finds out itself how to compute so many items."""
 
@@ -85,16 +87,18 @@ class MicroBatch:
         """A message of `size` items came through; CPU seconds of each stage for all of them."""
         if len(stage_cpu_s) != len(self._stages):
             return
-        self._whole.measured(size, sum(stage_cpu_s) / size)
-        for costs, cpu_s in zip(self._stages, stage_cpu_s, strict=True):
-            costs.measured(size, cpu_s / size)
+        # A stage may say anything; ratios of these stay numbers to reckon with.
+        items_s = [min(max(cpu_s / size, _LEAST_S), _MOST_S) for cpu_s in stage_cpu_s]
+        self._whole.measured(size, sum(items_s))
+        for costs, item_s in zip(self._stages, items_s, strict=True):
+            costs.measured(size, item_s)
 
     def span_s(self, size: int, alone_s: float) -> float:
         """A message's way through all stages, of `alone_s` with one item: in proportion until measured."""
-        items = self.item_s(size)
-        if items is None or size == 1:
+        items, alone = self.item_s(size), self.item_s(1)
+        if not items or not alone:
             return size * alone_s
-        return alone_s * size * sum(items) / sum(self.limits.stage_s)
+        return alone_s * size * sum(items) / sum(alone)
 
     def item_s(self, size: int) -> list[float] | None:
         """`s_i(size)` by stage; None before every stage was measured at that size and at 1."""
@@ -104,7 +108,8 @@ class MicroBatch:
             together = costs.seconds(size) if size in sizes_up_to(self.limits.most) else None
             if not alone or together is None:
                 return None
-            found.append(planned_s * together / alone)
+            # However a plan came by its seconds: no stage is done before its CPU is.
+            found.append(max(planned_s, alone) * together / alone)
         return found or None
 
     def load(self) -> MicroBatchLoad:

@@ -36,7 +36,7 @@ def limits(*stage_s: float, most: int = 8, wanted: int | None = None) -> MicroBa
 def done_s(costs: Costs, planned: tuple[float, ...], size: int, items: int) -> float:
     """The pipeline run message by message: when the last one leaves the last stage."""
     alone = costs(1)
-    per_item = [p * c / a for p, c, a in zip(planned, costs(size), alone, strict=True)]
+    per_item = [max(p, a) * c / a for p, c, a in zip(planned, costs(size), alone, strict=True)]
     free = [0.0] * len(planned)
     ready = 0.0
     for _ in range(math.ceil(items / size)):
@@ -122,6 +122,14 @@ def test_a_short_batch_goes_in_smaller_messages_than_a_long_one() -> None:
     assert choice._best(SIZES[:4], 4) < choice._best(SIZES[:4], 400) == 8
 
 
+def test_a_plan_that_is_far_off_does_not_hide_the_slowest_stage() -> None:
+    """By the plan the second stage is the slowest, and better off with eight; the first one really is."""
+    choice = MicroBatch(limits(0.001, 0.005))
+    learn(choice, lambda size: (0.1 * (1.5 if size > 1 else 1.0), 0.005 / size))
+    assert choice.load().size == 1
+    assert choice.load().item_s[1] == pytest.approx(0.1)
+
+
 def test_measurements_of_another_pipeline_are_left_out() -> None:
     choice = MicroBatch(limits(0.1, 0.2))
     for _ in range(20):
@@ -141,3 +149,14 @@ def test_costs_lie_between_what_was_measured(samples: list[tuple[int, float]]) -
         known = costs.seconds(size)
         assert (known is None) == (not of_it)
         assert known is None or min(of_it) - 1e-9 <= known <= max(of_it) + 1e-9
+
+
+def test_whatever_a_stage_says_it_took_leaves_numbers_to_reckon_with() -> None:
+    choice = MicroBatch(limits(0.1))
+    for _ in range(20):
+        choice.measured(1, (5e-324,))
+        choice.measured(2, (1e308,))
+        choice.measured(4, (0.0,))
+    for size in (1, 2, 4):
+        assert 0.0 < choice.span_s(size, 0.1) < 1e12
+    assert all(0.0 < seconds < 1e12 for seconds in choice.load().item_s.values())
