@@ -19,6 +19,8 @@ NOT_DECODERS = {
     "orchestrator.core.cluster_stages.load_failed": "an event",
     "orchestrator.core.cluster_stages.load_timed_out": "an event",
     "deploy.cli.files.read_file": "reads a file, and gives its bytes to a decoder",
+    "deploy.experiments.peers.drivers.stage.load_stage": "a file that the same run wrote",
+    "deploy.experiments.peers.usage.read_usage": "reads what the kernel says",
     "shared.bus.tcp_info.parse": "reads what the kernel says",
 }
 

@@ -15,6 +15,7 @@ from edge_agent.stage import Item, Stage, process
 from edge_agent.stage_input import StageInputs
 from orchestrator.inputs import parse_input
 from orchestrator.job_requests import Envelope, open_envelope, read_request
+from orchestrator.stage_results import read_result
 from shared import packing
 from shared.bus import Message, Properties
 from shared.bus.mqtt5 import Publish, decode_whole_publish
@@ -90,6 +91,8 @@ def _msgpack(data: bytes) -> object:
     if isinstance(message, Activation | StageResult):
         for tensor in message.tensors.values():
             from_wire(tensor)
+    if isinstance(message, StageResult):
+        read_result(message)
     return message
 
 
@@ -342,7 +345,8 @@ TARGETS = (
         seeds=lambda seed: _messages(JSON_MESSAGES, encode_json, seed),
     ),
     Target(
-        name="msgpack-messages", decode=_msgpack, allowed=(ProtocolError,), covers=CODEC[1:], share=8,
+        name="msgpack-messages", decode=_msgpack, allowed=(ProtocolError,),
+        covers=(*CODEC[1:], "orchestrator.stage_results.read_result"), share=8,
         seeds=lambda seed: _messages(MSGPACK_MESSAGES, encode_msgpack, seed),
     ),
     Target(
