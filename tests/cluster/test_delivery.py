@@ -160,31 +160,42 @@ async def test_a_cut_that_moves_ships_the_blocks_that_moved(
 
 
 async def test_what_was_fetched_before_a_kill_is_not_fetched_again(cluster: LocalCluster) -> None:
-    """First the agent is killed in the middle, then the orchestrator; half a blob counts."""
+    """First the orchestrator is killed in the middle, then an agent; half a blob counts."""
+    before = await received(cluster, "agent-2")
     for agent in cluster.agents:
         empty_cache(cluster, agent)
         cluster.network.rate(agent, THIN_BYTES_PER_S)
-    serving = asyncio.create_task(cluster.serve(MODEL, FLAGS))
+    # A copy on each node, whatever is thought of their links.
+    copies = replace(FLAGS, min_stages=1, strategy="replicate")
+    serving = asyncio.create_task(cluster.serve(MODEL, copies))
     try:
         await has_more_than(cluster, "agent-1", 2_000_000)
-        await cluster.kill_agent("agent-1")
-        kept = cached(cluster, "agent-1")
-        assert kept > 2_000_000
-        await cluster.add_agent("agent-1")
-        await has_more_than(cluster, "agent-1", kept + 1_000_000)
         await cluster.kill_orchestrator()
         await cluster.start_orchestrator()
+        await has_more_than(cluster, "agent-1", 4_000_000)
+        await cluster.kill_agent("agent-1")
+        kept = cached(cluster, "agent-1")
+        assert kept > 4_000_000
+        await cluster.add_agent("agent-1")
         await asyncio.wait_for(serving, 110)
+        await cluster.wait_for(
+            "a copy on the agent that was killed",
+            lambda status: (
+                (state := status.model(MODEL)) is not None
+                and state.state == "serving"
+                and "agent-1" in held(state)
+            ),
+            110,
+        )
     finally:
         serving.cancel()
         await asyncio.gather(serving, return_exceptions=True)
         for agent in cluster.agents:
             cluster.network.unrate(agent)
-    await cluster.wait_for_model(MODEL)
     # All that came is there and was not before, but for pieces on their way when one of them was killed.
-    again = 12 * PIECE_BYTES
-    grown = cached(cluster, "agent-1") - kept
-    assert await received(cluster, "agent-1") < grown + again + GRAPH_BYTES
+    again = 12 * PIECE_BYTES + GRAPH_BYTES
+    assert await received(cluster, "agent-1") < cached(cluster, "agent-1") - kept + again
+    assert await received(cluster, "agent-2") - before < cached(cluster, "agent-2") + again
     async with cluster.client() as client:
         assert (await client.infer(MODEL, JPEG)).top
     await stop(cluster)
