@@ -1,14 +1,19 @@
 #!/usr/bin/env bash
-# Every check there is, as CI runs it: installs what is missing, then lint, types, fence and all layers.
+# The checks as CI runs them: installs what is missing, then lint, types, fence and layers.
+#
+#   deploy/test.sh               the layers core, wire, shell, broker and cluster
+#   deploy/test.sh LAYER...      these
+#   deploy/test.sh containers    a Docker engine, images and containers
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . deploy/install.sh
 
-layers="core wire shell broker cluster containers"
-cat <<'TEXT'
-AMP4EC tests: lint, types, import fence, then the layers core, wire, shell, broker, cluster and
-containers.
-About 25 minutes on two cores, once Mosquitto, Docker and the environment (.venv, here) are installed.
+layers="${*:-core wire shell broker cluster}"
+cat <<TEXT
+AMP4EC tests: lint, types, import fence, then the layers: $layers.
+About 20 minutes on two cores, once Mosquitto and the environment (.venv, here) are installed. The layer of
+containers is a command of its own (deploy/test.sh containers, about 8 minutes): it installs a Docker engine
+and makes images.
 TEXT
 
 install_mosquitto
@@ -18,14 +23,18 @@ make_environment dev
 
 logs=$(mktemp -d)
 trap 'stop_docker; rm -rf "$logs"' EXIT
-# The base images of the last layer are made meanwhile: mostly downloads. Who is not root needs a registry instead.
-# Without an engine that layer fails, and says why.
-bases="localhost/amp4ec-base localhost/amp4ec-mosquitto-base"
-# shellcheck disable=SC2086 # two words
-if start_docker && [ "$(id -u)" = 0 ] && ! docker image inspect $bases >/dev/null 2>&1; then
-    deploy/images/base.sh >"$logs/base-images" 2>&1 &
-    base_images=$!
-fi
+case " $layers " in
+*" containers "*)
+    # Base images are made meanwhile: mostly downloads. Who is not root needs a registry instead. Without an
+    # engine the layer fails, and says why.
+    bases="localhost/amp4ec-base localhost/amp4ec-mosquitto-base"
+    # shellcheck disable=SC2086 # two words
+    if start_docker && [ "$(id -u)" = 0 ] && ! docker image inspect $bases >/dev/null 2>&1; then
+        deploy/images/base.sh >"$logs/base-images" 2>&1 &
+        base_images=$!
+    fi
+    ;;
+esac
 
 say "Lint (seconds)"
 python -m ruff check .
