@@ -425,8 +425,9 @@ def test_an_input_from_nowhere_is_told(files: list[str]) -> None:
     assert "note" not in said
 
 
-def test_the_readme_shows_what_the_command_prints() -> None:
+def test_the_readme_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its two files are in the repository, so what it prints is known; when it changes, the README must."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # pytest's own processes are told a width
     example = ROOT / "deploy" / "example"
     given = ["--profile", example / "mobilenet_v2.json", "--cluster", example / "three-pis.toml"]
     shown = invoke(*given, "--input-zone", "home", "--explain").stdout
