@@ -126,7 +126,7 @@ class PlanRequests:
                     expected=names,
                     got=request.model,
                 )
-            entry = served.entry
+            entry = self._cluster.as_sent(served.entry)
             return (
                 entry
                 if request.options is None

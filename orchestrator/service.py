@@ -429,6 +429,8 @@ class Orchestrator:
                     total.compute_s / total.items,
                 )
             )
+        for load in report.snapshot.models:
+            self._step(events.InputsCounted(now, load.model, load.sent_items, load.sent_bytes))
         if self._options.dispatch.scheduling.goes_by_telemetry:
             for figures in self._cluster.figures(now):
                 self._dispatcher.tell(figures)

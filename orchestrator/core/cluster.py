@@ -59,6 +59,7 @@ from orchestrator.core.cluster_events import (
     CordonSeen,
     Event,
     ForgetNode,
+    InputsCounted,
     MessageRefused,
     ModelEntry,
     ModelRestored,
@@ -141,6 +142,13 @@ class Cluster:
         profiles = cluster_sharing.offered(self._context, Served(entry, asked=0.0)).profiles
         return tuple(each for each in profiles if each.name not in self._context.cordons)
 
+    def as_sent(self, entry: ModelEntry) -> ModelEntry:
+        """A model as plans see it: where it is served, with jobs of the size that comes."""
+        served = self.models.get(entry.name)
+        if served is None or served.entry.manifest != entry.manifest:
+            return entry
+        return served.as_sent(entry)
+
     def step(self, event: Event) -> list[Action]:
         """Take one event in; what to do, in order."""
         context = self._context
@@ -193,6 +201,11 @@ class Cluster:
                 cluster_requests.rounding_hurt(context, event)
             case StageMeasured():
                 cluster_stages.measured(context, event)
+            case InputsCounted():
+                served = self.models.get(event.model)
+                if served is not None:
+                    size = served.entry.profile.input_bytes
+                    served.inputs.counted(event.items, event.size_bytes, size)
             case Tick(now):
                 self._tick(now)
             case _:

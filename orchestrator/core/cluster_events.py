@@ -240,6 +240,16 @@ class StageMeasured:
 
 
 @dataclass(frozen=True, slots=True)
+class InputsCounted:
+    """Items of a model that went to first stages since the dispatcher knows it, and their bytes."""
+
+    now: float
+    model: str
+    items: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class RoundingHurt:
     """What a generation rounds between stages changes answers by more than was allowed."""
 
@@ -275,6 +285,7 @@ Event = (
     | PipelineDrained
     | RoundingHurt
     | StageMeasured
+    | InputsCounted
     | Tick
 )
 

@@ -67,7 +67,7 @@ def consider_memory(context: Context, now: float, node: str, cause: str) -> None
         try:
             offers, zones = cluster_sharing.offered(context, served), context.settings.zones
             nodes = cluster_sharing.as_it_runs(context, served, offers)
-            replan.price(active.entry, nodes, active.pipelines(), zones)
+            replan.price(served.as_sent(active.entry), nodes, active.pipelines(), zones)
         except PlanError as error:
             context.tell(
                 "memory_short",
@@ -125,7 +125,7 @@ def consider(
             served.reason = f"waits for {wanted} nodes, {len(nodes)} are here"
             return None
     try:
-        found = _best(context, everyone)
+        found = _best(context, served, everyone)
     except (PlanError, ConfigurationError) as error:
         why = cluster_sharing.why_not(context, served, str(error) if nodes else "")
         served.stuck = why
@@ -135,7 +135,7 @@ def consider(
     zones, choice = context.settings.zones, found.choice
     served.usable = len(found.nodes)
     served.chosen = choice.plan
-    served.free_choice = replan.free_choice(found.entry, found.nodes, zones)
+    served.free_choice = replan.free_choice(served.as_sent(found.entry), found.nodes, zones)
     active, stays = served.active, found.entry is served.entry
     if active is not None and stays and not served.replaces and active.same_placement(choice.plan):
         served.looks = 0
@@ -208,7 +208,7 @@ def _offered(context: Context, now: float, served: Served, entry: ModelEntry) ->
     return _Offered(entry, offers, nodes)
 
 
-def _best(context: Context, everyone: list[_Offered]) -> _Found:
+def _best(context: Context, served: Served, everyone: list[_Offered]) -> _Found:
     """The best plan with any of the runtimes; of equal ones with the first, which is that of now.
 
     Raises:
@@ -219,7 +219,7 @@ def _best(context: Context, everyone: list[_Offered]) -> _Found:
     error: PlanError | None = None
     for each in [offered for offered in everyone if offered.nodes] or everyone:
         try:
-            choice, nodes = _choose(context, each.entry, each.nodes)
+            choice, nodes = _choose(context, served.as_sent(each.entry), each.nodes)
         except PlanError as reason:
             error = error or reason
             continue
@@ -254,10 +254,10 @@ def reprice(context: Context, generation: Generation, offers: Offers) -> None:
     They stay where it cannot be priced.
     """
     entry = generation.entry
+    served = context.models.get(entry.name)
+    seen = entry if served is None else served.as_sent(entry)
     try:
-        priced = replan.price(
-            entry, offers.profiles, generation.pipelines(), context.settings.zones
-        )
+        priced = replan.price(seen, offers.profiles, generation.pipelines(), context.settings.zones)
     except PlanError:
         return
     generation.reprice(priced)
@@ -285,7 +285,7 @@ def _worth(
     try:
         nodes = cluster_sharing.as_it_runs(context, served, own)
         present = replan.price(
-            served.entry, nodes, active.pipelines(), context.settings.zones
+            served.as_sent(served.entry), nodes, active.pipelines(), context.settings.zones
         ).predicted
     except PlanError as error:
         return _Worth(f"the present plan cannot run: {error}", at_once=True)

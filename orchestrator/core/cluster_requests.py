@@ -22,6 +22,7 @@ from orchestrator.core.cluster_events import (
 from orchestrator.core.cluster_planning import consider, reprice
 from orchestrator.core.cluster_stages import activate, announce, give_up_replacing
 from orchestrator.core.generation import Generation
+from orchestrator.core.inputs_seen import InputsSeen
 from orchestrator.core.plan import AUTO
 from orchestrator.core.served import Served, Waiting
 from shared.errors import ConfigurationError, ErrorCode
@@ -60,6 +61,8 @@ def serve(context: Context, event: ServeAsked) -> None:
 def _replace(served: Served, entry: ModelEntry, now: float) -> None:
     if served.active is not None:
         served.before = None if served.active.entry is entry else served.active.entry
+    if entry.manifest != served.entry.manifest:
+        served.inputs = InputsSeen()
     served.entry, served.asked = entry, now
     for loading in (served.pending, served.held):
         if loading is not None:

@@ -56,7 +56,7 @@ def why_not(context: Context, served: Served, error: str) -> str:
     whole = list(_whole(context, served))
     if holders and whole:
         try:
-            replan.choose(served.entry, whole, context.settings.zones)
+            replan.choose(served.as_sent(served.entry), whole, context.settings.zones)
         except (PlanError, ConfigurationError):
             pass  # not with nodes of its own either
         else:
@@ -99,7 +99,8 @@ def _effect(context: Context, other: Served, before: list[Use], after: list[Use]
         beside = [use for use in uses if use.model != other.name]
         nodes = sharing.offers(newest.entry, whole, beside, {}).profiles
         try:
-            priced = replan.price(newest.entry, nodes, newest.pipelines(), context.settings.zones)
+            entry = other.as_sent(newest.entry)
+            priced = replan.price(entry, nodes, newest.pipelines(), context.settings.zones)
         except PlanError:
             # Before: it is in trouble as it is, and this is no reason to leave all as it is.
             return 0.0 if figures else 1.0

@@ -216,7 +216,9 @@ class Model:
     """None where answers are not kept."""
     equals: EqualItems = field(default_factory=EqualItems)
     turns: int = 0
-    """Items dispatched."""
+    """Messages dispatched."""
+    sent_items: int = 0
+    sent_bytes: int = 0
     decision: Decision | None = None
     """The latest that was explained."""
     board: Board | None = None
@@ -278,6 +280,8 @@ class Model:
             live_requests=self.live_requests,
             queued_items=len(self.queue),
             queued_bytes=self.queue.size_bytes,
+            sent_items=self.sent_items,
+            sent_bytes=self.sent_bytes,
             pipelines=tuple(pipeline.load() for pipeline in self.pipelines.values()),
             decision=self.decision,
             cache=None if self.cache is None else self.cache.load(),

@@ -90,6 +90,9 @@ class ModelLoad:
     live_requests: int
     queued_items: int
     queued_bytes: int
+    sent_items: int
+    """To first stages, all attempts, since the model is known; and their bytes."""
+    sent_bytes: int
     pipelines: tuple[PipelineLoad, ...]
     decision: Decision | None
     """Where an item went and why: the latest that was explained, one a second at most."""

@@ -165,6 +165,9 @@ class ItemFlow:
             pipeline.take(items, model.turns, now)
             self.timers.schedule_by(pipeline, item.retry_at)
             self._counters.dispatched += len(items)
+            size_bytes = sum(each.size_bytes for each in items)
+            model.sent_items += len(items)
+            model.sent_bytes += size_bytes
             actions.append(
                 Dispatch(
                     request_id=request.request_id,
@@ -174,7 +177,7 @@ class ItemFlow:
                     pipeline=pipeline.pipeline,
                     generation=pipeline.generation,
                     payload=item.payload,
-                    size_bytes=sum(each.size_bytes for each in items),
+                    size_bytes=size_bytes,
                     priority=item.priority,
                     watched=bool(item.crashes),
                     companions=tuple(

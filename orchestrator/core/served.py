@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from orchestrator.core.cluster_events import ModelEntry
 from orchestrator.core.generation import Generation
+from orchestrator.core.inputs_seen import InputsSeen
 from orchestrator.core.plan import Plan, Predicted
 
 RATE_GRAIN = 0.01
@@ -73,6 +74,7 @@ class Served:
     free_choice: Plan | None = None
     stuck: str = ""
     """Why it stays on nodes that it should leave; empty when it need not leave any, or can."""
+    inputs: InputsSeen = field(default_factory=InputsSeen)
     published: object = None
     """What the model's state was made from when it was published last."""
 
@@ -113,6 +115,11 @@ class Served:
     def replaces(self) -> bool:
         """Whether what is asked for has yet to take over from what runs."""
         return self.active is not None and self.active.entry is not self.entry
+
+    def as_sent(self, entry: ModelEntry) -> ModelEntry:
+        """The model with one of its runtimes, as plans are to see it: with jobs of the size that comes."""
+        profile = self.inputs.profile(entry.profile)
+        return entry if profile is entry.profile else replace(entry, profile=profile)
 
     def generations(self) -> Iterator[Generation]:
         """Those whose stages nodes shall hold now; one that is held back is not."""

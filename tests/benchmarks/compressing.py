@@ -7,7 +7,7 @@ Weights are random, inputs a photograph.
 The rest is real: three such agents with ONNX Runtime, each in a network of its own whose rate the kernel
 limits, and MobileNetV2 in three stages. `as planned before` was planned when links were fast; for the others
 the planner knows them, and moves the cuts to suit. Photographs are small, or the way in would be what limits
-all of them; plans count with the profile's, of 47 KB, and so see less between the ways than there is.
+all of them; plans go by their size once some have come.
 """
 
 from __future__ import annotations

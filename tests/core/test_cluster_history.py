@@ -17,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from orchestrator.core import cluster_sharing, replan
 from orchestrator.core.cluster import ClusterSettings
 from orchestrator.core.cluster_events import (
+    InputsCounted,
     ModelEntry,
     NodeBorn,
     NodeDied,
@@ -197,6 +198,14 @@ class Histories(RuleBasedStateMachine):
                     self.world.now, model, pipeline, number, stage, place.node, 10, seconds, seconds
                 )
             )
+
+    @rule(
+        model=MODELS,
+        items=st.sampled_from([0, 49, 50, 5000]),
+        size=st.sampled_from([1, 1000, 10**7]),
+    )
+    def jobs_are_of_some_size(self, model: str, items: int, size: int) -> None:
+        self.world.send(InputsCounted(self.world.now, model, items, items * size))
 
     # --- requests
 
