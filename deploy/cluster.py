@@ -114,6 +114,7 @@ class Cluster(ABC):
     agents: Mapping[str, Part]
     orchestrator: Part | None
     """The one that was started to lead; after a take-over a standby does."""
+    _orchestrator_arguments: tuple[str, ...]
     cpu_refused: str = ""
     """Why no CPU limit is enforced, where none was asked for and none may be set."""
     kill_command: ClassVar[str] = "kill -9 {pid}"
@@ -226,13 +227,17 @@ class Cluster(ABC):
         """SIGTERM to an agent; its exit status."""
         return await self.agents[name].stop()
 
-    async def pause_agent(self, name: str) -> None:
-        """Let an agent stand still."""
-        await asyncio.to_thread(self.agents[name].freeze, frozen=True)
+    async def restart_orchestrator(self, arguments: Sequence[str] | None = None) -> Part:
+        """End the orchestrator as somebody who installs a new version would, and start it again.
 
-    async def resume_agent(self, name: str) -> None:
-        """Undo `pause_agent`."""
-        await asyncio.to_thread(self.agents[name].freeze, frozen=False)
+        Args:
+            arguments: its further flags from now on; None for those that it had.
+        """
+        if arguments is not None:
+            self._orchestrator_arguments = tuple(arguments)
+        if self.orchestrator is not None:
+            await self.orchestrator.stop()
+        return await self.start_orchestrator()
 
     async def kill_orchestrator(self) -> None:
         """SIGKILL to the orchestrator."""

@@ -285,18 +285,6 @@ class DockerCluster(Cluster):
         )
         return self.orchestrator
 
-    async def restart_orchestrator(self, arguments: Sequence[str] | None = None) -> Container:
-        """End the orchestrator as somebody who installs a new version would, and start it again.
-
-        Args:
-            arguments: its further flags from now on; None for those that it had.
-        """
-        if arguments is not None:
-            self._orchestrator_arguments = tuple(arguments)
-        if self.orchestrator is not None:
-            await self.orchestrator.stop()
-        return await self.start_orchestrator()
-
     async def add_agent(
         self,
         name: str | None = None,
