@@ -12,6 +12,7 @@ import contextlib
 import logging
 import signal
 from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from typing import assert_never
 
 from orchestrator import leader_watch
@@ -46,7 +47,17 @@ async def run_orchestrator(options: OrchestratorOptions) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    return await Candidate(options).run(stop)
+    candidate = Candidate(options)
+    async with _http(options, candidate):
+        return await candidate.run(stop)
+
+
+def _http(options: OrchestratorOptions, candidate: Candidate) -> AbstractAsyncContextManager[None]:
+    if options.http is None:
+        return contextlib.nullcontext()
+    from orchestrator.web.groups import http_server  # aiohttp is for those who ask for a page
+
+    return http_server(options, candidate.name, lambda: candidate.life)
 
 
 class Candidate:

@@ -30,6 +30,7 @@ from shared.messages.operation import (
     DeploymentsRequest,
     EventsRequest,
     ExplainRequest,
+    Happening,
     KeptEvents,
     PlanRequest,
     ReplanRequest,
@@ -109,6 +110,10 @@ class Operators:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def events(self, wish: EventsRequest) -> list[Happening]:
+        """The latest events, the latest last."""
+        return self._announcer.latest(wish)
+
     def take(self, verb: str, payload: bytes | bytearray) -> None:
         """A message on `request/{verb}`; what is wrong with it is told to its sender where possible."""
         if self._early is not None:
@@ -132,7 +137,7 @@ class Operators:
                     self._announcer.done(verb, listed.transaction, to_builtins(found))
                 case "events":
                     wish = decode_json(payload, EventsRequest)
-                    kept = KeptEvents(events=self._announcer.latest(wish))
+                    kept = KeptEvents(events=self.events(wish))
                     self._announcer.done(verb, wish.transaction, to_builtins(kept))
                 case "cordon":
                     self._cordon(decode_json(payload, CordonRequest))

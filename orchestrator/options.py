@@ -7,6 +7,7 @@ from pathlib import Path
 
 from orchestrator.core.cluster_settings import ClusterSettings
 from orchestrator.core.dispatch_settings import DispatchSettings
+from orchestrator.web.address import HttpAddress
 from shared.bus import BrokerUrl
 from shared.topics import DEFAULT_ROOT
 
@@ -22,5 +23,9 @@ class OrchestratorOptions:
     prefetch: bool = True
     store_after_s: float = 0.2
     """An accepted job that has no answer by then is written to disk."""
+    http: HttpAddress | None = None
+    """Where the page and the monitors' routes are; None serves none."""
+    http_names: tuple[str, ...] = ()
+    """Further host names by which browsers may come to it."""
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     dispatch: DispatchSettings = field(default_factory=DispatchSettings)

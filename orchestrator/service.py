@@ -152,7 +152,7 @@ class Orchestrator:
             keys=self._keys.pipelines,
         )
         self._deployments = DeploymentLog(options.state_dir / "deployments.json", options.root)
-        self._operators = Operators(
+        self.operators = Operators(
             library=self._library,
             transfers=self._transfers,
             cluster=self._cluster,
@@ -189,7 +189,7 @@ class Orchestrator:
             outbox=self._outbox,
             restore=self._restore,
             requests=RequestGate(
-                vouching, self._announcer, self._operators.take, options.state_dir / "requests.json"
+                vouching, self._announcer, self.operators.take, options.state_dir / "requests.json"
             ),
             vouching=vouching,
             transfers=self._transfers,
@@ -292,7 +292,7 @@ class Orchestrator:
                 await self._outbox.flushed(LAST_WORDS_S)
             for task in tasks:
                 task.cancel()
-            await self._operators.close()
+            await self.operators.close()
 
     async def _leave(self) -> None:
         """Our last words, once jobs have stopped; the broker keeps what comes now for our successor."""
@@ -344,7 +344,7 @@ class Orchestrator:
         if lost:
             log.warning("the broker was killed: it has lost what came since it last saved")
         self._dispatcher.take_over(self._ours(recovered), broker_lost=lost)
-        self._operators.open()
+        self.operators.open()
         self._dispatcher.start()
 
     def _ours(self, recovered: Recovered) -> Recovered:
@@ -477,7 +477,7 @@ class Orchestrator:
         """Let go of the weights of what is not served any more, so that others have room on disk."""
         if not self._restore.over:
             return
-        used = {*self._deployer.in_use, *self._operators.in_use}
+        used = {*self._deployer.in_use, *self.operators.in_use}
         for served in self._cluster.models.values():
             entries = [served.entry, served.before]
             generations = (served.active, served.pending, served.held)

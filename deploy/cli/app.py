@@ -53,6 +53,7 @@ _EXTRAS = {
     "torchvision": "orchestrator",
     "PIL": "agent",
     "psutil": "agent",
+    "aiohttp": "web",
     "rich": "deploy",
     "matplotlib": "deploy",
     "cryptography": "deploy",

@@ -30,6 +30,7 @@ from deploy.levels import MIN_AGREEMENT, check_level
 from orchestrator.core.result_cache import check_cache
 from orchestrator.core.scheduler_settings import weights_of
 from orchestrator.models.source import SHAPE_FORM, InputShape
+from orchestrator.web.address import HTTP_FORM, HttpAddress
 from shared.bus import BrokerUrl
 from shared.errors import ConfigurationError
 from shared.ids import check_name
@@ -92,6 +93,7 @@ NAME = _Parsed("NAME", _name)
 DURATION = _Parsed("DURATION", settings.duration_s)
 SIZE = _Parsed("SIZE", settings.size_bytes)
 CACHE = _Parsed("off|on|SIZE", settings.cache_bytes)
+HTTP = _Parsed(HTTP_FORM, HttpAddress.parse)
 INPUT_SHAPE = _Parsed("SHAPE", InputShape.parse)
 SCHEDULER_WEIGHTS = _Parsed("R,L,P,B", weights_of)
 

@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from deploy.cli.openness import warn_of_plain_text
-from deploy.cli.options import DURATION, NAME, SIZE, Common, service_options
+from deploy.cli.options import DURATION, HTTP, NAME, SIZE, Common, service_options
 from deploy.cli.scheduling import scheduler_options
 from orchestrator.core.scheduler_settings import SchedulerSettings
+from orchestrator.web.address import HttpAddress
 from shared.bus.url import BrokerUrl
 from shared.ids import name_from
 from shared.profile import DEFAULT_ZONE
@@ -69,6 +70,18 @@ def default_state_dir() -> Path:
     show_default=True,
     help="The trust zone that the broker is in: every tensor crosses it.",
 )
+@click.option(
+    "--http",
+    type=HTTP,
+    help="Serve the page here: 8080 on this machine only; 0.0.0.0:8080 to everybody who reaches it, who "
+    "then sees all and may send jobs.  [default: no page]",
+)
+@click.option(
+    "--http-name",
+    "http_names",
+    multiple=True,
+    help="A further host name by which browsers come to the page, such as a proxy's; repeatable.",
+)
 @scheduler_options
 @service_options
 def orchestrator_command(
@@ -81,6 +94,8 @@ def orchestrator_command(
     prefetch: bool,
     zone: str,
     broker_zone: str,
+    http: HttpAddress | None,
+    http_names: tuple[str, ...],
     scheduling: SchedulerSettings,
 ) -> int:
     """Run the orchestrator: it plans, deploys and answers jobs, until Ctrl-C.
@@ -102,6 +117,8 @@ def orchestrator_command(
         store_bytes=store_size,
         store_after_s=store_after,
         prefetch=prefetch,
+        http=http,
+        http_names=http_names,
         cluster=ClusterSettings(
             zones=Zones(orchestrator=zone, broker=broker_zone), forget_after_s=forget_after
         ),

@@ -11,14 +11,16 @@ from typing import NoReturn
 
 import click
 
-from deploy.cli.options import Common, common_options, json_option, serve_options
+from deploy.cli.options import HTTP, Common, common_options, json_option, serve_options
 from deploy.cli.output import note, print_json, print_line
 from deploy.cli.scheduling import scheduler_arguments, scheduler_options
 from deploy.cluster import ChildEndedError, Cluster, Part
 from deploy.cluster_shape import ClusterShape, make_cluster
 from deploy.flags import ServeFlags
+from deploy.page_address import page_address
 from deploy.photo import photo_to_type
 from orchestrator.core.scheduler_settings import SchedulerSettings
+from orchestrator.web.address import HttpAddress
 from shared.errors import BrokerError
 from shared.messages.model import ModelState
 from shared.profile import DEFAULT_ZONE
@@ -31,6 +33,12 @@ from shared.profile import DEFAULT_ZONE
     default=1883,
     show_default=True,
     help="The broker's port, on loopback only; 0 for any free one.",
+)
+@click.option(
+    "--http",
+    type=HTTP,
+    help="Serve a page here that shows the cluster: 8080, on this machine only; 0 for any free port.  "
+    "[default: no page]",
 )
 @click.option("--agents", type=click.IntRange(1, 64), help="How many agents.  [default: 3]")
 @click.option(
@@ -79,6 +87,7 @@ def up_command(
     *,
     common: Common,
     port: int,
+    http: HttpAddress | None,
     agents: int | None,
     cpus: str | None,
     zones: str | None,
@@ -100,10 +109,16 @@ def up_command(
     \b
     Examples:
         amp4ec up --agents 3 --cpus 0.5,0.3,0.2 --serve mobilenet_v2 --weights none
+        amp4ec up --http 8080
         amp4ec up --docker --profile paper --scale 0.5 --serve mobilenet_v2
     """  # noqa: D301
     if flags.name is not None and len(models) > 1:
         raise click.UsageError("--name names one model; there are several --serve.")
+    if http is not None and docker:
+        raise click.UsageError(
+            "--http is of processes: containers publish no port but the broker's. Run a standby with a page "
+            "beside them: amp4ec orchestrator --broker URL --http PORT"
+        )
     for model in models:
         flags.source(model)  # wrong usage is said before anything is started
     shape = ClusterShape(
@@ -127,6 +142,7 @@ def up_command(
                 *scheduler_arguments(scheduling),
                 f"--zone={zone}",
                 f"--broker-zone={zone}",
+                *([] if http is None else [f"--http={http}"]),
             ],
             on_step=note,
         )
@@ -187,6 +203,9 @@ async def _run(cluster: Cluster, asked: _Asked) -> None:
 
 async def _serve(cluster: Cluster, asked: _Asked) -> None:
     await cluster.wait_for_nodes()
+    page = _page(cluster)
+    if page is not None:
+        note(f"the page is at {page}")
     states: list[ModelState] = []
     for model in asked.models:
         await cluster.serve(model, asked.flags, on_line=lambda line: note(f"  {line}"))
@@ -203,6 +222,7 @@ async def _serve(cluster: Cluster, asked: _Asked) -> None:
             {
                 "state": "ready",
                 "broker": cluster.broker.url,
+                "http": page,
                 "root": cluster.root,
                 "directory": str(cluster.directory),
                 "agents": [{"node": a.name, "pid": a.pid} for a in cluster.agents.values()],
@@ -213,6 +233,11 @@ async def _serve(cluster: Cluster, asked: _Asked) -> None:
     if not states:
         print_line(f"ready {cluster.broker.url} {len(cluster.agents)} agents, no model yet")
     print_line(_next(cluster, states[0].model if states else None))
+
+
+def _page(cluster: Cluster) -> str | None:
+    """Where the page is, if one was asked for: it is there before the orchestrator is online."""
+    return None if cluster.orchestrator is None else page_address(cluster.orchestrator.log)
 
 
 async def _watch(cluster: Cluster) -> NoReturn:

@@ -281,9 +281,12 @@ def test_bare_install_can_use_the_client() -> None:
     [
         ("psutil", ["agent"], "amp4ec[agent]"),
         ("psutil", ["serve", "m"], "amp4ec[agent]"),
+        ("aiohttp", ["orchestrator", "--http", "0"], "amp4ec[web]"),
     ],
 )
-def test_missing_extra_is_named(missing: str, arguments: list[str], extra: str) -> None:
+def test_missing_extra_is_named(
+    missing: str, arguments: list[str], extra: str, tmp_path: Path
+) -> None:
     program = textwrap.dedent(f"""
         import sys
         sys.modules[{missing!r}] = None
@@ -292,7 +295,7 @@ def test_missing_extra_is_named(missing: str, arguments: list[str], extra: str) 
     """)
     result = subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env=child_environment(),
+        env=child_environment({"XDG_STATE_HOME": str(tmp_path)}),
         capture_output=True,
         text=True,
         check=False,

@@ -136,7 +136,7 @@ async def test_what_cannot_be_planned_is_told(world: World) -> None:
 async def test_a_request_that_comes_twice_is_answered_once(world: World) -> None:
     async with world.orchestrator() as orchestrator, world.agents("a"):
         await world.operator.serve(Model())
-        plans = orchestrator._operators._plans
+        plans = orchestrator.operators._plans
         request = PlanRequest(transaction="twice", model="m", options=ServeOptions())
         async with plans._one_at_a_time:
             await world.operator.send("plan", request)
