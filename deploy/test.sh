@@ -60,7 +60,7 @@ for layer in $layers; do
     *) how="" ;;
     esac
     # shellcheck disable=SC2086 # several words
-    if ! python -m pytest "tests/$layer" -q $how 2>&1 | tee "$logs/$layer"; then failed="$failed $layer"; fi
+    if ! python -m pytest "tests/$layer" -q --durations 8 --durations-min 5 $how 2>&1 | tee "$logs/$layer"; then failed="$failed $layer"; fi
     if [ "$layer" = core ]; then
         say "Coverage of the pure cores"
         python -m coverage report --skip-covered --fail-under=95 \

@@ -32,6 +32,19 @@ and the greatest in brackets.
 - *fetched*: what the plan made nodes fetch that they did not have, and the seconds until it was served: the
   first plan of a model ships what its stages weigh, a re-plan (from *stages* to *free*) what it moves."""
 
+_LIMITS = """\
+**What stands in the way.**
+
+- *A job alone*: a CPU share is enforced in periods of 100 ms. A stage that needs less CPU than its node has
+  in a period runs at full speed, and the job takes little more than in one process. A longer stage waits for
+  periods to come, and takes its CPU seconds divided by its node's share: stages that are balanced for
+  throughput then take as long as the whole model each, one after the other. A whole model on the fastest
+  of these nodes would take twice its time, too.
+- *Three stages*: what the column CPU has above 1. It is the same few tenths of a millisecond of messages,
+  and as much of colder caches, for each stage and item, and so weighs most on models that take little time.
+- *ONNX Runtime against eager*: it gains where a model has many small operations. Where nearly all of the
+  time goes into large matrix products, both libraries run those at the processor's rate."""
+
 
 def write_page(lines: Sequence[Line], drawn: Collection[str], folder: Path) -> Path:
     """Write the page below `folder`, with those of `DRAWINGS` that were drawn there."""
@@ -58,6 +71,7 @@ def page(lines: Sequence[Line], drawn: Collection[str]) -> str:
             "## What was aimed at",
             "On three nodes of 0.5, 0.3 and 0.2 CPU, against the same runtime and level.",
             _grid(("aim", "model", "measured", "bar", ""), [_aim(aim) for aim in aims]),
+            _LIMITS,
         ]
     for kind in table.kinds():
         rows = [_row(each) for model in table.models() for each in table.of(model, kind)]

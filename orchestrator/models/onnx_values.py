@@ -226,7 +226,9 @@ def tensor_spec(file: OnnxFile, name: str, result: Any) -> TensorSpec:
     """
     if not isinstance(result, np.ndarray):
         raise ModelError(
-            f"{file.path}: value {name!r}", expected="a tensor", got=type(result).__name__
+            f"{file.path}: value {name!r}",
+            expected="a tensor (scikit-learn's classifiers: export them with the option zipmap=False)",
+            got="a sequence or a map" if isinstance(result, list) else type(result).__name__,
         )
     if str(result.dtype) not in DTYPE_BYTES or not all(result.shape):
         raise ModelError(

@@ -239,14 +239,21 @@ def test_every_rule_is_tried() -> None:
     assert {case.op for case in CASES} | TRIED_ELSEWHERE == RULES.keys()
 
 
-def export(path: Path, net: torch.nn.Module, inputs: tuple[torch.Tensor, ...], **more: Any) -> Path:
+def export(
+    path: Path,
+    net: torch.nn.Module,
+    inputs: tuple[torch.Tensor, ...],
+    opset_version: int = 17,
+    **more: Any,
+) -> Path:
     """As users do; with the exporter that needs nothing else installed."""
+    more |= {"dynamo": False, "opset_version": opset_version}
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            torch.onnx.export(net.eval(), inputs, str(path), dynamo=False, opset_version=17, **more)
+            torch.onnx.export(net.eval(), inputs, str(path), **more)
     finally:
         torch.backends.mha.set_fastpath_enabled(before)
     return path
@@ -293,6 +300,28 @@ def test_a_convolutional_network(tmp_path: Path, level: str) -> None:
     model = imported(tmp_path, None, level=level)
     ops = [node.op for node in model.manifest.graph.nodes]
     assert ("batch_norm" in ops) == (level == "O0")
+    assert_exact(model)
+
+
+@pytest.mark.parametrize("opset", [7, 9, 11, 13, 20])
+def test_old_and_new_opsets_are_cut(opset: int, tmp_path: Path) -> None:
+    """Down to 7, where weights were inputs, too, and what is one operator today was several."""
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1),
+        torch.nn.BatchNorm2d(8),
+        torch.nn.ReLU6(),
+        torch.nn.Conv2d(8, 8, 3, groups=8),
+        torch.nn.Hardswish(),
+        torch.nn.AdaptiveAvgPool2d(1),
+        torch.nn.Flatten(),
+        torch.nn.Linear(8, 4),
+    )
+    image = torch.zeros(1, 3, 16, 16)
+    export(tmp_path / "net.onnx", net, (image,), opset, keep_initializers_as_inputs=opset < 9)
+    model = imported(tmp_path, None)
+    assert not model.manifest.whole
+    assert len(model.manifest.graph.inputs) == 1
+    assert len(model.manifest.blocks) >= 3
     assert_exact(model)
 
 
@@ -382,6 +411,19 @@ def custom() -> Any:
     return model
 
 
+def zipped() -> Any:
+    """As scikit-learn's exporter ends a classifier: a list of maps from class to probability."""
+    node = helper.make_node(
+        "ZipMap", ["x"], ["y"], domain="ai.onnx.ml", classlabels_int64s=list(range(ROWS[-1]))
+    )
+    model = model_of([node], [info("x", ROWS[1:])], ["y"])
+    probabilities = helper.make_tensor_type_proto(TensorProto.FLOAT, ())
+    classes = helper.make_map_type_proto(TensorProto.INT64, probabilities)
+    model.graph.output[0].type.CopyFrom(helper.make_sequence_type_proto(classes))
+    model.opset_import.append(helper.make_opsetid("ai.onnx.ml", 1))
+    return model
+
+
 def one(op: str, *constants: Array, **attributes: Any) -> Callable[[], Any]:
     names = [f"c{index}" for index in range(len(constants))]
     node = helper.make_node(op, ["x", *names], ["y"], "the node", **attributes)
@@ -397,6 +439,7 @@ def one(op: str, *constants: Array, **attributes: Any) -> Callable[[], Any]:
         (cyclic, "no valid ONNX model: .*topological|sorted"),
         (damaged, "weight 'w' is damaged"),
         (absurd, "size of weight 'w'"),
+        (zipped, "value 'y'; expected a tensor .*zipmap=False.*; got a sequence or a map"),
     ],
 )
 def test_what_cannot_be_read_is_named(make: Callable[[], Any], match: str, tmp_path: Path) -> None:
