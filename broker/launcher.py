@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import ctypes
 import errno
-import logging
 import os
 import pwd
 import shutil
@@ -30,8 +29,9 @@ from typing import Final, Self
 from broker.config import BrokerConfig
 from shared.errors import BrokerError
 from shared.files import write_whole
+from shared.logs import get_log
 
-_logger = logging.getLogger(__name__)
+_logger = get_log(__name__)
 
 _ELSEWHERE: Final = ("/usr/sbin/mosquitto", "/usr/local/sbin/mosquitto")
 """Debian puts Mosquitto where an ordinary user's PATH does not look."""
@@ -174,7 +174,7 @@ class Broker:
         try:
             await asyncio.wait_for(process.wait(), _STOP_TIMEOUT_S)
         except TimeoutError:
-            _logger.warning("mosquitto (%d) does not stop; killed", process.pid)
+            _logger.warning("mosquitto does not stop, and is killed", pid=process.pid)
             await self.kill()
 
     async def kill(self) -> None:
@@ -285,9 +285,7 @@ class Broker:
                 _reachable(self._config.bind), self._websocket_port
             )
         except OSError:
-            _logger.warning(
-                "this Mosquitto has no WebSockets: nothing listens on port %d", self._websocket_port
-            )
+            _logger.warning("this Mosquitto has no WebSockets", port=self._websocket_port)
             self._websocket_port = None
         else:
             writer.close()

@@ -383,7 +383,10 @@ class Cluster(ABC):
 
     def _common(self, name: str, log_level: str | None = None) -> list[str]:
         level = log_level or self._log_level
-        return ["--broker", self.address(name), "--root", self.root, "--log-level", level]
+        return [
+            *("--broker", self.address(name), "--root", self.root),
+            *("--log-level", level, "--log-format", "json"),
+        ]
 
     def _free_name(self) -> str:
         number = 1

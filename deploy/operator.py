@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -19,6 +18,7 @@ from typing import Any
 from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus, Properties
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, JobError, ProtocolError
+from shared.logs import get_log
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.operation import (
     DeploymentsRequest,
@@ -35,7 +35,7 @@ from shared.signing import Signer, signer_of
 from shared.topics import Topics
 from shared.transfer import BlobSource, MemoryBlobs, Transfers
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 CONNECT_S = 5.0
 _PATIENCE_S = 1.0
@@ -197,7 +197,7 @@ class Operator:
             except ProtocolError as error:
                 self._malformed += 1
                 if self._malformed.bit_count() == 1:  # a flood must not flood whoever asked
-                    log.warning("%s: %s", message.topic, error)
+                    log.warning("dropped a message", topic=message.topic, error=error)
 
     async def connected(self) -> None:
         """Ask again: responses sent while we were away are lost."""

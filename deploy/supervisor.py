@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.cgroup import CpuLimit
+from deploy.log_lines import readable
 
 PARENT = "AMP4EC_PARENT_PID"
 _PR_SET_PDEATHSIG = 1
@@ -147,4 +148,4 @@ def log_tail(log: Path, lines: int = 15) -> str:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
         text = file.read().decode(errors="replace")
-    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+    return "\n".join(f"    {readable(line)}" for line in text.splitlines()[-lines:])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -12,10 +11,11 @@ from contextlib import asynccontextmanager
 from shared.bus import BrokerUrl, MqttControlBus
 from shared.codec import decode_json
 from shared.errors import ProtocolError
+from shared.logs import get_log
 from shared.messages.operation import Happening
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 CONNECT_S = 5.0
 
@@ -75,7 +75,7 @@ async def watch(
             try:
                 event = decode_json(message.payload, Happening)
             except ProtocolError as error:
-                log.warning("%s: %s", message.topic, error)
+                log.warning("dropped a message", topic=message.topic, error=error)
                 continue
             if collect:
                 events.add(event)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,10 +11,11 @@ from pathlib import Path
 from shared.artifact_store import ArtifactStore
 from shared.errors import ArtifactError
 from shared.ids import ORCHESTRATOR
+from shared.logs import get_log
 from shared.messages.stage import Blob, StageAssignment
 from shared.transfer import Fetched, Progress, Transfers
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _TRIES = 3
 
@@ -95,7 +95,7 @@ class Blobs:
             try:
                 await self._transfers.fetch(blob, ORCHESTRATOR)
             except ArtifactError as error:
-                log.info("prefetch ended: %s", error)
+                log.info("prefetch ended early", error=error)
                 return
 
     async def _bring(self, blob: Blob, pins: list[str], progress: Progress) -> Fetched:

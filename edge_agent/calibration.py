@@ -16,7 +16,6 @@ import asyncio
 import contextlib
 import fcntl
 import hashlib
-import logging
 import os
 import statistics
 import struct
@@ -34,10 +33,11 @@ from edge_agent.runtimes import LoadedStage, open_runtime
 from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, ProtocolError, StageError
 from shared.graph import CostClass, Graph, GraphBuilder
+from shared.logs import get_log
 from shared.messages.node import Calibration, Hardware
 from shared.tensor import Array
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 VERSION = 2
 _BUDGET_S = 1.5
@@ -268,7 +268,7 @@ class CalibrationCache:
             temporary.write_bytes(encode_json(value))
             temporary.replace(path)
         except OSError as error:
-            log.warning("calibration of %s not kept: %s", runtime, error)
+            log.warning("calibration not kept", runtime=runtime, error=error)
 
     def _path(self, runtime: str, version: str, hardware: Hardware) -> Path:
         circumstances = (

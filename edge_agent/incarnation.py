@@ -6,12 +6,12 @@ number is kept on disk beside the time.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from shared.errors import ConfigurationError
+from shared.logs import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _FILE = "incarnation"
 
@@ -48,5 +48,5 @@ def _last(path: Path) -> int:
     except FileNotFoundError:
         return 0
     except ValueError:
-        log.warning("%s holds no number; starting from the clock", path)
+        log.warning("the last incarnation cannot be read: starting from the clock", path=path)
         return 0

@@ -7,7 +7,6 @@ it, and delivers it when we subscribe. Nobody else needs to take part. It expire
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -17,9 +16,10 @@ from shared.bus import ControlBus, Message
 from shared.bus.message import Properties
 from shared.errors import BrokerError
 from shared.link_rates import Rates
+from shared.logs import get_log
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 INTERVAL_S = 300.0
 """Between two rounds: at most 1.7 MB, both ways together, so 6 KB/s."""
@@ -74,7 +74,7 @@ class LinkProbe:
                 async with asyncio.timeout(_ROUND_S):
                     surprised = await self._round()
             except (TimeoutError, BrokerError) as error:
-                log.info("link not measured: %s", error or "it took too long")
+                log.info("link not measured", error=str(error) or "it took too long")
             await asyncio.sleep(AGAIN_S if surprised else INTERVAL_S)
 
     def take(self, message: Message) -> None:
@@ -111,9 +111,11 @@ class LinkProbe:
         await self._control.publish(self._topic, b"", retain=True)
         now = time.monotonic()
         surprised = [self.up.take(done.up(), now), self.down.take(done.down(), now)]
-        log.info(
-            "link to the broker: %s up, %s down", _text(self.up.bytes_per_s), _text(self.down.bytes_per_s)
-        )  # fmt: skip
+        (log.info if any(surprised) else log.debug)(
+            "link to the broker measured",
+            up_bytes_per_s=self.up.bytes_per_s,
+            down_bytes_per_s=self.down.bytes_per_s,
+        )
         return any(surprised)
 
     async def _timed(
@@ -147,7 +149,3 @@ class LinkProbe:
         self._arrived = asyncio.get_running_loop().create_future()
         await self._control.subscribe(self._topic)
         return await self._arrived
-
-
-def _text(bytes_per_s: float | None) -> str:
-    return "unknown" if bytes_per_s is None else f"{bytes_per_s / 1e6:.3g} MB/s"

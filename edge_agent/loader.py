@@ -8,7 +8,6 @@ the peak of memory on a device that has little.
 from __future__ import annotations
 
 import asyncio
-import logging
 import queue
 import threading
 import time
@@ -25,12 +24,13 @@ from shared.codec import decode_json
 from shared.compression import Compression
 from shared.errors import StageError
 from shared.graph import Graph, validate
+from shared.logs import get_log
 from shared.messages.stage import StageAssignment
 from shared.pipeline_mac import PipelineMac
 from shared.topics import Topics
 from shared.transform import Transform
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 T = TypeVar("T")
 
@@ -109,7 +109,10 @@ class Loader:
             began = time.monotonic()
             runtime = self._open[name] = open_runtime(name)
             log.info(
-                "runtime %s %s opened in %.1f s", name, runtime.version, time.monotonic() - began
+                "runtime opened",
+                runtime=name,
+                version=runtime.version,
+                took_s=time.monotonic() - began,
             )
         return runtime
 

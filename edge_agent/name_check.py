@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import secrets
 from dataclasses import dataclass
 
@@ -17,11 +16,12 @@ from edge_agent.options import AgentOptions
 from shared.bus import ControlBus, Message, MqttControlBus
 from shared.codec import decode_json, encode_json
 from shared.errors import BrokerError, ConfigurationError, ProtocolError
+from shared.logs import get_log
 from shared.messages.node import NodeState, Ping
 from shared.messages.stage import Report
 from shared.topics import Topics, largest_packet
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _ROWS = ("node_state", "report", "ping")
 ANSWER_S = 4.0
@@ -119,9 +119,11 @@ async def look(
         )
     if state.state == "online":
         log.warning(
-            "node %s was never reported lost, but process %s on %s does not answer: taking its place",
-            node, state.pid, state.host,
-        )  # fmt: skip
+            "taking the place of an agent that does not answer and was never reported lost",
+            node=node,
+            pid=state.pid,
+            host=state.host,
+        )
     return state.incarnation
 
 
@@ -131,7 +133,7 @@ async def _read(control: ControlBus, topics: Topics, node: str, seen: _Look) -> 
         try:
             _take(topics, node, message, seen)
         except ProtocolError as error:
-            log.warning("dropped on %s: %s", message.topic, error)
+            log.warning("dropped a message", topic=message.topic, error=error)
         if seen.decided():
             return
 

@@ -5,7 +5,6 @@ The control connection is made here, because a last will belongs to the connecti
 
 from __future__ import annotations
 
-import logging
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -16,10 +15,11 @@ from edge_agent.options import AgentOptions
 from shared.bus import ControlBus, Message, Publication
 from shared.codec import encode_json
 from shared.errors import BrokerError, ConfigurationError
+from shared.logs import get_log
 from shared.messages.node import Calibration, Hardware, NodeState
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 State = Literal["online", "offline", "lost"]
 
@@ -78,7 +78,7 @@ class Presence:
         try:
             await self.say("online")
         except BrokerError as error:
-            log.info("birth not sent: %s", error)
+            log.info("birth not sent", error=error)
 
     async def calibrated(self, runtime: str, measured: Calibration) -> None:
         """A runtime's speed is known now: tell it with another birth."""
@@ -116,9 +116,11 @@ class Presence:
         anew = state.incarnation > self.incarnation
         if message.retain and self.control.reconnections == 0 and anew:
             log.warning(
-                "an earlier life of node %s had incarnation %s, ours is %s: the clock went back",
-                node, state.incarnation, self.incarnation,
-            )  # fmt: skip
+                "an earlier life had a greater incarnation: the clock went back",
+                node=node,
+                earlier=state.incarnation,
+                incarnation=self.incarnation,
+            )
             return state.incarnation
         return ConfigurationError(
             f"another agent has taken the name {node!r} (process {state.pid} on {state.host})",

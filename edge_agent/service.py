@@ -8,7 +8,7 @@ wanted), `telemetry` (how the node does), `link_probe` (its bandwidth).
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import signal
 import time
 from collections.abc import Callable, Coroutine
@@ -46,6 +46,7 @@ from shared.errors import (
     ProtocolError,
     StageError,
 )
+from shared.logs import bind, get_log
 from shared.messages.node import NodeState
 from shared.messages.operation import OrchestratorState
 from shared.messages.stage import Assignment, VouchedTopic
@@ -55,7 +56,7 @@ from shared.transfer import Transfers
 
 __all__ = ["Agent", "AgentOptions", "run_agent"]
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _LAST_WORDS_S = 3.0
 _ROWS = ("assignment", "node_state", "ping", "orchestrator_state")
@@ -87,6 +88,7 @@ async def run_agent(options: AgentOptions) -> int:
         return 0
     while True:
         incarnation = next_incarnation(options.directory, int(time.time() * 1000), above=seen)
+        bind(node=options.node, incarnation=incarnation)
         agent = Agent(
             options,
             incarnation=incarnation,
@@ -258,10 +260,14 @@ class Agent:
                 ):
                     self._spawn(work, name)
                 log.info(
-                    "agent %s (incarnation %s) on %s: %.2f CPUs, runtimes %s",
-                    node, self._presence.incarnation, self._options.broker, self._share.cpus,
-                    ", ".join(f"{n} {v}" for n, v in self._runtimes.items()) or "none",
-                )  # fmt: skip
+                    "agent started",
+                    node=node,
+                    incarnation=self._presence.incarnation,
+                    pid=os.getpid(),
+                    broker=self._options.broker,
+                    cpus=self._share.cpus,
+                    runtimes=[f"{n} {v}" for n, v in self._runtimes.items()],
+                )
                 try:
                     outcome = await self._ended
                     if outcome is None:
@@ -308,15 +314,16 @@ class Agent:
         try:
             await self._presence.say("offline", "left", timeout_s=_LAST_WORDS_S)
         except BrokerError as error:
-            log.warning("left without a word: %s", error)
-        log.info("agent %s left", self._options.node)
+            log.warning("left without a word", error=error)
+        log.info("agent left", node=self._options.node)
 
     async def _greet(self) -> None:
         """After every connection: a birth undoes the will that the broker may have published meanwhile."""
         if self._leaving:
             return
         await self._presence.say("online")
-        log.info("born" if not self._connected_once.is_set() else "born again after a reconnection")
+        again = self._connected_once.is_set()
+        log.info("birth told again after a reconnection" if again else "birth told")
         self._connected_once.set()
         self._keeper.step(desired.BusConnected())
 
@@ -331,7 +338,7 @@ class Agent:
             try:
                 self._message(message)
             except ProtocolError as error:
-                self.drops.drop("malformed", f"{message.topic}: {error}")
+                self.drops.drop("malformed", str(error), topic=message.topic)
 
     def _message(self, message: Message) -> None:
         name, levels = self._topics.accept(message.topic, len(message.payload))
@@ -359,14 +366,14 @@ class Agent:
                 payload = message.payload
                 self._own_state(message, decode_json(payload, NodeState) if payload else None)
             case _:
-                self.drops.drop("unexpected", message.topic)
+                self.drops.drop("unexpected", "no message for an agent", topic=message.topic)
 
     def _is_obeyed(self, topic: VouchedTopic, message: Message) -> bool:
         """Whether somebody vouches for an order who may; where not, it is counted and reported."""
         try:
             self._admission.check(topic, message)
         except ForgedError as error:
-            self.drops.drop("forged", f"{message.topic}: {error}")
+            self.drops.drop("forged", str(error), topic=message.topic)
             self._keeper.step(desired.MessageForged(topic, error.reason))
             return False
         return True
@@ -397,8 +404,8 @@ class Agent:
                     if measured is None:
                         measured = await calibrate_in_child(name)
                         self._calibration_cache.put(name, number, self._hardware, measured)
-                        log.info("%s calibrated in %.1f s of CPU", name, measured.measured_in_s)
+                        log.info("runtime calibrated", runtime=name, cpu_s=measured.measured_in_s)
             except (Amp4ecError, OSError, TimeoutError) as error:
-                log.warning("%s is not calibrated: %s", name, error)
+                log.warning("runtime not calibrated", runtime=name, error=error)
                 continue
             await self._presence.calibrated(name, measured)

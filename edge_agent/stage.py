@@ -87,6 +87,8 @@ class Outcome:
     handed_on: bytes | bytearray | None = None
     """What the result topic is to be told after `publish`, of an item that is watched."""
     items: int = 1
+    request: str = ""
+    """The orchestrator's name of the job; empty where the message could not be read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,7 +228,7 @@ def process(stage: Stage, item: Item, say: Callable[[str, bytes | bytearray], No
     )
     return Outcome(
         tuple(messages), problem, queue_s, compute_s, cpu_s, began, encoded, cpu_at, handed_on,
-        max(1, len(batch.items) + len(batch.refused)),
+        max(1, len(batch.items) + len(batch.refused)), activation.job,
     )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -24,10 +23,11 @@ from shared.artifact_store import SPARE_BYTES
 from shared.bus import ControlBus, DataBus
 from shared.codec import encode_json
 from shared.errors import Amp4ecError, ArtifactError, BrokerError, StorageFullError
+from shared.logs import get_log
 from shared.messages.stage import Report, StageAssignment
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _PROGRESS_S = 5.0
 """So often a report says how much has come, so that nobody takes a thin link for a standstill."""
@@ -83,7 +83,8 @@ class StageKeeper:
         self._brought: dict[int, dict[str, Path]] = {}
         self._fetching: dict[int, asyncio.Task[None]] = {}
         self._prefetching: asyncio.Task[None] | None = None
-        self._load_began: dict[int, float] = {}
+        self._loading: dict[int, tuple[StageAssignment, float]] = {}
+        """What is being loaded, and since when, by life."""
         self._report: Report | None = None
         self._report_due = asyncio.Event()
 
@@ -108,7 +109,7 @@ class StageKeeper:
             try:
                 await self._loader_thread.run(partial(self._loader.open, name))
             except (Amp4ecError, ImportError, OSError) as error:
-                log.error("runtime %s cannot be opened: %s", name, error)
+                log.error("runtime cannot be opened", runtime=name, error=error)
 
     def step(self, event: desired.Event) -> None:
         """Take an event to the core, and do what it says."""
@@ -119,7 +120,7 @@ class StageKeeper:
         for action in actions:
             match action:
                 case desired.FetchBlobs(life, stage):
-                    log.info("stage %s: fetching", _text(stage))
+                    log.info("stage fetching", **_facts(stage))
                     self._fetching[life] = self._spawn(self._fetch(action), f"fetch {life}")
                 case desired.CancelFetch(life):
                     task = self._fetching.pop(life, None)
@@ -127,10 +128,10 @@ class StageKeeper:
                         task.cancel()
                     self._forget(life)
                 case desired.Load(life, stage):
-                    log.info("stage %s: loading", _text(stage))
+                    log.info("stage loading", **_facts(stage))
                     self._spawn(self._load(action), f"load {life}")
                 case desired.Unload(life, stage):
-                    log.info("stage %s: unloading", _text(stage))
+                    log.info("stage unloading", **_facts(stage))
                     self.stage_thread.detach(life)
                 case desired.Prefetch(revision, blobs):
                     if self._prefetching is not None:
@@ -157,7 +158,7 @@ class StageKeeper:
                 await self._control.publish(self._report_topic, encode_json(self._report))
             except BrokerError as error:
                 # The next connection begins with a report.
-                log.info("report not sent: %s", error)
+                log.info("report not sent", error=error)
 
     async def _fetch(self, action: desired.FetchBlobs) -> None:
         began = said = time.monotonic()
@@ -171,7 +172,7 @@ class StageKeeper:
         try:
             brought = await self._blobs.bring(action.life, action.stage, progress)
         except (ArtifactError, OSError) as error:
-            log.error("stage %s: %s", _text(action.stage), error)
+            log.error("stage cannot be fetched", error=error, **_facts(action.stage))
             full = isinstance(error, StorageFullError) and error.on_disk
             needs = self._blobs.missing_bytes(action.stage) + SPARE_BYTES if full else 0
             self.step(desired.BlobsFailed(action.life, str(error), needs))
@@ -184,7 +185,7 @@ class StageKeeper:
 
     async def _load(self, action: desired.Load) -> None:
         life = action.life
-        self._load_began[life] = time.monotonic()
+        self._loading[life] = action.stage, time.monotonic()
         try:
             stage = await self._loader_thread.run(
                 partial(self._loader.load, life, action.stage, self._brought[life])
@@ -194,7 +195,7 @@ class StageKeeper:
             reason = (
                 str(error) if isinstance(error, Amp4ecError) else f"{type(error).__name__}: {error}"
             )
-            log.error("stage %s: cannot be loaded: %s", _text(action.stage), reason)
+            log.error("stage cannot be loaded", error=reason, **_facts(action.stage))
             self.step(desired.StageLoadFailed(life, reason[:2000]))
             return
         self.stage_thread.attach(stage)
@@ -205,7 +206,7 @@ class StageKeeper:
 
     def _forget(self, life: int) -> None:
         self._brought.pop(life, None)
-        self._load_began.pop(life, None)
+        self._loading.pop(life, None)
         self._blobs.release(life)
 
     def _notify(self, notice: Notice) -> None:
@@ -217,8 +218,9 @@ class StageKeeper:
     def _noticed(self, notice: Notice) -> None:
         match notice:
             case Attached(life):
-                load_s = time.monotonic() - self._load_began.pop(life)
-                log.info("life %s: ready after %.2f s", life, load_s)
+                stage, began = self._loading.pop(life)
+                load_s = time.monotonic() - began
+                log.info("stage ready", load_s=load_s, **_facts(stage))
                 self.step(desired.StageLoaded(life, load_s))
             case Detached(life):
                 self._forget(life)
@@ -232,5 +234,10 @@ class StageKeeper:
                 assert_never(notice)
 
 
-def _text(stage: StageAssignment) -> str:
-    return f"{stage.pipeline}/{stage.generation}/{stage.stage} of {stage.model}"
+def _facts(stage: StageAssignment) -> dict[str, object]:
+    return {
+        "model": stage.model,
+        "pipeline": stage.pipeline,
+        "generation": stage.generation,
+        "stage": stage.stage,
+    }

@@ -20,7 +20,6 @@ identifier. An item whose acknowledgement was lost on its way runs twice; the di
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import deque
@@ -38,9 +37,10 @@ from shared.bus.message import Message, Properties
 from shared.errors import BrokerUnreachableError
 from shared.job_options import DEFAULT_PRIORITY, parse_priority
 from shared.link_rates import Rates
+from shared.logs import get_log
 from shared.messages.node import StageTelemetry
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 MAX_ITEMS = 64
 """Activations that wait here, of all stages of the node; the data connection's receive maximum, and the bound
@@ -149,7 +149,7 @@ class StageThread:
     def __init__(self, connect: _Connect, notify: Callable[[Notice], None], *, name: str) -> None:
         self.traffic = Traffic()
         self.drops = Drops()
-        self.failures = Drops("failed")
+        self.failures = Drops("an item failed")
         self._connect = connect
         self._notify = notify
         self._mailbox: deque[_Attach | _Detach | _Stop] = deque()
@@ -288,7 +288,7 @@ class StageThread:
         ):
             held = self._topics.get(message.topic)
             if held is None:
-                self.drops.drop("unknown_stage", f"{message.topic} is no stage of ours (any more)")
+                self.drops.drop("unknown_stage", "no stage of ours (any more)", topic=message.topic)
                 bus.acknowledge(message)
                 continue
             if not message.payload:
@@ -315,7 +315,7 @@ class StageThread:
         self._count(bus)
 
     def _forged(self, topic: str) -> None:
-        self.drops.drop("forged", f"{topic}: it does not come from its pipeline")
+        self.drops.drop("forged", "it does not come from its pipeline", topic=topic)
         count = self.drops.counts["forged"]
         if count.bit_count() == 1:  # a flood must not become one of notices
             self._notify(Forged(count - count // 2))
@@ -394,14 +394,27 @@ class StageThread:
         outcome = process(held.stage, item, partial(self._say, held.stage))
         self._done(bus, message)
         if not outcome.publish:
-            self.drops.drop("malformed", f"{message.topic}: {outcome.problem}")
+            self.drops.drop("malformed", outcome.problem, topic=message.topic)
         elif outcome.problem:
-            self.failures.drop("answered", f"{message.topic}: {outcome.problem}")
+            self.failures.drop(
+                "stage_failed", outcome.problem, topic=message.topic, request=outcome.request
+            )
         for topic, payload in outcome.publish:
             self._send(bus, held.stage, topic, payload, waiting.sending)
         if outcome.handed_on is not None:
             self._send(bus, held.stage, held.stage.result_topic, outcome.handed_on)
         held.stage.sent(outcome)
+        if log.is_debug:
+            log.debug(
+                "item computed",
+                request=outcome.request,
+                model=held.stage.model,
+                pipeline=held.stage.pipeline,
+                generation=held.stage.generation,
+                stage=held.stage.index,
+                queue_s=outcome.queue_s,
+                compute_s=outcome.compute_s,
+            )
         self._queue.charge(held.stage.model, outcome.compute_s)
         with self._lock:
             held.queued -= 1
@@ -441,7 +454,7 @@ class StageThread:
             bus.publish(topic, payload, properties=properties)
         except BrokerUnreachableError as error:
             # The dispatcher runs the item again when no result comes.
-            self.drops.drop("unsent", f"{topic}: {error}")
+            self.drops.drop("unsent", str(error), topic=topic)
 
     def _say(self, stage: Stage, topic: str, payload: bytes | bytearray) -> None:
         """What must have arrived before the item is computed: nothing may come after it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 
@@ -14,11 +13,12 @@ from edge_agent.stage_thread import StageThread
 from shared.bus import ControlBus
 from shared.codec import encode_json
 from shared.errors import BrokerError
+from shared.logs import get_log
 from shared.messages.node import Telemetry
 from shared.topics import Topics
 from shared.transfer import Transfers
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 
 class Reporter:
@@ -75,7 +75,7 @@ class Reporter:
             try:
                 await self._control.publish(self._topic, payload, qos=0, timeout_s=self._interval_s)
             except BrokerError as error:
-                log.debug("telemetry not sent: %s", error)
+                log.debug("telemetry not sent", error=error)
 
     async def _round_trip(self) -> float | None:
         try:

@@ -7,12 +7,12 @@ itself below it (its broker's memory was wiped, say) claims a term above.
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 from shared.files import write_whole
+from shared.logs import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _FILE = "term"
 _LARGEST = 2**53
@@ -32,10 +32,12 @@ class TermFile:
         except FileNotFoundError:
             return 0
         except (OSError, ValueError) as error:
-            log.warning("%s cannot be read, any leader is obeyed: %s", self._path, error)
+            log.warning(
+                "the last term cannot be read: any leader is obeyed", path=self._path, error=error
+            )
             return 0
         if not (text.isascii() and text.isdigit() and len(text) <= 16 and int(text) <= _LARGEST):
-            log.warning("%s holds no term, any leader is obeyed", self._path)
+            log.warning("the file holds no term: any leader is obeyed", path=self._path)
             return 0
         self._kept = int(text)
         return self._kept
@@ -49,4 +51,4 @@ class TermFile:
             # Against a restart; without power the broker's leader has changed as well, or says it again.
             write_whole(self._path, str(term).encode(), durable=False)
         except OSError as error:
-            log.error("%s cannot be written: %s", self._path, error)
+            log.error("the term cannot be written", path=self._path, error=error)

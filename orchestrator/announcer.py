@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from datetime import UTC, datetime
 from itertools import islice
@@ -14,13 +13,19 @@ from orchestrator.decisions import decision_row, describe
 from orchestrator.outbox import Outbox
 from shared.codec import to_builtins
 from shared.errors import Amp4ecError, ErrorCode, JobError
+from shared.logs import get_log
 from shared.messages.job import ErrorBody
 from shared.messages.operation import EventsRequest, Happening, Response
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 MOST_KEPT = 1000
 """Of the events, for whoever asks what happened."""
+_WARNINGS = frozenset((
+    "assignment_refused", "internal_error", "job_store_failed", "message_dropped", "message_forged",
+    "model_lost", "rate_limited",
+))  # fmt: skip
+"""Events that are in the log whatever happens in a cluster that is well is left out of it."""
 
 
 class Announcer:
@@ -46,7 +51,12 @@ class Announcer:
 
     def happened(self, tell: Tell) -> None:
         """One line on `event`."""
-        log.info("%s: %s", tell.event, tell.text)
+        write = log.warning if tell.event in _WARNINGS else log.info
+        write(
+            tell.text,
+            kind=tell.event,
+            **_given(node=tell.node, model=tell.model, generation=tell.generation),
+        )
         happening = Happening(
             event=tell.event,
             text=tell.text,
@@ -85,7 +95,14 @@ class Announcer:
             model=job.model,
             data={"request": job.request_id, "item": job.item_index, "nodes": list(job.nodes)},
         )
-        log.error("%s", happening.text)
+        log.error(
+            happening.text,
+            kind=happening.event,
+            node=happening.node,
+            model=happening.model,
+            request=job.request_id,
+            **_given(job=_job_text(job.job)),
+        )
         self._tell(happening)
 
     def progress(self, verb: str, transaction: str, text: str) -> None:
@@ -106,6 +123,14 @@ class Announcer:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _given(**facts: object) -> dict[str, object]:
+    return {name: fact for name, fact in facts.items() if fact is not None}
+
+
+def _job_text(job: str | bytes | None) -> str | None:
+    return job.decode(errors="replace") if isinstance(job, bytes) else job
 
 
 def error_body(error: Exception) -> ErrorBody:

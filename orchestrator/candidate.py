@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import os
 import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
@@ -34,11 +34,12 @@ from orchestrator.options import OrchestratorOptions
 from orchestrator.replica import Replica
 from orchestrator.service import Orchestrator, open_library
 from shared.bus import ControlBus, DataBus, MqttControlBus, MqttDataBus
+from shared.logs import get_log
 from shared.messages.model import ModelState
 from shared.signing import Admission
 from shared.topics import Topics, largest_packet
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 
 async def run_orchestrator(options: OrchestratorOptions) -> int:
@@ -146,7 +147,7 @@ class Candidate:
             case Led(tenure):
                 self._begin_life(tenure)
             case Resigned(why):
-                log.warning("not leading any more: %s", why)
+                log.warning("not leading any more", leader=self.name, reason=why)
                 await self._end_life(resigned=True)
             case Followed(title):
                 self._follow(title)
@@ -160,7 +161,7 @@ class Candidate:
                 if self.life is not None:
                     self.life.say_again()
             case Died(error):
-                log.critical("stopping: the leader's watch died: %r", error)
+                log.error("stopping: the leader's watch died", error=repr(error))
                 self._status = 1
                 self._notes.put_nowait(None)
             case _:
@@ -169,9 +170,7 @@ class Candidate:
     # --- to stand by
 
     def _follow(self, title: Title) -> None:
-        log.info(
-            "%s stands by: %s leads under term %d", self.name, title.name or "another", title.term
-        )
+        log.info("standing by", name=self.name, leader=title.name or "another", term=title.term)
         if self._replica is not None:
             self._replica[0].tell()
         else:
@@ -207,7 +206,7 @@ class Candidate:
         assert self.life is None, "a life begins when the one before has ended"
         known = self._let_go()
         self._watch.ready(True)
-        log.info("%s leads under term %d", self.name, tenure.title.term)
+        log.info("leading", leader=self.name, term=tenure.title.term, pid=os.getpid())
         self.life = self._make_life(
             self._options,
             tenure=tenure,

@@ -5,7 +5,6 @@ What goes wrong with one action stays with it: it is logged, counted and told, a
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import Counter
 from collections.abc import Iterable
@@ -20,9 +19,10 @@ from orchestrator.outbox import Outbox
 from orchestrator.served_file import ServedFile
 from shared.codec import to_builtins
 from shared.errors import JobError
+from shared.logs import get_log
 from shared.messages.node import Ping
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 
 class ClusterActions:
@@ -54,7 +54,7 @@ class ClusterActions:
                 self._perform(action)
             except Exception as error:
                 self._counters["internal_errors"] += 1
-                log.exception("%s failed", type(action).__name__)
+                log.exception("an action failed", action=type(action).__name__)
                 if isinstance(action, events.Finish):
                     self._announcer.failed(action.verb, action.transaction, error_body(error))
                 model = getattr(action, "model", None)

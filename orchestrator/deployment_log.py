@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -13,9 +12,10 @@ from orchestrator.core.cluster_events import DeploymentEnded
 from shared.codec import decode_json, encode_json
 from shared.errors import ProtocolError
 from shared.files import write_whole
+from shared.logs import get_log
 from shared.messages.operation import DeployedStage, Deployment, DeploymentsRequest
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 MOST = 500
 
@@ -48,7 +48,7 @@ class DeploymentLog:
             # On the event loop, and rarely. Against processes that are killed, as `ServedFile` is.
             write_whole(self._path, encode_json(document), durable=False)
         except OSError as error:
-            log.error("%s cannot be written: %s", self._path, error)
+            log.error("the deployments cannot be written", path=self._path, error=error)
 
     def latest(self, request: DeploymentsRequest) -> list[Deployment]:
         """Those that are asked for, the latest first."""
@@ -61,7 +61,11 @@ class DeploymentLog:
         except FileNotFoundError:
             return []
         except (OSError, ProtocolError) as error:
-            log.error("%s cannot be read, earlier deployments are forgotten: %s", self._path, error)
+            log.error(
+                "earlier deployments cannot be read, and are forgotten",
+                path=self._path,
+                error=error,
+            )
             return []
         return document.deployments if document.root == self._root else []
 

@@ -5,7 +5,6 @@ An action that fails by our own fault is logged and counted, and whoever waits f
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
@@ -33,11 +32,12 @@ from shared.bus import DataBus, Message, Properties
 from shared.codec import encode_msgpack
 from shared.errors import BrokerError, BrokerUnreachableError, ErrorCode
 from shared.job_options import DEFAULT_PRIORITY, PRIORITIES
+from shared.logs import get_log
 from shared.messages.job import Activation, CompanionInput
 from shared.pipeline_mac import PipelineKeys
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _MOST_PIPELINES = 1024
 _PRIORITIES = {
@@ -112,7 +112,7 @@ class Performer:
                 todo.extend(self._do(action))
             except Exception as error:
                 self._tally.dropped["internal_error"] += 1
-                log.exception("an action failed: %s", type(action).__name__)
+                log.exception("an action failed", action=type(action).__name__)
                 self._make_up_for(action, error)
 
     def _do(self, action: core.Action) -> list[core.Action]:
@@ -189,7 +189,7 @@ class Performer:
             self._replies.send(reply, payload, context, handles)
         except Exception:
             self._tally.dropped["internal_error"] += 1
-            log.exception("the answer that says so failed as well, on %s", reply)
+            log.exception("the answer that says so failed as well", topic=reply)
             self._replies.acknowledge(*handles)
 
     def _dispatch(self, action: core.Dispatch) -> list[core.Action]:
@@ -222,7 +222,7 @@ class Performer:
         except BrokerUnreachableError as error:
             # Sent again when it is overdue.
             if self._tally.drop("send_queue_full", f"an item for {topic}"):
-                log.warning("could not send on %s: %s", topic, error)
+                log.warning("an item could not be sent", topic=topic, error=error)
         except BrokerError as error:
             # The broker takes none of this size, however often it is tried.
             failure = core.Failure(

@@ -18,7 +18,6 @@ Rules of this file:
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
@@ -39,11 +38,12 @@ from orchestrator.stage_results import read_result
 from shared.bus import DataBus, Message
 from shared.codec import decode_msgpack
 from shared.errors import ProtocolError
+from shared.logs import get_log
 from shared.messages.job import Progress, StageResult
 from shared.pipeline_mac import PipelineKeys
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 REPORT_S = 1.0
 _ASK_AGAIN_S = 0.02
@@ -209,7 +209,7 @@ class DispatchThread(threading.Thread):
             return
         while self._commands:  # the models that were served: a job of any other is refused
             self._command(self._commands.popleft())
-        log.warning("the broker has lost jobs that were accepted: %d go on", len(jobs))
+        log.warning("the broker has lost jobs that were accepted: they go on", jobs=len(jobs))
         for number, message in enumerate(jobs):
             name, levels = self._parse(message.topic)
             self._request(message, name, levels, self._replies.stored(message, number))
@@ -234,7 +234,7 @@ class DispatchThread(threading.Thread):
                     assert_never(command)
         except Exception:
             self._tally.dropped["internal_error"] += 1
-            log.exception("a command failed: %r", command)
+            log.exception("a command failed", command=command)
             return
         self._performer.perform(actions)
 
@@ -254,7 +254,7 @@ class DispatchThread(threading.Thread):
                     self._result(message, levels["pipeline"], levels["generation"])
                 except Exception:
                     self._tally.dropped["internal_error"] += 1
-                    log.exception("a result on %s failed", message.topic)
+                    log.exception("a result failed", topic=message.topic)
                 self._bus.acknowledge(message)
             case _:
                 self._drop(message, "stray_topic", message.topic)
@@ -271,7 +271,7 @@ class DispatchThread(threading.Thread):
     def _drop(self, message: Message, why: str, text: str) -> None:
         """Nobody can be told: count it, log it, and do not have it delivered again."""
         if self._tally.drop(why, text):
-            log.warning("dropped a message (%s): %s", why, text[:300])
+            log.warning("dropped a message", kind=why, text=text[:300])
         self._bus.acknowledge(message)
 
     def _request(
@@ -312,7 +312,7 @@ class DispatchThread(threading.Thread):
             actions = self._core.step(request)
         except Exception as error:
             self._tally.dropped["internal_error"] += 1
-            log.exception("a job on %s failed", message.topic)
+            log.exception("a job failed", topic=message.topic, request=request_id)
             self._performer.refuse(envelope, internal(error), message)
             return
         if self._store is not None and self._core.holds(request_id):
@@ -337,13 +337,13 @@ class DispatchThread(threading.Thread):
             if self._keys is not None and not self._keys.mac(pipeline, number).holds(message):
                 if self._tally.drop("forged_result", f"{message.topic}: not of this pipeline"):
                     log.warning(
-                        "dropped a result on %s that is not of this pipeline", message.topic
+                        "dropped a result that is not of this pipeline", topic=message.topic
                     )
                 return
             result = decode_msgpack(message.payload, StageResult)
         except (ProtocolError, ValueError) as error:
             if self._tally.drop("bad_result", f"{message.topic}: {error}"):
-                log.warning("dropped a stage's result on %s: %s", message.topic, error)
+                log.warning("dropped a stage's result", topic=message.topic, error=error)
             return
         if result.progress is not None:
             self._progressed(result, pipeline, number, result.progress)

@@ -8,7 +8,6 @@ send, is not even read.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from orchestrator.vouching import Vouching
 from shared.bus import Message
 from shared.codec import decode_json
 from shared.errors import ProtocolError
+from shared.logs import get_log
 from shared.messages import Count, Name
 from shared.messages.cordon import Cordon
 from shared.messages.model import ModelState
@@ -34,7 +34,7 @@ from shared.messages.stage import Report as StageReports
 from shared.topics import SPECS, Topics, check_payload
 from shared.transfer import Transfers
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 SUBSCRIPTIONS = (
     "node_state", "telemetry", "report", "ping", "model_state", "assignment", "cordon", "request",
@@ -112,10 +112,10 @@ class Intake:
         except ProtocolError as error:
             self._counters["bad_messages"] += 1
             if self._counters["bad_messages"].bit_count() == 1:  # a flood must not flood the log
-                log.warning("dropped a message on %s: %s", message.topic, error)
+                log.warning("dropped a message", topic=message.topic, error=error)
         except Exception:
             self._counters["internal_errors"] += 1
-            log.exception("a message on %s failed", message.topic)
+            log.exception("a message failed", topic=message.topic)
 
     def _in_time(self, name: str, levels: dict[str, str]) -> bool:
         """Whether the message keeps its sender's rate; said once where it does not."""
@@ -129,7 +129,6 @@ class Intake:
                 f"{name} of {sender[:64]} comes faster than {RATES[name].per_s:g} a second, or from too "
                 "many new names at once: what is beyond that is dropped"
             )
-            log.warning("%s", text)
             self._tell(events.Tell("rate_limited", text, node=levels.get("node")))
         return False
 

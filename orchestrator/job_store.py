@@ -18,7 +18,6 @@ the broker's queue alone makes it. A file that is damaged is moved aside.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import sqlite3
 import threading
@@ -30,8 +29,9 @@ from pathlib import Path
 from shared.bus import Message, Properties
 from shared.codec import decode_msgpack, encode_msgpack
 from shared.errors import ProtocolError
+from shared.logs import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _MOST_ANSWERS = 10_000
 _LARGEST_ANSWER_BYTES = 16 * 1024
@@ -174,11 +174,16 @@ class JobStore:
         try:
             recovered = self._read()
         except sqlite3.OperationalError as error:  # the disk; the thread goes on trying
-            log.error("the job store %s cannot be opened: %s", self._path, error)
+            log.error("the job store cannot be opened", path=self._path, error=error)
             recovered = Recovered()
         except sqlite3.DatabaseError as error:
             aside = self._path.with_suffix(".damaged")
-            log.error("the job store %s is damaged (%s); moved to %s", self._path, error, aside)
+            log.error(
+                "the job store is damaged, and moved aside",
+                path=self._path,
+                error=error,
+                aside=aside,
+            )
             self._path.replace(aside)
             for rest in ("-wal", "-shm"):
                 self._path.with_name(self._path.name + rest).unlink(missing_ok=True)
@@ -277,7 +282,7 @@ class JobStore:
                 with contextlib.closing(_connect(self._path)) as database:
                     self._serve(database)
             except sqlite3.Error as error:
-                log.error("the job store %s cannot be written: %s", self._path, error)
+                log.error("the job store cannot be written", path=self._path, error=error)
                 if self._trouble is not None:
                     self._trouble(f"the job store {self._path} cannot be written: {error}")
                 self._wait_until_writable()
@@ -326,7 +331,7 @@ class JobStore:
                 contextlib.closing(_connect(self._path)) as database,
             ):
                 self._write(database)
-                log.warning("the job store %s can be written again", self._path)
+                log.warning("the job store can be written again", path=self._path)
                 return
 
 
@@ -414,7 +419,7 @@ def _message(row: tuple[str, float, str, bytes, bytes], now: float) -> Message |
     try:
         properties = decode_msgpack(encoded, Properties)
     except ProtocolError as error:
-        log.error("a stored job on %s cannot be read: %s", topic, error)
+        log.error("a stored job cannot be read", topic=topic, error=error)
         return None
     given_ms = properties.user_value("deadline_ms")
     if given_ms is not None:

@@ -8,7 +8,6 @@ that could not be sent at once must not be sent later.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
@@ -25,11 +24,12 @@ from orchestrator.vouching import keys_of
 from shared.bus import DataBus, Message
 from shared.codec import decode_json, encode_json
 from shared.errors import ProtocolError
+from shared.logs import get_log
 from shared.messages.operation import Beat, OrchestratorState, Standby
 from shared.signing import Admission
 from shared.topics import SPECS, Topics, check_payload
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 ROWS = ("orchestrator_state", "orchestrator_beat", "standby")
 """What it reads; a connection for it need not take larger packets (`shared.topics.largest_packet`)."""
@@ -193,7 +193,7 @@ class LeaderWatch(threading.Thread):
         except ProtocolError as error:
             self._bad_messages += 1
             if self._bad_messages.bit_count() == 1:  # a flood must not flood the log
-                log.warning("dropped a message on %s: %s", message.topic, error)
+                log.warning("dropped a message", topic=message.topic, error=error)
             return
         if event is not None:
             self._step(event)

@@ -7,7 +7,6 @@ checked. Of two requests under one name the later counts, also while the earlier
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from orchestrator.library import Library
 from orchestrator.plan_requests import PlanRequests
 from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
+from shared.logs import get_log
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.operation import (
     Deployments,
@@ -41,7 +41,7 @@ from shared.messages.stage import Blob
 from shared.package import ModelPackage
 from shared.transfer import Transfers
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _MOST_EARLY = 1000
 _MOST_PREPARATIONS = 64
@@ -161,10 +161,14 @@ class Operators:
                 self._refused += 1
                 if self._refused.bit_count() == 1:  # a flood must not flood the log
                     log.warning(
-                        "request/%s refused: %s (%d so far)", verb[:64], error, self._refused
+                        "a request was refused",
+                        verb=verb[:64],
+                        error=error,
+                        transaction=transaction_of(payload),
+                        so_far=self._refused,
                     )
             else:
-                log.exception("request/%s failed", verb)
+                log.exception("a request failed", verb=verb, transaction=transaction_of(payload))
             transaction = transaction_of(payload)
             if transaction is not None:
                 self._announcer.failed(verb, transaction, error_body(error))
@@ -256,7 +260,9 @@ class Operators:
                 )
             elif not isinstance(error, Amp4ecError):
                 # Ours, not the sender's: they are told, the traceback is for us.
-                log.exception("serving %s failed", request.model)
+                log.exception(
+                    "serving failed", model=request.model, transaction=request.transaction
+                )
             self._announcer.failed("serve", request.transaction, error_body(told))
 
     async def _fetch(self, request: ServeRequest) -> ModelPackage:

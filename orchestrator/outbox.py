@@ -11,17 +11,17 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
 from shared.bus import NO_PROPERTIES, ControlBus, Publication, Qos
 from shared.codec import encode_json
 from shared.errors import BrokerError, BrokerUnreachableError
+from shared.logs import get_log
 from shared.signing import SIGNED_BY, Signer
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 MOST_WAITING = 2000
 _ASK_AGAIN_S = 0.05
@@ -101,7 +101,7 @@ class Outbox:
         del self._waiting[self._unretained.popleft()]
         self.dropped += 1
         if self.dropped.bit_count() == 1:
-            log.warning("%d messages dropped so far: the broker takes none", self.dropped)
+            log.warning("messages dropped: the broker takes none", so_far=self.dropped)
 
     # --- what the broker remembers
 
@@ -121,7 +121,7 @@ class Outbox:
         self._shows = False
         for topic, item in self._newest.items():
             if self._seen.get(topic, b"") != item.payload and topic not in self._waiting:
-                log.info("published again, since the broker had lost it: %s", topic)
+                log.info("published again, since the broker had lost it", topic=topic)
                 self._put(item)
         self._seen.clear()
 
@@ -163,8 +163,8 @@ class Outbox:
             except BrokerUnreachableError as error:
                 if item.retain and item.topic in self._waiting:
                     return  # a newer one follows
-                log.warning("%s waits for the broker: %s", item.topic, error)
+                log.debug("a message waits for the broker", topic=item.topic, error=error)
                 continue
             except BrokerError as error:
-                log.error("the broker refused %s: %s", item.topic, error)
+                log.error("the broker refused a message", topic=item.topic, error=error)
             return

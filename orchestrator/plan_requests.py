@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import logging
 
 from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import replan
@@ -22,12 +21,13 @@ from orchestrator.entries import choose_entry
 from orchestrator.library import Library
 from shared.codec import to_builtins
 from shared.errors import Amp4ecError, ErrorCode, JobError, PlanError
+from shared.logs import get_log
 from shared.messages.model import ServeOptions
 from shared.messages.operation import PlanAnswer, PlanRequest
 from shared.profile import NodeProfile
 from shared.transfer import Transfers
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _MOST_REQUESTS = 64
 
@@ -83,7 +83,9 @@ class PlanRequests:
         except Exception as error:
             if not isinstance(error, Amp4ecError):
                 # Ours, not the sender's: they are told, the traceback is for us.
-                log.exception("planning %s failed", request.model)
+                log.exception(
+                    "planning failed", model=request.model, transaction=request.transaction
+                )
             told = error
             if isinstance(error, PlanError):
                 told = JobError(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 from collections.abc import Callable
 
 from orchestrator.library import Library
@@ -16,13 +15,14 @@ from shared.bus import ControlBus, Message
 from shared.codec import decode_json
 from shared.errors import Amp4ecError, BrokerError, ProtocolError
 from shared.ids import ORCHESTRATOR
+from shared.logs import get_log
 from shared.messages.model import ModelState
 from shared.messages.stage import Blob
 from shared.signing import Admission
 from shared.topics import Topics, check_payload
 from shared.transfer import Transfers
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _TRY_AGAIN_S = 5.0
 
@@ -73,7 +73,7 @@ class Replica:
                     try:
                         self._take(message)
                     except ProtocolError as error:
-                        log.warning("dropped a message on %s: %s", message.topic, error)
+                        log.warning("dropped a message", topic=message.topic, error=error)
         finally:
             self._over = True
             self._tasks |= {*self._bringing.values()}
@@ -136,10 +136,10 @@ class Replica:
                 )
                 await asyncio.to_thread(self._library.open, manifest.digest)
             except (Amp4ecError, OSError) as error:
-                log.warning("%s cannot be held ready yet: %s", model, error)
+                log.warning("a model cannot be held ready yet", model=model, error=error)
                 await asyncio.sleep(_TRY_AGAIN_S)
                 continue
-            log.info("%s is held ready: %d weights", model, len(package.weights))
+            log.info("model held ready", model=model, weights=len(package.weights))
             self._forget()
             return
 

@@ -7,7 +7,6 @@ came on is gone, then the broker delivers it again, and it must not be answered 
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Hashable
 from dataclasses import dataclass
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from orchestrator.answers import MSGPACK, Context
 from shared.bus import DataBus, Message, Properties
 from shared.errors import BrokerError, BrokerUnreachableError
+from shared.logs import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _MOST_LATE = 4096
 ANSWER_EXPIRY_S = 24 * 3600
@@ -115,7 +115,7 @@ class Replies:
                     return
             except BrokerError as error:
                 # The limit became smaller with a new connection, and there is no answer that fits.
-                log.error("could not answer on %s: %s", reply.topic, error)
+                log.error("an answer could not be sent", topic=reply.topic, error=error)
                 self.acknowledge(*reply.handles)
             self._waiting.popleft()
 

@@ -5,7 +5,6 @@ What was seen is kept in a file, so that nobody can wait for our restart to send
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,8 +18,9 @@ from shared.bus import Message
 from shared.codec import decode_json, encode_json
 from shared.errors import ErrorCode, ForgedError, JobError, ProtocolError
 from shared.files import write_whole
+from shared.logs import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 Take = Callable[[str, bytes | bytearray], None]
 
@@ -109,7 +109,9 @@ class RequestGate:
             return {}
         except (OSError, ProtocolError) as error:
             log.error(
-                "%s cannot be read: a request may be repeated once more: %s", self._path, error
+                "the requests that were seen cannot be read: one may be repeated once more",
+                path=self._path,
+                error=error,
             )
             return {}
         return {(each.signer, each.transaction): each.at_ms for each in document.seen}
@@ -123,4 +125,4 @@ class RequestGate:
             # On the event loop, and rarely. Against processes that are killed, as `ServedFile` is.
             write_whole(self._path, encode_json(_Document(seen=seen)), mode=0o600, durable=False)
         except OSError as error:
-            log.error("%s cannot be written: %s", self._path, error)
+            log.error("the requests that were seen cannot be written", path=self._path, error=error)

@@ -10,7 +10,6 @@ before has come. Until then nothing is decided, and no job is let in.
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 
@@ -21,9 +20,10 @@ from orchestrator.outbox import Outbox
 from orchestrator.served_file import ServedFile
 from shared.bus import ControlBus
 from shared.errors import Amp4ecError, ProtocolError
+from shared.logs import get_log
 from shared.messages.model import ModelState
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 ECHO_TIMEOUT_S = 5.0
 """Connected for so long without our own birth: this broker does not let us read it."""
@@ -79,7 +79,7 @@ class Restore:
         for name, state in remembered.items():
             retained = self._found.get(name)
             if retained is None or retained.generation < state.generation:
-                log.warning("%s: the broker had lost that it is served", name)
+                log.warning("the broker had lost that a model is served", model=name)
                 self._found[name] = state
         for name, state in sorted(self._found.items()):
             if state.manifest is None:
@@ -94,11 +94,10 @@ class Restore:
                 step(events.ModelRestored(time.monotonic(), entry, state))
             except Exception as error:
                 if not isinstance(error, Amp4ecError):
-                    log.exception("taking over %s failed", name)
+                    log.exception("taking over a model failed", model=name)
                 self._refuse(name, error)
         if self._num_refused > _MOST_TOLD:
             text = f"{self._num_refused} models in all cannot be taken over: somebody invents them"
-            log.error("%s", text)
             self._announcer.happened(events.Tell("model_lost", text))
         self._found.clear()
         self._served.settle()
@@ -109,7 +108,6 @@ class Restore:
         """It is served no more, if it ever was: the broker, our file and whoever watches learn it."""
         self._num_refused += 1
         if self._num_refused <= _MOST_TOLD:
-            log.error("%s was served, but cannot be taken over: %s", model, error)
             text = f"{model} was served before the restart and cannot be taken over: {error}"
             self._announcer.happened(events.Tell("model_lost", text, model=model))
         self._outbox.publish("model_state", None, retain=True, model=model)

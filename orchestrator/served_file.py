@@ -6,17 +6,17 @@ what came since it last saved, which may be all of it.
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from shared.codec import decode_json, encode_json
 from shared.errors import ProtocolError
 from shared.files import write_whole
+from shared.logs import get_log
 from shared.messages import Term
 from shared.messages.model import ModelState
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,12 +51,16 @@ class ServedFile:
         except FileNotFoundError:
             return {}
         except (OSError, ProtocolError) as error:
-            log.error("%s cannot be read, the broker's word is taken alone: %s", self._path, error)
+            log.error(
+                "what was served cannot be read: the broker's word is taken alone",
+                path=self._path,
+                error=error,
+            )
             return {}
         if document.root != self._root:
             return {}
         if document.term < self._before:
-            log.info("%s is of term %d, others led since", self._path, document.term)
+            log.info("what we served counts no more: others led since", term=document.term)
             return {}
         self._models = dict(document.models)
         return dict(self._models)
@@ -86,7 +90,7 @@ class ServedFile:
             data = encode_json(document)
             write_whole(self._path, data, durable=False)
         except OSError as error:
-            log.error("%s cannot be written: %s", self._path, error)
+            log.error("what is served cannot be written", path=self._path, error=error)
 
 
 def _served(state: ModelState) -> tuple[object, ...]:

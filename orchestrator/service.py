@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -59,6 +58,7 @@ from shared.bus import (
 from shared.codec import encode_json
 from shared.errors import BrokerError
 from shared.ids import ORCHESTRATOR
+from shared.logs import get_log
 from shared.messages.model import ModelState
 from shared.messages.operation import OrchestratorState
 from shared.signing import Admission
@@ -67,7 +67,7 @@ from shared.transfer import Transfers
 
 __all__ = ["Orchestrator", "OrchestratorOptions"]
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 SESSION_EXPIRY_S = 24 * 3600
 RECEIVE_MAXIMUM = 65535
@@ -278,7 +278,7 @@ class Orchestrator:
         for name in SUBSCRIPTIONS:
             await self._bus.subscribe(self._topics.pattern(name))
         await self._bus.subscribe(self._topics.topic("orchestrator_state"))
-        log.info("orchestrator %s runs on %s", self.incarnation, self._options.broker)
+        log.info("orchestrator runs", incarnation=self.incarnation, broker=self._options.broker)
         async with asyncio.TaskGroup() as group:
             tasks = [
                 group.create_task(self._outbox.run(), name="send"),
@@ -459,7 +459,7 @@ class Orchestrator:
             await asyncio.sleep(TICK_S)
             self._tenure.lease.turned()
             if self._dispatcher.error is not None:
-                log.critical("stopping: the dispatcher died: %r", self._dispatcher.error)
+                log.error("stopping: the dispatcher died", error=repr(self._dispatcher.error))
                 self._failed = True
                 self._stop.set()
             try:

@@ -5,7 +5,6 @@ On an open cluster there are no keys, and everything is taken.
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from dataclasses import dataclass
 
@@ -13,10 +12,11 @@ from orchestrator.announcer import Announcer
 from orchestrator.core.cluster_events import Tell
 from shared.bus import BrokerUrl, Message
 from shared.errors import ConfigurationError, ForgedError
+from shared.logs import get_log
 from shared.pipeline_mac import PipelineKeys
 from shared.signing import Admission, Signed, Signer, signer_of
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,5 +82,4 @@ class Vouching:
         if self._counters[kind].bit_count() == 1:
             times = self._counters[kind]
             line = f"a {what} was not believed: {text}" + (f" ({times} so far)" * (times > 1))
-            log.warning("%s", line)
             self._announcer.happened(Tell("message_forged", line, reason=reason))

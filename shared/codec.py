@@ -26,6 +26,7 @@ Raw = msgspec.Raw
 """A field that is left as it came; `bytes` of it, and `decode_json` reads it later."""
 
 _json = msgspec.json.Encoder(order="deterministic")
+_json_line = msgspec.json.Encoder()
 _msgpack = msgspec.msgpack.Encoder()
 
 
@@ -47,6 +48,18 @@ def encode_json(value: object) -> bytes:
     """
     try:
         return _json.encode(value)
+    except (TypeError, ValueError, OverflowError, RecursionError) as error:
+        raise ProtocolError(f"cannot be written as JSON: {error}") from error
+
+
+def encode_json_line(value: object) -> bytes:
+    """As `encode_json`, with keys in the order that they are given in: a line that somebody may read.
+
+    Raises:
+        ProtocolError: a part of `value` has no JSON form.
+    """
+    try:
+        return _json_line.encode(value)
     except (TypeError, ValueError, OverflowError, RecursionError) as error:
         raise ProtocolError(f"cannot be written as JSON: {error}") from error
 

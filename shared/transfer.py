@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -41,6 +40,7 @@ from shared.fetch import (
     Tick,
     Write,
 )  # fmt: skip
+from shared.logs import get_log
 from shared.messages.artifact import LARGEST_PIECE_BYTES, Piece, Want
 from shared.messages.stage import Blob
 from shared.pacing import LEAST_PIECE_BYTES, Pacer
@@ -50,7 +50,7 @@ from shared.topics import Topics
 
 __all__ = ["BlobSource", "Counters", "Fetched", "MemoryBlobs", "Progress", "Transfers"]
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 Progress = Callable[[int, int], None]
 """Called in the event loop with the bytes that are here and the bytes of the whole blob."""
@@ -199,7 +199,7 @@ class Transfers:
         except ProtocolError as error:
             self.counters.bad_messages += 1
             if self.counters.bad_messages.bit_count() == 1:  # a flood must not flood the log
-                log.warning("dropped a message on %s: %s", message.topic, error)
+                log.warning("dropped a message", topic=message.topic, error=error)
         return True
 
     async def fetch(self, blob: Blob, provider: str, progress: Progress | None = None) -> Path:
@@ -284,7 +284,7 @@ class Transfers:
                     self._topics.topic("artifact_piece", peer=want.reply), payload
                 )
             except BrokerError as error:
-                log.info("piece of %s for %s not sent: %s", want.digest[:12], want.reply, error)
+                log.info("piece not sent", digest=want.digest[:12], peer=want.reply, error=error)
                 continue
             self.counters.pieces_sent += 1
             self.counters.pieces_packed += piece.width > 0
@@ -297,7 +297,9 @@ class Transfers:
         except (ArtifactError, OSError) as error:
             self.counters.wants_refused += 1
             if self.counters.wants_refused.bit_count() == 1:  # a flood must not flood the log
-                log.warning("%s asked for a blob that is not here: %s", want.reply, want.digest)
+                log.warning(
+                    "a blob that is not here was asked for", digest=want.digest, peer=want.reply
+                )
             return _refusal(want, str(error))
 
     # -- fetching
@@ -382,13 +384,18 @@ class Transfers:
                     await asyncio.to_thread(job.part.write, data)
                 case Reject(offset, reason, expected, got):
                     log.warning(
-                        "%s came from %s at offset %d of blob %s: expected %s, got %s; asked for again",
-                        reason, job.provider, offset, job.part.digest, expected, got,
-                    )  # fmt: skip
+                        "a piece of a blob was not right, and is asked for again",
+                        reason=reason,
+                        digest=job.part.digest,
+                        peer=job.provider,
+                        offset=offset,
+                        expected=expected,
+                        got=got,
+                    )
                 case Check():
                     answer = Checked(time.monotonic(), good=job.part.complete)
                 case StartOver():
-                    log.warning("blob %s came out wrong: starting over", job.part.digest[:12])
+                    log.warning("a blob came out wrong: starting over", digest=job.part.digest[:12])
                     await asyncio.to_thread(job.part.restart)
                 case Finish():
                     job.path = await asyncio.to_thread(job.part.commit)
@@ -418,7 +425,7 @@ class Transfers:
             )
         except BrokerError as error:
             # Not lost: the machine asks again when its time is up.
-            log.info("want of %s not sent: %s", want.digest[:12], error)
+            log.info("want not sent", digest=want.digest[:12], error=error)
 
     async def _next_event(self, machine: Fetch, pieces: asyncio.Queue[Piece]) -> Event:
         while True:
@@ -467,7 +474,7 @@ class Transfers:
         try:
             data = unpack(piece.data, piece.width, LARGEST_PIECE_BYTES)
         except ProtocolError as error:
-            log.warning("a piece of blob %s is of no use: %s", piece.digest, error)
+            log.warning("a piece is of no use", digest=piece.digest, error=error)
             return replace(piece, data=memoryview(b""), width=0)
         if len(data) >= _TELLING_BYTES:
             took_s = (time.thread_time() - began) / self._cpus / len(data)

@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the work failed, 2 wrong usage, 3 the broker is not reacha
 from __future__ import annotations
 
 import importlib
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -20,7 +19,10 @@ from deploy import settings
 from deploy.cli.options import GROUP, group_options
 from deploy.cli.output import note, print_json
 from deploy.supervisor import follow_parent
+from shared import logs
 from shared.errors import Amp4ecError, BrokerUnreachableError, ConfigurationError
+
+log = logs.get_log(__name__)
 
 FAILED, USAGE, UNREACHABLE = 1, 2, 3
 
@@ -129,7 +131,7 @@ def _version() -> str:
 )
 @group_options
 @click.version_option(_version(), prog_name="amp4ec")
-def cli(**_: Any) -> None:
+def cli(*, log_level: str, log_format: logs.Format, **_: Any) -> None:
     """One deep-learning model over many small devices, by plain MQTT.
 
     \b
@@ -137,14 +139,13 @@ def cli(**_: Any) -> None:
         amp4ec up --agents 3 --serve mobilenet_v2
         amp4ec infer mobilenet_v2 cat.jpg
     """  # noqa: D301
+    logs.set_up(log_format, log_level)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command and exit with its code."""
     follow_parent()
-    logging.basicConfig(
-        stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
+    logs.set_up()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     try:
         code = cli.main(arguments, prog_name="amp4ec", standalone_mode=False)
@@ -192,9 +193,12 @@ def _report(error: BaseException, arguments: Sequence[str]) -> int:
             text = (
                 f"{type(error).__name__}: {text} (a fault of ours; --log-level debug shows where)"
             )
-    if logging.getLogger().isEnabledFor(logging.DEBUG):
-        logging.getLogger(__name__).debug("failed", exc_info=error)
-    note(f"error: {text}")
+    if log.is_debug:
+        log.traceback("the command failed", error)
+    if logs.is_bound("process") and logs.writes_json():
+        log.error("ended by an error", error=text, exit_code=code)  # its log is all that it writes
+    else:
+        note(f"error: {text}")
     if "--json" in arguments:
         expected, got = getattr(error, "expected", None), getattr(error, "got", None)
         message = error.message if isinstance(error, Amp4ecError) else text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +30,11 @@ from orchestrator.core.result_cache import check_cache
 from orchestrator.core.scheduler_settings import weights_of
 from orchestrator.models.source import SHAPE_FORM, InputShape
 from orchestrator.web.address import HTTP_FORM, HttpAddress
+from shared import logs
 from shared.bus import BrokerUrl
 from shared.errors import ConfigurationError
 from shared.ids import check_name
+from shared.logs import FORMATS, LEVELS, Format
 from shared.manifest import Level
 from shared.topics import DEFAULT_ROOT, Topics
 
@@ -42,8 +43,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 CONNECT_S = 5.0
 """How long a command tries to reach the broker; a service tries for ever."""
 DEFAULT_BROKER = "mqtt://127.0.0.1:1883"
-LOG_LEVELS = ("debug", "info", "warning", "error")
-COMMON = ("broker", "root", "log_level")
+COMMON = ("broker", "root", "log_level", "log_format")
 _GROUP_NAMES = {"broker": "broker_url"}
 """Not the name of the command `broker`, or a file of settings could not tell the two apart."""
 GROUP = tuple(_GROUP_NAMES.get(name, name) for name in COMMON)
@@ -100,19 +100,27 @@ SCHEDULER_WEIGHTS = _Parsed("R,L,P,B", weights_of)
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What every command knows: where the broker is, below which root, and how much to log."""
+    """What every command knows: where the broker is, below which root, and what to log how."""
 
     broker: BrokerUrl
     root: str
     log_level: str
+    log_format: Format = "auto"
 
 
 def group_options(function: F) -> F:
-    """`--broker`, `--root` and `--log-level`, with their defaults, for the command group."""
+    """`--broker`, `--root`, `--log-level` and `--log-format`, with their defaults, for the command group."""
     for decorator in (
         click.option(
+            "--log-format",
+            type=click.Choice(FORMATS),
+            default="auto",
+            show_default=True,
+            help="Log lines for people or JSON lines; auto: for people on a terminal.",
+        ),
+        click.option(
             "--log-level",
-            type=click.Choice(LOG_LEVELS),
+            type=click.Choice(LEVELS),
             default="warning",
             show_default=True,
             help="How much to log, on standard error.",
@@ -149,21 +157,20 @@ def _common_options(function: F, log_level: str | None) -> F:
     @click.option("--root", type=ROOT, help="The root topic, as before the command.")
     @click.option(
         "--log-level",
-        type=click.Choice(LOG_LEVELS),
+        type=click.Choice(LEVELS),
         default=log_level,
         show_default=log_level is not None,
         help="How much to log.",
     )
+    @click.option("--log-format", type=click.Choice(FORMATS), help="How, as before the command.")
     @click.pass_context
     @functools.wraps(function)
     def wrapper(ctx: click.Context, /, **values: Any) -> Any:
         chosen = {name: _choose(ctx, name, values.pop(name)) for name in COMMON}
-        logging.getLogger().setLevel(chosen["log_level"].upper())
-        common = Common(
-            broker=chosen["broker"],
-            root=chosen["root"],
-            log_level=chosen["log_level"],
-        )
+        common = Common(**chosen)
+        logs.set_up(common.log_format, common.log_level)
+        if log_level is not None:
+            logs.bind(process=ctx.info_name)
         return ctx.invoke(function, common=common, **values)
 
     return wrapper  # type: ignore[return-value]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 
 import click
 
 from deploy.cli.files import check_output, read_file
 from deploy.cli.modelling import modelling_options
-from deploy.cli.options import LOG_LEVELS, json_option
+from deploy.cli.options import json_option
 from deploy.cli.output import Progress, note, print_json
 from deploy.modelling import Modelling
+from shared import logs
 from shared.codec import encode_json
 
 _SAVED = ".json"
@@ -31,7 +31,7 @@ _SAVED = ".json"
     type=click.Path(dir_okay=False, path_type=Path),
     help="Draw time, multiply-adds and bytes per block: a .png, .svg or .pdf file.",
 )
-@click.option("--log-level", type=click.Choice(LOG_LEVELS), help="How much to log.")
+@click.option("--log-level", type=click.Choice(logs.LEVELS), help="How much to log.")
 @json_option
 def profile_command(
     *,
@@ -56,7 +56,7 @@ def profile_command(
     from deploy.profile_tables import print_profile
 
     if log_level is not None:
-        logging.getLogger().setLevel(log_level.upper())
+        logs.set_level(log_level)
     check_output("--output", output)
     check_output("--draw", draw, picture=True)
     if model.endswith(_SAVED):

@@ -5,7 +5,6 @@ What is recorded already is not measured again; a case that fails is told of, an
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -17,8 +16,9 @@ from deploy.experiments.case import Case, Experiment, Lab, Say, Settings
 from deploy.experiments.records import Record, RecordFile
 from deploy.machine import this_machine
 from shared.errors import Amp4ecError
+from shared.logs import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 DATA = "data"
 """The folder of the raw data, below that of the results."""
 
@@ -98,7 +98,7 @@ async def run(
                 failed[name] = str(error) if isinstance(error, Amp4ecError) else repr(error)
                 say(f"  failed: {failed[name]}")
                 if not isinstance(error, Amp4ecError):
-                    log.exception("%s failed", name)
+                    log.exception("a case failed", case=name)
             left_s -= each.case.seconds
     return failed
 

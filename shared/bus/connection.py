@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
@@ -43,13 +42,14 @@ from shared.bus.paho_values import (
     to_paho,
 )
 from shared.bus.url import BrokerUrl
+from shared.logs import get_log
 
 if TYPE_CHECKING:
     import ssl
 
     from paho.mqtt.properties import Properties as PahoProperties
 
-_logger = logging.getLogger(__name__)
+_logger = get_log(__name__)
 
 CONNECT_TIMEOUT_S: Final = 5.0
 _BAD_LOGIN: Final = frozenset({0x86, 0x87, 0x8C})
@@ -287,7 +287,7 @@ class Connection:
         try:
             publish = decode_whole_publish(packet["command"], bytes(packet["packet"]))
         except BadPacketError as error:
-            _logger.warning("a broken message: %s", error)
+            _logger.warning("a broken message", error=error)
             return MQTTErrorCode.MQTT_ERR_PROTOCOL
         handle = None
         if publish.qos:

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import time
 from collections.abc import AsyncGenerator
 from types import TracebackType
@@ -27,8 +26,9 @@ from shared.bus.limits import MAX_PACKET_BYTES
 from shared.bus.message import Message, Properties, Publication, Qos
 from shared.bus.url import BrokerUrl
 from shared.errors import BrokerError, BrokerUnreachableError
+from shared.logs import get_log
 
-_logger = logging.getLogger(__name__)
+_logger = get_log(__name__)
 
 # A filter that nobody subscribes to: the broker answers, and nothing else happens.
 _PROBE_FILTER: Final = "round-trip/never-subscribed"
@@ -292,7 +292,7 @@ class MqttControlBus:
                 self._failed(str(error) or "the broker does not answer")
             except Exception:
                 # A birth that failed must not leave a node connected and unknown: begin again.
-                _logger.exception("a callback after connecting to %s failed", self._url.address)
+                _logger.exception("a callback after connecting failed", address=self._url.address)
                 self._failure = "a callback after connecting failed"
             if connection.bad_login:
                 self._bad_login = True
@@ -332,7 +332,7 @@ class MqttControlBus:
             await self._subscribe(connection, missing)
             made.update(missing)
         if self._failure is not None:
-            _logger.info("connected to %s", self._url.address)
+            _logger.info("connected to the broker", address=self._url.address)
         self._failure = None
         self._ready.set()
         self._decided.set()
@@ -361,9 +361,9 @@ class MqttControlBus:
         self._dropped += 1
         if self._dropped.bit_count() == 1:  # 1, 2, 4, 8, ...: a flood must not flood the log
             _logger.warning(
-                "%d messages dropped so far, the last on %s: they come faster than they are read",
-                self._dropped,
-                message.topic,
+                "messages dropped: they come faster than they are read",
+                so_far=self._dropped,
+                topic=message.topic,
             )
         return False
 
@@ -409,7 +409,9 @@ class MqttControlBus:
         # Once per cause: a broker away for an hour is one line, not thousands.
         if why != self._failure:
             self._failure = why
-            _logger.warning("no connection to %s: %s; trying again", self._url.address, why)
+            _logger.warning(
+                "no connection to the broker, trying again", address=self._url.address, reason=why
+            )
 
     def _unreachable(self, doing: str) -> BrokerUnreachableError:
         return BrokerUnreachableError(

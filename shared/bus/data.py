@@ -17,7 +17,6 @@ Rules of this file:
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections import deque
 from dataclasses import replace
@@ -35,8 +34,9 @@ from shared.bus.tls_link import open_link
 from shared.bus.url import BrokerUrl
 from shared.bus.waiter import Waiter
 from shared.link_rates import Rate, Rates
+from shared.logs import get_log
 
-_logger = logging.getLogger(__name__)
+_logger = get_log(__name__)
 
 CONNECT_TIMEOUT_S: Final = 4.0
 """For each step from the first packet to the broker's CONNACK."""
@@ -392,7 +392,9 @@ class MqttDataBus:
         if session.pressing and not self._blocked:
             self._write()
         while session.complaints:
-            _logger.error("the broker at %s %s", self._url.address, session.complaints.pop())
+            _logger.error(
+                "the broker complains", what=session.complaints.pop(), address=self._url.address
+            )
         return happened
 
     def _came(self) -> None:
@@ -542,7 +544,11 @@ class MqttDataBus:
         # Once per cause: a broker away for an hour is one line, not thousands.
         if why != self._failure:
             self._failure = why
-            _logger.warning("no data connection to %s: %s; trying again", self._url.address, why)
+            _logger.warning(
+                "no data connection to the broker, trying again",
+                address=self._url.address,
+                reason=why,
+            )
 
     def _hang_up(self) -> None:
         self._session.end()

@@ -8,7 +8,6 @@ back, a long silence) without it running twice.
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack
@@ -29,10 +28,11 @@ from shared.errors import (
 )
 from shared.ids import check_name
 from shared.job_options import DEFAULT_PRIORITY, Policy, check_priority
+from shared.logs import get_log
 from shared.tensor import Array
 from shared.topics import DEFAULT_ROOT, Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 REPEAT_FIRST_S = 3.0
 """Silence after which a job is published again; it doubles up to `REPEAT_LIMIT_S`."""
@@ -352,7 +352,7 @@ class Client:
                 await self._bus.publish(topic, b"", qos=1)
                 await echo.wait()
         except TimeoutError:
-            log.debug("no echo on %s within %g s", topic, _ECHO_S)
+            log.debug("no echo in time", topic=topic, waited_s=_ECHO_S)
         except BrokerError:
             await self._bus.subscribe(self.topics.pattern("orchestrator_state"))
         finally:
@@ -370,7 +370,7 @@ class Client:
             except ProtocolError as error:
                 self._malformed += 1
                 if self._malformed.bit_count() == 1:  # a flood must not flood the caller's log
-                    log.warning("%s: %s", message.topic, error)
+                    log.warning("dropped a message", topic=message.topic, error=error)
 
     def _take(self, message: Message) -> None:
         name, levels = self.topics.accept(message.topic, len(message.payload))
@@ -392,7 +392,7 @@ class Client:
             return
         pending = self._pending.get(job)
         if pending is None or pending.answer.done():
-            log.debug("an answer to job %s that nobody waits for", job)
+            log.debug("an answer that nobody waits for", job=job)
             return
         try:
             pending.answer.set_result(read_answer(payload))

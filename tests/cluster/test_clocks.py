@@ -126,7 +126,7 @@ async def test_a_clock_that_is_set(
     )
     assert incarnations(reborn).keys() == incarnations(before).keys()
     after = await cluster.wait_for_model(MODEL, newer_than=generation)
-    assert "calibrated in" not in log.read_text()[said:], "what was measured is in the cache"
+    assert "runtime calibrated" not in log.read_text()[said:], "what was measured is in the cache"
     await works(raw)
     await cluster.kill_orchestrator()
     await cluster.start_orchestrator()

@@ -269,7 +269,7 @@ async def test_a_node_feeds_no_pipeline_but_its_own(closed: Closed) -> None:
         await witness.wait(dropped)
         for name in first.nodes:
             log = closed.work / f"{name}.log"
-            await witness.wait(lambda log=log: "dropped (forged)" in log.read_text())  # type: ignore[misc]
+            await witness.wait(lambda log=log: '"kind":"forged"' in log.read_text())  # type: ignore[misc]
         await witness.wait(lambda: len(witness.happened("forged_activation_refused")) == 2)
         assert (await client.infer(MODEL, PHOTO)).nodes == first.nodes
         results = [m for m in witness.heard if m.topic == topics[2]]

@@ -91,7 +91,7 @@ async def test_a_second_orchestrator_stands_by(crew: Crew) -> None:
     state = await crew.complete()
     assert state.term == before, "it did not end the first"
     for child in crew.cluster.standbys.values():
-        assert f"stands by: {state.leader} leads under term {state.term}" in child.log.read_text()
+        assert f'"leader":"{state.leader}","term":{state.term}' in child.log.read_text()
 
 
 async def test_the_leader_is_killed(crew: Crew, raw: RawClient) -> None:
@@ -115,7 +115,7 @@ async def test_the_leader_is_frozen_and_wakes_as_a_standby(crew: Crew, raw: RawC
     answer = await asyncio.to_thread(raw.ask, JPEG)
     assert answer["status"] == "ok"
     log = old.log.read_text()
-    assert f"{after.leader} leads under term {after.term}" in log
+    assert f'"leader":"{after.leader}","term":{after.term}' in log
     assert "Traceback" not in log
 
 
@@ -199,7 +199,8 @@ async def test_a_leader_that_is_cut_off_comes_back_as_a_standby(tmp_path: Path) 
             assert (state.leader, state.term) == (after.leader, after.term)
             assert (await client.infer(MODEL, JPEG)).top
         log = (tmp_path / "orchestrator.log").read_text()
-        assert f"not leading any more: {after.leader} leads" in log
+        assert "not leading any more" in log
+        assert f'"reason":"{after.leader} leads' in log
         assert "Traceback" not in log
         async with cluster.client() as client:
             for _ in range(3):

@@ -11,6 +11,7 @@ import numpy as np
 
 from deploy.containers.profile import PROFILES, read_profile
 from deploy.library import read_labels, read_transform
+from deploy.log_lines import parse_line, readable
 from deploy.planning import parse_axes
 from deploy.profile_report import read_report
 from deploy.samples import read_samples
@@ -34,6 +35,10 @@ from tests.fuzz.target import Target
 _ARRAYS = Path(tempfile.gettempdir()) / f"amp4ec-fuzz-{id(object()):x}.npz"
 _EXAMPLES = Path(__file__).parents[2] / "deploy/example"
 _FILE = Path(tempfile.gettempdir()) / f"amp4ec-fuzz-{id(object()):x}"
+
+
+def _log_line(text: str) -> object:
+    return parse_line(text), readable(text)
 
 
 def _graph() -> Graph:
@@ -128,6 +133,11 @@ TARGETS = (
     Target(
         name="profile-report", decode=read_report, allowed=_REFUSED, seeds=_profile, share=0.5,
         covers=("deploy.profile_report.read_report",),
+    ),
+    Target(
+        name="log-line", decode=_words(_log_line), allowed=(), share=0.5,
+        seeds=_seeds(b'{"time":"2026-11-21T22:38:01.123Z","level":"info","logger":"a.b","event":"e","n":[1]}'),
+        covers=("deploy.log_lines.parse_line",),
     ),
     Target(
         name="cluster-file", decode=load_cluster, allowed=_REFUSED, share=0.5,

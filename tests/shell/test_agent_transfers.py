@@ -360,7 +360,8 @@ async def test_a_damaged_piece_is_named_and_comes_again(
         await asyncio.gather(provider, return_exceptions=True)
         assert b.counters.bad_pieces == 1
     (line,) = [text for text in caplog.messages if "asked for again" in text]
-    assert f"from a at offset {2 * PIECE_BYTES} of blob {blob.digest}" in line
+    assert f"digest={blob.digest} peer=a" in line
+    assert f"offset={2 * PIECE_BYTES}" in line
 
 
 @pytest.mark.parametrize(("link", "packed"), [(1.25e6, True), (None, False), (131e6, False)])

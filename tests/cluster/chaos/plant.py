@@ -11,6 +11,7 @@ from pathlib import Path
 from deploy.cluster import POLL_S, ChildEndedError
 from deploy.flags import ServeFlags
 from deploy.local import LocalCluster
+from deploy.log_lines import parse_line
 from deploy.supervisor import Child
 from tests.fakes.delay import DelayRelay
 
@@ -72,7 +73,8 @@ async def _held_ready(standby: Child) -> None:
     Nothing but its log says so.
     """
     for _ in range(_STANDBY_POLLS):
-        if f"{MODEL} is held ready" in standby.log.read_text():
+        lines = map(parse_line, standby.log.read_text().splitlines())
+        if any(line and line.event == "model held ready" for line in lines):
             return
         await asyncio.sleep(POLL_S)
     raise ChildEndedError(f"the standby does not hold {MODEL} ready:\n{standby.log_tail()}")
