@@ -12,8 +12,8 @@ layers="${*:-core wire shell broker cluster}"
 cat <<TEXT
 AMP4EC tests: lint, types, import fence, then the layers: $layers.
 About 20 minutes on two cores, once Mosquitto and the environment (.venv, here) are installed. The layer of
-containers is a command of its own (deploy/test.sh containers, about 8 minutes): it installs a Docker engine
-and makes images.
+containers is a command of its own (deploy/test.sh containers, about 4 minutes, two of them for base images
+that stay): it installs a Docker engine and makes images.
 TEXT
 
 install_mosquitto

@@ -67,7 +67,7 @@ async def serve(site: Site, trial: Trial, cell: Cell, before: str) -> Delivered:
     began = time.monotonic()
     state = await hand_over(site.operator, trial.prepared, options, _SERVE_S, _by_the_way)
     seconds = round(time.monotonic() - began, 3)
-    return Delivered(fetched_bytes=site.fetches.of(state), seconds=seconds, before=before)
+    return Delivered(fetched_bytes=await site.fetches.of(state), seconds=seconds, before=before)
 
 
 async def measure(

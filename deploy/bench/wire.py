@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from shared.messages.stage import Report, StageReport
 from shared.topics import Topics
 
 _CONNECT_S = 10.0
+_REPORTS_S = 10.0
 _OF_A_JOB = ("infer", "activation", "result")
 """The second one's pattern fits the results of pipelines as well."""
 
@@ -25,20 +27,35 @@ class Fetches:
 
     _stages: dict[tuple[str, str, int, int], StageReport] = field(default_factory=dict)
     """By node, pipeline, generation and stage."""
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def of(self, state: ModelState) -> int:
-        """Bytes that the nodes fetched for the plan in force: weights and graphs that they did not have."""
-        rows = [
-            self._stages.get((stage.node, each.pipeline, state.generation, stage.stage))
+    async def of(self, state: ModelState) -> int:
+        """Bytes that the nodes fetched for the plan in force: weights and graphs that they did not have.
+
+        That a model is served may be heard before the last report that made it so: it is waited for.
+        """
+        wanted = [
+            (stage.node, each.pipeline, state.generation, stage.stage)
             for each in state.pipelines
             for stage in each.stages
         ]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_REPORTS_S):
+                while not all(self._ready(key) for key in wanted):
+                    self._news.clear()
+                    await self._news.wait()
+        rows = (self._stages.get(key) for key in wanted)
         return sum(row.fetched_bytes for row in rows if row is not None)
 
     def take(self, report: Report) -> None:
         """One report."""
         for row in report.stages:
             self._stages[report.node, row.pipeline, row.generation, row.stage] = row
+        self._news.set()
+
+    def _ready(self, key: tuple[str, str, int, int]) -> bool:
+        row = self._stages.get(key)
+        return row is not None and row.state == "ready"
 
 
 @asynccontextmanager

@@ -101,7 +101,7 @@ def experiment_command(
     if not wanted and not only_results:
         rows: list[dict[str, str | int]] = []
         for each in EXPERIMENTS.values():
-            todo = missing(each, settings, output)
+            todo = missing([each], settings, output)
             seconds = sum(round_.case.seconds for round_ in todo)
             rows.append({"name": each.name, "title": each.title, "missing_s": round(seconds)})
             if not as_json:
@@ -109,8 +109,11 @@ def experiment_command(
         if as_json:
             print_json(rows)
         else:
-            total_s = sum(float(row["missing_s"]) for row in rows)
-            print_line(f"{'all':<24} {total_s / 60:>5.0f} min to go")
+            todo = missing(list(EXPERIMENTS.values()), settings, output)
+            total_s = sum(round_.case.seconds for round_ in todo)
+            print_line(
+                f"{'all':<24} {total_s / 60:>5.0f} min to go; what several have in common counts once"
+            )
         return
     if wanted and not only_results:
         chosen = [EXPERIMENTS[name].only(cases) for name in wanted]

@@ -5,26 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-
-from deploy.experiments.baseline import PAPER, STRICT, Whole, timed
-from deploy.experiments.baseline import case as whole_case
+from deploy.experiments.baseline import SINGLE, baseline, compared
 from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
-from deploy.experiments.load import Load
 from deploy.experiments.site import (
-    FRESH_S,
+    CACHE_BYTES,
+    IMAGES,
     MODEL,
+    SERVE_S,
     START_S,
     flags,
     measure,
-    notes,
-    saturated,
     site,
 )
-from deploy.experiments.table_one import zipf
-from deploy.experiments.watch import watching
 from orchestrator.core.plan import Strategy
-from orchestrator.core.scheduler_settings import Scheduler
+from orchestrator.core.scheduler_settings import Form, Scheduler
 
 _USUAL = {
     "throughput_per_s": "Images per second, saturated with single images.",
@@ -36,11 +30,11 @@ _USUAL = {
 _SLOW_BYTES_PER_S = 10e6 / 8
 """10 Mbit/s in each direction."""
 _SETTLE_S = 25.0
-_IMAGES = 1024
+_UNCOMPRESSED = "none"
 
 
 def _seconds(settings: Settings) -> float:
-    return START_S + 1.2 * (settings.warm_up_s + settings.seconds)
+    return SERVE_S + 1.1 * settings.warm_up_s + settings.seconds + settings.alone_s
 
 
 async def _served(
@@ -57,16 +51,16 @@ def _strategies(settings: Settings) -> Sequence[Case]:
         "optimal, three stages": {"min_stages": 3, "max_stages": 3},
     }
     return [
-        *(timed(whole_case(whole), settings) for whole in (PAPER, STRICT["onnxruntime"])),
-        *(
+        compared(
             Case(
                 name=name,
-                seconds=_seconds(settings),
+                seconds=_seconds(settings) + (START_S if name == Strategy.OPTIMAL else 0.0),
                 measure=partial(_served, how, ()),
                 parameters={"strategy": name},
-            )
-            for name, how in asked.items()
-        ),
+            ),
+            settings,
+        )
+        for name, how in asked.items()
     ]
 
 
@@ -83,20 +77,29 @@ STRATEGIES = Experiment(
 
 
 def _schedulers(settings: Settings) -> Sequence[Case]:
-    rules: dict[str, tuple[str, ...]] = {
-        str(rule): (f"--scheduler={rule}",) for rule in Scheduler if rule is not Scheduler.NSA
+    rules = {
+        str(Scheduler.LEAST_OUTSTANDING): (f"--scheduler={Scheduler.LEAST_OUTSTANDING}",),
+        **{
+            f"nsa, {form}": (f"--scheduler={Scheduler.NSA}", f"--scheduler-form={form}")
+            for form in Form
+        },
     }
-    rules["nsa, normalised"] = ("--scheduler=nsa", "--scheduler-form=normalised")
-    rules["nsa, literal"] = ("--scheduler=nsa", "--scheduler-form=literal")
     how: dict[str, object] = {"strategy": "replicate"}
     return [
-        Case(
-            name=name,
-            seconds=_seconds(settings),
-            measure=partial(_served, how, arguments),
-            parameters={"scheduler": name},
-        )
-        for name, arguments in rules.items()
+        # The default rule's copies are a strategy's as well.
+        STRATEGIES.lent(settings, "replicate", str(Scheduler.SHORTEST_COMPLETION)),
+        *(
+            compared(
+                Case(
+                    name=name,
+                    seconds=START_S + _seconds(settings),
+                    measure=partial(_served, how, arguments),
+                    parameters={"scheduler": name},
+                ),
+                settings,
+            )
+            for name, arguments in rules.items()
+        ),
     ]
 
 
@@ -113,33 +116,27 @@ SCHEDULERS = Experiment(
 
 def _caches(settings: Settings) -> Sequence[Case]:
     return [
-        Case(
-            name=f"exponent {exponent:g}, {'cache' if cached else 'no cache'}",
-            seconds=START_S + settings.warm_up_s + settings.seconds,
-            measure=partial(_cache, exponent, 64 * 1024 * 1024 if cached else 0),
-            parameters={"exponent": exponent, "cache": cached},
-        )
-        for exponent in (0.6, 1.0, 1.4)
-        for cached in (False, True)
+        # Without a cache it does not count which images come again.
+        STRATEGIES.lent(settings, "optimal", "no cache"),
+        *(
+            compared(
+                Case(
+                    name=f"cache, exponent {exponent:g}",
+                    seconds=SERVE_S + settings.warm_up_s + settings.seconds,
+                    measure=partial(_cache, exponent),
+                    parameters={"exponent": exponent},
+                ),
+                settings,
+            )
+            for exponent in (0.6, 1.0, 1.4)
+        ),
     ]
 
 
-async def _cache(exponent: float, cache_bytes: int, lab: Lab) -> Measured:
-    settings = lab.settings
+async def _cache(exponent: float, lab: Lab) -> Measured:
     async with site(lab) as here:
-        how = flags(runtime="onnxruntime", cache_bytes=cache_bytes)
-        state = await here.serve(MODEL, how)
-        pool, random = here.pool(_IMAGES), np.random.default_rng(settings.seed)
-        chances = zipf(_IMAGES, exponent)
-
-        def choose() -> list[bytes]:
-            return [pool[random.choice(_IMAGES, p=chances)]]
-
-        async with Load(here.client, MODEL, choose, here.window(state)) as load:
-            await load.stretch(settings.warm_up_s)
-            async with watching(here.parts()) as watch:
-                busy = await load.stretch(settings.seconds)
-    return Measured(figures=saturated(here, busy, watch), notes=notes(state))
+        await here.serve(MODEL, flags(runtime="onnxruntime", cache_bytes=CACHE_BYTES))
+        return await measure(here, MODEL, choose=here.drawn(1, IMAGES, exponent))
 
 
 CACHE = Experiment(
@@ -160,16 +157,20 @@ CACHE = Experiment(
 
 def _compressions(settings: Settings) -> Sequence[Case]:
     ways: dict[str, dict[str, object]] = {
-        "none": {"compression": "none"},
+        _UNCOMPRESSED: {"compression": "none"},
         "auto, lossless": {"compression": "auto"},
         "auto, error up to 0.02": {"compression": "auto", "max_error": 0.02},
     }
     return [
-        Case(
-            name=name,
-            seconds=_seconds(settings) + _SETTLE_S,
-            measure=partial(_slow_links, how),
-            parameters={"compression": name, "link_bytes_per_s": _SLOW_BYTES_PER_S},
+        compared(
+            Case(
+                name=name,
+                seconds=_seconds(settings)
+                + (START_S + _SETTLE_S if name == _UNCOMPRESSED else 0.0),
+                measure=partial(_slow_links, how),
+                parameters={"compression": name, "link_bytes_per_s": _SLOW_BYTES_PER_S},
+            ),
+            settings,
         )
         for name, how in ways.items()
     ]
@@ -181,9 +182,10 @@ async def _slow_links(how: dict[str, object], lab: Lab) -> Measured:
             here.cluster.network.rate(name, _SLOW_BYTES_PER_S)
         stages = {"min_stages": 3, "max_stages": 3, "runtime": "onnxruntime"}
         state = await here.serve(MODEL, flags(**stages, **how))
-        # Links are measured by what travels, and the cuts follow.
-        async with here.load(MODEL, 1, here.window(state)) as load:
-            await load.stretch(_SETTLE_S)
+        if here.new:
+            # Links are measured by what travels, and the cuts follow.
+            async with here.load(MODEL, here.window(state)) as load:
+                await load.stretch(_SETTLE_S)
         return await measure(here, MODEL)
 
 
@@ -201,19 +203,28 @@ COMPRESSION = Experiment(
 
 
 def _runtimes(settings: Settings) -> Sequence[Case]:
-    three: dict[str, object] = {"min_stages": 3, "max_stages": 3}
-    cases = [
-        Case(
-            name=f"{runtime}, {name}",
-            seconds=_seconds(settings) + FRESH_S / 2,
-            measure=partial(_served, how, (), runtime=runtime),
-            parameters={"runtime": runtime, "plan": name},
-        )
-        for runtime in STRICT
-        for name, how in (("three stages", three), ("chosen freely", dict[str, object]()))
+    asked: dict[str, dict[str, object]] = {
+        "three stages": {"min_stages": 3, "max_stages": 3},
+        "chosen freely": {},
+    }
+    return [
+        STRATEGIES.lent(settings, "optimal, three stages", "onnxruntime, three stages"),
+        STRATEGIES.lent(settings, "optimal", "onnxruntime, chosen freely"),
+        *(
+            compared(
+                Case(
+                    name=f"torch, {name}",
+                    seconds=START_S / len(asked) + _seconds(settings),
+                    measure=partial(_served, how, (), runtime="torch"),
+                    parameters={"runtime": "torch", "plan": name},
+                ),
+                settings,
+                "torch",
+            )
+            for name, how in asked.items()
+        ),
+        baseline(SINGLE, settings),
     ]
-    alone = (*STRICT.values(), Whole(name="one process, eager, batch 1", batch=1))
-    return [*cases, *(timed(whole_case(whole), settings) for whole in alone)]
 
 
 RUNTIMES = Experiment(

@@ -1,4 +1,7 @@
-"""The baselines: one process with the whole model and as much CPU as all devices of a cluster together."""
+"""The baselines: one process with the whole model and as much CPU as all devices of a cluster together.
+
+Each is measured once in a round, whichever experiments read it: they all refer to the same records.
+"""
 
 from __future__ import annotations
 
@@ -21,11 +24,15 @@ from deploy.peer import Peer
 from edge_agent.runtimes import threads_for
 from shared.codec import encode_json
 
+HOME = "baselines"
+"""The experiment that has the records of all of them."""
 MEMORY_BYTES = 2048 * MIB
 """The paper's: what its stability score is relative to."""
-START_S = 10.0
+START_S = 4.0
+"""It starts and loads the model, and finishes a batch that was begun."""
 SAMPLES = 24
 """Photographs that int8 is calibrated with."""
+_PHOTOS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,55 +48,110 @@ class Whole:
 
 PAPER = Whole(name="monolithic, eager, batch 32")
 """What the paper compares with."""
+TUNED = Whole(name="monolithic, eager, batch 32, tuned allocator", tuned=True)
+SINGLE = Whole(name="monolithic, eager, batch 1", batch=1)
 STRICT = {
     "torch": Whole(name="one process, torch", runtime="torch", batch=1),
     "onnxruntime": Whole(name="one process, onnxruntime", runtime="onnxruntime", batch=1),
 }
 """The same runtime and the same optimisation as the cluster's."""
-ALL = (
-    PAPER,
-    Whole(name="monolithic, eager, batch 32, tuned allocator", tuned=True),
-    Whole(name="monolithic, eager, batch 1", batch=1),
-    *STRICT.values(),
+STRICT_INT8 = Whole(
+    name="one process, onnxruntime, int8", runtime="onnxruntime", batch=1, level="O2"
 )
 
 
-def case(whole: Whole, model: str = MODEL, shares: Sequence[float] = PROFILE) -> Case:
-    """A baseline beside a cluster of these devices; `timed` says how long it takes."""
+def baseline(
+    whole: Whole,
+    settings: Settings,
+    *,
+    model: str = MODEL,
+    shares: Sequence[float] = PROFILE,
+    shown: str = "",
+    start_s: float = START_S,
+) -> Case:
+    """A baseline beside a cluster of these devices.
+
+    Args:
+        whole: which.
+        settings: how long a round of it takes.
+        model: its name.
+        shares: the devices' CPUs as in the paper; it gets their sum, scaled.
+        shown: what the tables call it; None for `whole`'s own name.
+        start_s: how long a round of it takes beyond its measurement.
+    """
+    cpus = round(sum(shares), 4)
     return Case(
-        name=whole.name,
-        seconds=0.0,
-        measure=partial(measure, whole, model, tuple(shares)),
-        parameters={"model": model, "batch": whole.batch},
+        name=f"{model}, {cpus:g} CPU x scale: {whole.name}",
+        seconds=start_s + settings.warm_up_s + settings.seconds,
+        measure=partial(_measure, whole, model, cpus),
+        parameters={"model": model, "batch": whole.batch, "cpus": cpus},
+        home=HOME,
+        shown=shown or whole.name,
     )
 
 
-def timed(made: Case, settings: Settings, *, start_s: float = START_S) -> Case:
-    """A case with how long a round of it takes."""
-    return replace(made, seconds=start_s + settings.warm_up_s + settings.seconds)
+def compared(
+    case: Case,
+    settings: Settings,
+    runtime: str = "onnxruntime",
+    *,
+    model: str = MODEL,
+    start_s: float = START_S,
+) -> Case:
+    """The case with both baselines, which have the CPU of the paper's three devices."""
+    mark = "" if model == MODEL else f"{model}: "
+    paper, strict = (
+        baseline(whole, settings, model=model, shown=f"{mark}{whole.name}", start_s=start_s)
+        for whole in (PAPER, STRICT[runtime])
+    )
+    return replace(case, paper=paper, strict=strict)
 
 
-async def measure(whole: Whole, model: str, shares: Sequence[float], lab: Lab) -> Measured:
-    """One process in a cgroup with the CPUs of all `shares`, threads by its quota."""
-    await lab.clear()  # alone on the machine
+async def _measure(whole: Whole, model: str, cpus: float, lab: Lab) -> Measured:
+    (ran,) = await run_wholes([whole], model, [cpus], lab)
+    return ran
+
+
+async def run_wholes(
+    wholes: Sequence[Whole], model: str, shares: Sequence[float], lab: Lab
+) -> list[Measured]:
+    """One process for each of `wholes`, at the same time; each in a cgroup with its share, scaled.
+
+    A cluster that stands beside them has nothing to do, and no node of it uses 1 % of a core.
+    """
     settings = lab.settings
-    cpus = sum(shares) * settings.scale
-    folder = await asyncio.to_thread(write_photos, lab.directory / "photos", 64, settings.seed)
-    package = ""
-    if whole.runtime != EAGER:
+    folder = await asyncio.to_thread(write_photos, lab.kept / "photos", _PHOTOS, settings.seed)
+    setups = [
+        (await _setup(whole, model, share * settings.scale, folder, lab), share * settings.scale)
+        for whole, share in zip(wholes, shares, strict=True)
+    ]
+    return list(await asyncio.gather(*(_run(setup, cpus, lab) for setup, cpus in setups)))
+
+
+async def _setup(whole: Whole, model: str, cpus: float, photographs: Path, lab: Lab) -> Setup:
+    """What the process is told; a package is written once in a run."""
+    place = lab.kept / f"{model}-{whole.level}"
+    if whole.runtime != EAGER and not place.is_dir():
         samples = await asyncio.to_thread(calibration, lab) if whole.level == "O2" else None
-        place = lab.directory / "package"
-        package = str(await asyncio.to_thread(export, place, model, whole.level, samples))
-    setup = Setup(
+        made = await asyncio.to_thread(
+            export, lab.directory / place.name, model, whole.level, samples
+        )
+        made.rename(place)
+    return Setup(
         model=model,
         runtime=whole.runtime,
         batch=whole.batch,
         threads=threads_for(cpus),
         tuned=whole.tuned,
-        photos=str(folder),
-        package=package,
+        photos=str(photographs),
+        package="" if whole.runtime == EAGER else str(place),
     )
-    limit = await asyncio.to_thread(limit_cpu, "whole", cpus)
+
+
+async def _run(setup: Setup, cpus: float, lab: Lab) -> Measured:
+    """One process in a cgroup, threads by its quota."""
+    settings = lab.settings
+    limit = await asyncio.to_thread(limit_cpu, f"whole-{cpus:g}", cpus)
     module = "deploy.experiments.whole"
     async with await Peer.start(module, encode_json(setup).decode(), limit=limit) as peer:
         await peer.ask(Ask(settings.warm_up_s), Ran)
@@ -101,24 +163,25 @@ async def measure(whole: Whole, model: str, shares: Sequence[float], lab: Lab) -
             "latency_ms": statistics.median(ran.latency_ms),
             "latency_p95_ms": float(np.percentile(ran.latency_ms, 95)),
             "communication_ms": 0.0,
-            "cpu_percent": 100.0 * ran.cpu_s / ran.seconds / cpus,
+            "cpu_percent": 100.0 * ran.cpu_s / ran.seconds / min(cpus, setup.threads),
             "memory_mb": watch.memory_mb("whole"),
             "stability": watch.stability("whole"),
             "scheduling_ms": 0.0,
             "network_kb_per_image": 0.0,
         },
-        notes={"threads": str(setup.threads), "runtime": whole.runtime, "level": whole.level},
+        notes={"threads": str(setup.threads), "batch": str(setup.batch)},
     )
 
 
 def write_photos(folder: Path, count: int, seed: int) -> Path:
-    """A folder with so many photographs."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for index, data in enumerate(photos(count, seed)):
-        (folder / f"{index:04}.jpg").write_bytes(data)
+    """A folder with so many photographs; nothing is done when it is there."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        for index, data in enumerate(photos(count, seed)):
+            (folder / f"{index:04}.jpg").write_bytes(data)
     return folder
 
 
 def calibration(lab: Lab) -> Path:
     """A folder of photographs for int8, other ones than are asked."""
-    return write_photos(lab.directory / "calibration", SAMPLES, lab.settings.seed + 1)
+    return write_photos(lab.kept / "calibration", SAMPLES, lab.settings.seed + 1)

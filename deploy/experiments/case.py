@@ -1,9 +1,13 @@
-"""What an experiment is: cases, each of which is measured once in every round."""
+"""What an experiment is: cases, each of which is measured once in every round.
+
+A case has its raw data with one experiment and may be read in several: a baseline is measured once, and so
+is a plan that two pages look at from two sides.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
@@ -14,7 +18,8 @@ from shared.errors import ConfigurationError
 
 Say: TypeAlias = Callable[[str], None]
 WARM_UP_S: Final = 30.0
-"""The paper's, before 5 minutes; a shorter one before less than 2."""
+"""The paper's, before 5 minutes; shorter ones are in proportion."""
+_WARM_UP_SHARE: Final = 0.1
 
 
 class Engine(StrEnum):
@@ -58,7 +63,12 @@ class Settings:
     @property
     def warm_up_s(self) -> float:
         """Before one measurement."""
-        return min(WARM_UP_S, self.seconds / 4.0)
+        return min(WARM_UP_S, self.seconds * _WARM_UP_SHARE)
+
+    @property
+    def alone_s(self) -> float:
+        """Of the part with one request under way, which only latency is read from."""
+        return max(self.seconds * _WARM_UP_SHARE, 1.0)
 
     def cpus(self, shares: Sequence[float]) -> list[float]:
         """CPU shares of the paper's profile, as they are here."""
@@ -92,10 +102,14 @@ class Bench(Protocol):
 
 @dataclass(slots=True)
 class Lab:
-    """Where a round runs: a folder of its own, who is told about steps, and what is still set up."""
+    """Where a round runs: folders, who is told about steps, and what is still set up.
+
+    `directory` is the round's own; `kept` has what later rounds of the same run need again.
+    """
 
     settings: Settings
     directory: Path
+    kept: Path
     say: Say
     bench: Bench | None = None
 
@@ -108,12 +122,28 @@ class Lab:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One thing that is measured. `seconds` is how long a round of it takes, start and end included."""
+    """One thing that is measured. `seconds` is how long a round of it takes, start and end included.
+
+    `home` is the experiment that has its raw data, where that is another one than it is read in, and `shown`
+    what it is called there. `paper` and `strict` are its baselines.
+    """
 
     name: str
     seconds: float
     measure: Callable[[Lab], Awaitable[Measured]]
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    home: str = ""
+    shown: str = ""
+    paper: Case | None = None
+    strict: Case | None = None
+
+    @property
+    def label(self) -> str:
+        """Its name in a table."""
+        return self.shown or self.name
+
+
+Cases: TypeAlias = Callable[[Settings], Sequence[Case]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -127,13 +157,29 @@ class Experiment:
     name: str
     title: str
     text: str
-    cases: Callable[[Settings], Sequence[Case]]
+    cases: Cases
     figures: Mapping[str, str]
     draw: str | None = None
     over_time: str | None = None
 
+    def every(self, settings: Settings) -> list[Case]:
+        """The cases, each after its baselines, and each once."""
+        return list(
+            {(case.home, case.name): case for case in self._with_baselines(settings)}.values()
+        )
+
+    def _with_baselines(self, settings: Settings) -> Iterator[Case]:
+        for case in self.cases(settings):
+            yield from (one for one in (case.paper, case.strict) if one is not None)
+            yield case
+
+    def lent(self, settings: Settings, name: str, shown: str = "") -> Case:
+        """The case of that name, to be read in another experiment as `shown`."""
+        (case,) = (case for case in self.cases(settings) if case.name == name)
+        return replace(case, home=case.home or self.name, shown=shown or case.label)
+
     def only(self, parts: Sequence[str]) -> Experiment:
-        """The same with the cases that have one of `parts` in their name; all when there are none.
+        """The same with the cases of which `parts` has the name, or a part of it; all when there are none.
 
         Raises:
             ConfigurationError: no case is left (when the cases are asked for).
@@ -142,14 +188,23 @@ class Experiment:
             return self
 
         def cases(settings: Settings) -> Sequence[Case]:
-            every = self.cases(settings)
-            kept = [case for case in every if any(part in case.name for part in parts)]
+            every = self.every(settings)
+            names = {case.label for case in every}
+            kept = [
+                case
+                for case in every
+                if any(
+                    part == case.label or (part not in names and part in case.label)
+                    for part in parts
+                )
+            ]
             if not kept:
                 raise ConfigurationError(
                     f"--case: {self.name} has no such case",
-                    expected=", ".join(case.name for case in every),
+                    expected=", ".join(case.label for case in every),
                     got=", ".join(parts),
                 )
-            return kept
+            # Those that were asked for, and no baseline that was not.
+            return [replace(case, paper=None, strict=None) for case in kept]
 
         return replace(self, cases=cases)

@@ -19,7 +19,7 @@ def bars(summary: Summary, name: str, path: Path) -> bool:
     axes = plain(picture.subplots())
     at = range(len(found))
     medians = [value.median for _, value in found]
-    axes.barh(at, medians, color=[_colour(case) for case, _ in found], height=0.62)
+    axes.barh(at, medians, color=[_colour(summary, case) for case, _ in found], height=0.62)
     axes.hlines(
         at, [v.least for _, v in found], [v.largest for _, v in found], color=INK, linewidth=1.2
     )
@@ -63,5 +63,7 @@ def over_time(summary: Summary, name: str, path: Path) -> bool:
     return True
 
 
-def _colour(case: str) -> str:
-    return BLUE if "amp4ec" in case.lower() or case.startswith("optimal") else FAINT
+def _colour(summary: Summary, case: str) -> str:
+    """Ours, and what stands beside it: ours has baselines, or our name."""
+    ours = any(summary.beside.get(case, ())) or "amp4ec" in case.lower()
+    return BLUE if ours else FAINT

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeAlias
 
 import numpy as np
 
@@ -17,6 +17,10 @@ from shared.errors import Amp4ecError, JobError
 
 REQUEST_S = 120.0
 """How long a request may take: a model may be loaded anew meanwhile."""
+
+
+Choose: TypeAlias = Callable[[], Sequence[bytes]]
+"""Gives the images of the next request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ class Load:
 
     client: Client
     model: str
-    choose: Callable[[], Sequence[bytes]]
+    choose: Choose
     under_way: int
     done: list[Done] = field(default_factory=list)
     failed: list[Amp4ecError] = field(default_factory=list)

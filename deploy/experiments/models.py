@@ -1,18 +1,16 @@
-"""Other models than the paper's one: six of them, against both baselines."""
+"""Other models than the paper's one: six in all, against both baselines."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
-from deploy.experiments.baseline import PAPER, STRICT, timed
-from deploy.experiments.baseline import case as whole_case
+from deploy.experiments.ablations import STRATEGIES
+from deploy.experiments.baseline import compared
 from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
-from deploy.experiments.site import START_S, flags, measure, site
+from deploy.experiments.site import MODEL, SERVE_S, flags, measure, site
 
 NAMES = (
-    "mobilenet_v2",
     "squeezenet1_1",
     "efficientnet_b0",
     "resnet18",
@@ -24,24 +22,27 @@ _LARGE_S = 20.0
 
 
 def _cases(settings: Settings) -> Sequence[Case]:
-    cases: list[Case] = []
-    for name in NAMES:
-        cases += [
-            Case(
-                name=f"{name}: AMP4EC",
-                seconds=START_S + _LARGE_S + 1.2 * (settings.warm_up_s + settings.seconds),
-                measure=partial(_cluster, name),
-                parameters={"model": name},
-            ),
-            *(
-                replace(
-                    timed(whole_case(whole, name), settings, start_s=_LARGE_S),
-                    name=f"{name}: {whole.name}",
-                )
-                for whole in (STRICT["onnxruntime"], PAPER)
-            ),
-        ]
-    return cases
+    return [
+        STRATEGIES.lent(settings, "optimal", f"{MODEL}: AMP4EC"),
+        *(
+            compared(
+                Case(
+                    name=f"{name}: AMP4EC",
+                    seconds=SERVE_S
+                    + _LARGE_S
+                    + 1.1 * settings.warm_up_s
+                    + settings.seconds
+                    + settings.alone_s,
+                    measure=partial(_cluster, name),
+                    parameters={"model": name},
+                ),
+                settings,
+                model=name,
+                start_s=_LARGE_S,
+            )
+            for name in NAMES
+        ),
+    ]
 
 
 async def _cluster(name: str, lab: Lab) -> Measured:

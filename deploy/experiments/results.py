@@ -5,25 +5,29 @@ Where something else is better than we are, it says so first.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 from deploy.experiments import paper
 from deploy.experiments.case import Experiment
 from deploy.experiments.catalogue import EXPERIMENTS
+from deploy.experiments.decision import decision
 from deploy.experiments.drawings import bars, over_time
+from deploy.experiments.records import Record
 from deploy.experiments.run import DATA, record_file
-from deploy.experiments.summary import Summary, markdown, number, spread, summarise
+from deploy.experiments.summary import Summary, markdown, number, page, spread, summarise
 from deploy.experiments.table_one import FIGURES
-from deploy.experiments.verdicts import disturbed, verdicts, worse
+from deploy.experiments.verdicts import disturbed, starved, verdicts, worse
 from shared.files import write_whole
 
 NAME = "RESULTS.md"
 DRAWINGS = "drawings"
 _READ = """\
-- Every comparison here is on the same cores in the same run: cases take turns, round by round. The
-  figures of the paper were measured on another machine, with another engine; only their ratios can be put
-  beside ours.
+- Every comparison here is on the same cores: cases take turns, round by round, and each page says when its
+  data were measured and at which commits. The paper's figures are of another machine with another
+  engine; only their ratios can be put beside ours.
 - A baseline gets the CPU of all devices together in one process. No split can use CPU better than that;
   what it costs to split is what the ratio to it shows. What a split buys is memory per device, a model on
   devices that are too small for it, and answers when one of them is lost.
@@ -48,12 +52,19 @@ def write_results(output: Path, experiments: Iterable[Experiment] = EXPERIMENTS.
     folder = output / DATA
     files = sorted(path.stem for path in folder.glob("*.jsonl")) if folder.is_dir() else []
     order = [*known, *(name for name in files if name not in known)]
+
+    @cache
+    def read(name: str) -> Sequence[Record]:
+        return record_file(output, name).read()
+
     found = {
         name: summary
         for name in order
-        if (summary := summarise(record_file(output, name).read())) is not None
+        if (summary := page(known[name], read) if name in known else summarise(read(name)))
+        is not None
     }
-    lines = ["# Results", "", *_doubts(found), *_worse(found), *_aims(found), *_head(found)]
+    lines = ["# Results", "", *_doubts(found), *_worse(found), *_decision(found), *_aims(found)]
+    lines += _head(found)
     if "table-1" in found:
         lines += _beside_the_paper(found["table-1"])
     for name, summary in found.items():
@@ -115,16 +126,26 @@ def _worse(found: dict[str, Summary]) -> list[str]:
     return [*lines, *(f"- {sentence}" for sentence in said), ""]
 
 
+def _decision(found: dict[str, Summary]) -> list[str]:
+    said = decision(found)
+    if not said:
+        return []
+    return ["## For somebody who has to decide", "", *(f"- {sentence}" for sentence in said), ""]
+
+
 def _aims(found: dict[str, Summary]) -> list[str]:
     if not found:
         return []
-    words = {
-        True: "reached",
-        False: "**not reached**",
-        None: "not measured (or not to be relied on)",
-    }
+    words = {True: "reached", False: "**not reached**", None: "printed beside it"}
     rows = [
-        (each.text, each.aim, number(each.measured), words[each.reached])
+        (
+            each.text,
+            each.aim,
+            number(each.measured),
+            "not measured (or not to be relied on)"
+            if each.measured is None
+            else words[each.reached],
+        )
         for each in verdicts(found)
     ]
     return [
@@ -164,8 +185,8 @@ def _profiles_beside_the_paper(summary: Summary) -> list[str]:
             name,
             number(milliseconds),
             *(
-                spread(summary.figure(f"{name}, {what}", "latency_ms"))
-                for what in ("AMP4EC on this device", "eager PyTorch")
+                spread(summary.figure(case, f"{name.lower()}_latency_ms"))
+                for case in ("AMP4EC", "eager PyTorch")
             ),
         ]
         for name, milliseconds in paper.TABLE_TWO_MS.items()
@@ -179,29 +200,67 @@ def _section(experiment: Experiment | None, summary: Summary, output: Path) -> l
     lines = [f"## {title}", ""]
     if experiment is not None:
         lines += [experiment.text, ""]
-    said = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
-    seconds = sum(record.seconds for record in summary.records)
-    lines += [
-        f"{summary.rounds} round(s); {said or 'no settings'}; {seconds / 60:.0f} min in all; median "
-        "(least..largest). Raw: "
-        f"[`{DATA}/{summary.experiment}.jsonl`]({DATA}/{summary.experiment}.jsonl)"
-        + (
-            f"; {summary.left_out} records of other settings are left out."
-            if summary.left_out
-            else "."
-        ),
-        "",
-    ]
     names = summary.names() if experiment is None else list(experiment.figures)
     names = [name for name in names if any(summary.figure(case, name) for case in summary.cases)]
+    ratios = [
+        (head, which)
+        for which, head in enumerate(("x paper's", "x strict"))
+        if any(_ratio(summary, case, which) for case in summary.cases)
+    ]
     rows = [
-        [case, *(spread(summary.figure(case, name)) for name in names), _notes(summary, case)]
+        [
+            case,
+            *(spread(summary.figure(case, name)) for name in names),
+            *(number(_ratio(summary, case, which)) for _, which in ratios),
+            summary.length(case),
+            _notes(summary, case),
+        ]
         for case in summary.cases
     ]
-    lines += [*markdown(["", *names, "notes"], rows), ""]
+    head = ["", *names, *(head for head, _ in ratios), "measured", "notes"]
+    lines += [*_origin(summary), "", *markdown(head, rows), ""]
     if experiment is not None:
-        lines += [*(f"- `{name}`: {experiment.figures[name]}" for name in names), ""]
+        lines += [f"- `{name}`: {experiment.figures[name]}" for name in names]
+        lines += [f"- `{head}`: {_RATIOS[which]}" for head, which in ratios]
+        lines += [""]
     return [*lines, *_drawing(experiment, summary, output)]
+
+
+_PAPER = (
+    "Throughput against the paper's baseline: eager PyTorch, whole batches of 32 (where the table has "
+    "another eager row, that one), the CPU of all devices in one process."
+)
+_STRICT = (
+    "Throughput against the strict baseline: one process with the same runtime, the same optimisation and "
+    "the CPU of all devices."
+)
+_RATIOS = (_PAPER, _STRICT)
+
+
+def _ratio(summary: Summary, case: str, which: int) -> float | None:
+    """A case's throughput against the paper's baseline (0) or the strict one (1), where those are sound."""
+    other = summary.beside.get(case, ("", ""))[which]
+    if not other or starved(summary, other) is not None:
+        return None
+    mine, theirs = (summary.median(one, "throughput_per_s") for one in (case, other))
+    return mine / theirs if mine is not None and theirs else None
+
+
+def _origin(summary: Summary) -> list[str]:
+    """When, on which commits and with which settings the records of a page came to be."""
+    records = summary.records
+    dates = sorted(record.machine.at for record in records)
+    commits = Counter(record.machine.commit for record in records)
+    said = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
+    seconds = sum(record.seconds for record in records)
+    file = f"{DATA}/{summary.experiment}.jsonl"
+    return [
+        f"Median (least..largest) of the rounds; {said or 'no settings'}; {seconds / 60:.0f} min in all.",
+        f"Measured from {dates[0]} to {dates[-1]} at "
+        + ", ".join(f"{commit} ({count} records)" for commit, count in commits.items())
+        + f". Raw: [`{file}`]({file})"
+        + (f"; {summary.left_out} other records are left out." if summary.left_out else "."),
+    ]
 
 
 def _notes(summary: Summary, case: str) -> str:

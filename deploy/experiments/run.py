@@ -1,19 +1,21 @@
-"""Runs experiments: rounds outside and cases inside, so that every case sees the same hours of the machine.
+"""Runs experiments: rounds outside, then experiments, then cases, so that all see the machine's same hours.
 
-What is recorded already is not measured again; a case that fails is told of, and tried again by the next run.
+What is recorded already, at least as long, is not measured again; a case that fails is told of, and tried
+again by the next run. A run that is ended after its first round has something to say of everything.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from deploy.experiments.case import Case, Experiment, Lab, Say, Settings
-from deploy.experiments.records import Record, RecordFile
+from deploy.experiments.records import Parameter, Record, RecordFile
 from deploy.machine import this_machine
 from shared.errors import Amp4ecError
 from shared.logs import get_log
@@ -25,11 +27,16 @@ DATA = "data"
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One measurement that is to be made."""
+    """One measurement that is to be made; its record goes to `home`."""
 
     experiment: Experiment
     case: Case
     number: int
+
+    @property
+    def home(self) -> str:
+        """The experiment that has the record."""
+        return self.case.home or self.experiment.name
 
 
 def record_file(output: Path, experiment: str) -> RecordFile:
@@ -37,23 +44,36 @@ def record_file(output: Path, experiment: str) -> RecordFile:
     return RecordFile(output / DATA / f"{experiment}.jsonl")
 
 
-def missing(experiment: Experiment, settings: Settings, output: Path) -> list[Round]:
-    """The rounds that are not recorded yet, in the order in which they are to be made.
+def missing(experiments: Iterable[Experiment], settings: Settings, output: Path) -> list[Round]:
+    """The rounds that are not recorded yet, in the order in which they are to be made, each once.
 
     Raises:
         ProtocolError: the recorded data cannot be read.
     """
-    known = {
-        (record.case, record.round, tuple(sorted(record.parameters.items())))
-        for record in record_file(output, experiment.name).read()
-    }
-    cases = experiment.cases(settings)
-    return [
+    rounds = [
         Round(experiment, case, number)
         for number in range(1, settings.repeat + 1)
-        for case in cases
-        if (case.name, number, tuple(sorted(_parameters(case, settings).items()))) not in known
+        for experiment in experiments
+        for case in experiment.every(settings)
     ]
+    known: defaultdict[str, dict[object, float]] = defaultdict(dict)
+    for home in {each.home for each in rounds}:
+        for record in record_file(output, home).read():
+            key = _key(record.case, record.round, record.parameters)
+            minutes = float(record.parameters.get("minutes") or 0.0)
+            known[home][key] = max(minutes, known[home].get(key, 0.0))
+    wanted: dict[object, Round] = {}
+    for each in rounds:
+        key = _key(each.case.name, each.number, _parameters(each.case, settings))
+        if known[each.home].get(key, 0.0) < settings.minutes:
+            wanted.setdefault((each.home, key), each)
+    return list(wanted.values())
+
+
+def _key(case: str, number: int, parameters: Mapping[str, Parameter]) -> object:
+    """What tells records apart but for their length: a longer one says what a shorter one would."""
+    rest = {name: value for name, value in parameters.items() if name != "minutes"}
+    return case, number, tuple(sorted(rest.items()))
 
 
 async def run(
@@ -70,28 +90,28 @@ async def run(
     Raises:
         ProtocolError: data that was recorded before cannot be read.
     """
-    todo = [round_ for each in experiments for round_ in missing(each, settings, output)]
-    count = sum(len(each.cases(settings)) * settings.repeat for each in experiments)
+    todo = missing(experiments, settings, output)
     left_s = sum(each.case.seconds for each in todo)
+    cases = {
+        (case.home or each.name, case.name) for each in experiments for case in each.every(settings)
+    }
+    count = len(cases) * settings.repeat
     say(
         f"{count - len(todo)} of {count} rounds are recorded; the others take about {_time(left_s)}"
     )
     failed: dict[str, str] = {}
     async with AsyncExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="amp4ec-experiment-")))
-        lab = Lab(settings, folder, lambda text: say(f"  {text}"))
+        (folder / "kept").mkdir()
+        lab = Lab(settings, folder, folder / "kept", lambda text: say(f"  {text}"))
         stack.push_async_callback(lab.clear)
-        before: Experiment | None = None
         for index, each in enumerate(todo, 1):
-            if each.experiment is not before:
-                await lab.clear()
-            before = each.experiment
-            name = f"{each.experiment.name}: {each.case.name}"
+            name = f"{each.experiment.name}: {each.case.label}"
             say(f"[{index}/{len(todo)}, {_time(left_s)} left] {name}, round {each.number}")
             lab.directory = folder / str(index)
             lab.directory.mkdir()
             try:
-                await _measure(each, lab, output)
+                took_s = await _measure(each, lab, output)
             except Exception as error:
                 # The next case gets a cluster of its own.
                 await lab.clear()
@@ -99,30 +119,35 @@ async def run(
                 say(f"  failed: {failed[name]}")
                 if not isinstance(error, Amp4ecError):
                     log.exception("a case failed", case=name)
+            else:
+                say(f"  took {took_s:.0f} s of {each.case.seconds:.0f} s expected")
             left_s -= each.case.seconds
     return failed
 
 
-async def _measure(each: Round, lab: Lab, output: Path) -> None:
+async def _measure(each: Round, lab: Lab, output: Path) -> float:
+    """Measure and record a round; the seconds that it took."""
     machine = this_machine()
     began = time.monotonic()
     measured = await each.case.measure(lab)
-    record_file(output, each.experiment.name).append(
+    took_s = time.monotonic() - began
+    record_file(output, each.home).append(
         Record(
-            experiment=each.experiment.name,
+            experiment=each.home,
             case=each.case.name,
             round=each.number,
             parameters=_parameters(each.case, lab.settings),
             figures=dict(measured.figures),
             notes=dict(measured.notes),
             series={name: list(values) for name, values in measured.series.items()},
-            seconds=round(time.monotonic() - began, 1),
+            seconds=round(took_s, 1),
             machine=machine,
         )
     )
+    return took_s
 
 
-def _parameters(case: Case, settings: Settings) -> dict[str, bool | int | float | str | None]:
+def _parameters(case: Case, settings: Settings) -> dict[str, Parameter]:
     return {**settings.parameters(), **case.parameters}
 
 

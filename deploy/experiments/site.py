@@ -8,9 +8,11 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Self
 
+import numpy as np
+
 from deploy.cluster import Cluster
 from deploy.experiments.case import Engine, Lab, Measured
-from deploy.experiments.load import Load, Stretch
+from deploy.experiments.load import Choose, Load, Stretch
 from deploy.experiments.photos import photos
 from deploy.experiments.watch import Part, Watch, bytes_through, watching
 from deploy.flags import ServeFlags
@@ -27,10 +29,13 @@ MIB = 1024 * 1024
 BATCH = 32
 POOL = 256
 """Different photographs that are sent in turn: with the cache off all are run."""
-START_S = 10.0
-"""A model is loaded, or replaced; of several cases on one cluster each has its part of its start."""
-FRESH_S = 45.0
-"""Broker, orchestrator and agents that measure themselves start, and a model is loaded."""
+IMAGES = 1024
+"""Different photographs that are drawn from where a cache is measured."""
+CACHE_BYTES = 64 * MIB
+SERVE_S = 2.0
+"""A model is loaded, or replaced."""
+START_S = 6.0
+"""Broker, orchestrator and agents start; the first time ever the agents measure themselves as well."""
 _CALIBRATION_S = 180.0
 _STOP_S = 60.0
 _TIMEOUT_S = 300.0
@@ -54,6 +59,8 @@ class Site:
     cluster: Cluster
     client: Client
     shares: Mapping[str, float]
+    new: bool = True
+    """Whether it was started for the case that has it now."""
     _pools: dict[int, list[bytes]] = field(default_factory=dict)
 
     async def serve(self, model: str, how: ServeFlags) -> ModelState:
@@ -69,10 +76,20 @@ class Site:
         await self.cluster.serve(model, how)
         return await self.cluster.wait_for_model(model)
 
-    def load(self, model: str, batch: int, under_way: int) -> Load:
-        """Photographs of the pool in turn, `batch` in a request."""
+    def load(self, model: str, under_way: int) -> Load:
+        """Photographs of the pool in turn, one in a request."""
+        return Load(self.client, model, self.in_turn(1), under_way)
+
+    def in_turn(self, batch: int) -> Choose:
+        """The photographs of the pool in turn, `batch` in a request."""
         turns = cycle(self.pool(POOL))
-        return Load(self.client, model, lambda: list(islice(turns, batch)), under_way)
+        return lambda: list(islice(turns, batch))
+
+    def drawn(self, batch: int, count: int, exponent: float) -> Choose:
+        """Of `count` photographs some come again and again: drawn by Zipf's law, `batch` in a request."""
+        pool, random = self.pool(count), np.random.default_rng(self.lab.settings.seed)
+        chances = zipf(count, exponent)
+        return lambda: [pool[index] for index in random.choice(count, batch, p=chances)]
 
     def pool(self, count: int) -> list[bytes]:
         """So many different photographs."""
@@ -114,6 +131,13 @@ class Site:
         return sum(default_window(len(pipeline.stages)) for pipeline in state.pipelines)
 
 
+def zipf(count: int, exponent: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The chance of each of `count` inputs: proportional to 1 / rank ** exponent."""
+    weights = 1.0 / np.arange(1, count + 1) ** exponent
+    chances: np.ndarray[tuple[int], np.dtype[np.float64]] = weights / weights.sum()
+    return chances
+
+
 @asynccontextmanager
 async def site(
     lab: Lab,
@@ -138,12 +162,13 @@ async def site(
     """
     key = (tuple(shares), tuple(orchestrator_arguments), runtime, isolated)
     found = lab.bench
-    if fresh or not isinstance(found, _Standing) or found.key != key:
+    new = fresh or not isinstance(found, _Standing) or found.key != key
+    if new:
         await lab.clear()
-        found = await _Standing.start(lab, key)
-        lab.bench = found
+        lab.bench = found = await _Standing.start(lab, key)
+    assert isinstance(found, _Standing)
     try:
-        yield replace(found.site, lab=lab)
+        yield replace(found.site, lab=lab, new=new)
     finally:
         if fresh:
             await lab.clear()
@@ -216,16 +241,23 @@ def calibrated(status: ClusterStatus) -> bool:
 
 
 async def measure(
-    here: Site, model: str, *, batch: int = 1, under_way: int | None = None, alone: bool = True
+    here: Site, model: str, *, batch: int = 1, choose: Choose | None = None
 ) -> Measured:
-    """Warm up, measure saturated, and (`alone`) with one request under way for a fifth of the time.
+    """Warm up, measure saturated, and with one request under way for a tenth of the time.
 
     The figures are named as `deploy.experiments.table_one` explains them.
+
+    Args:
+        here: the cluster.
+        model: what is served there.
+        batch: images of a request.
+        choose: gives a request's images; None for those of the pool in turn.
     """
     settings = here.lab.settings
     state = await here.cluster.wait_for_model(model)
-    many = under_way or (2 if batch > 1 else here.window(state))
-    async with here.load(model, batch, many) as load:
+    chosen = choose or here.in_turn(batch)
+    many = 2 if batch > 1 else here.window(state)
+    async with Load(here.client, model, chosen, many) as load:
         await load.stretch(settings.warm_up_s)
         broker = here.broker_pid
         read = bytes_through(broker)
@@ -237,12 +269,11 @@ async def measure(
     figures["predicted_per_s"] = state.predicted.throughput_per_s
     if read is not None and sent is not None and busy.images:
         figures["network_kb_per_image"] = (sent - read) / 1e3 / busy.images
-    if alone:
-        async with here.load(model, batch, 1) as load:
-            await load.stretch(settings.warm_up_s / 5)
-            single = await load.stretch(max(settings.seconds / 5, 1.0))
-        figures["latency_ms"] = single.latency_ms()
-        figures["latency_p95_ms"] = single.latency_ms(0.95)
+    async with Load(here.client, model, chosen, 1) as load:
+        await load.stretch(settings.warm_up_s / 10)
+        single = await load.stretch(settings.alone_s)
+    figures["latency_ms"] = single.latency_ms()
+    figures["latency_p95_ms"] = single.latency_ms(0.95)
     state = await here.cluster.wait_for_model(model)
     return Measured(figures=figures, notes=notes(state))
 

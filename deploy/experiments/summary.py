@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
+from deploy.experiments.case import Engine, Experiment, Settings
 from deploy.experiments.records import Parameter, Record
 
-SETTINGS = ("minutes", "scale", "seed", "engine")
-"""Parameters of a run, not of a case."""
+MINUTES = "minutes"
+SETTINGS = ("scale", "seed", "engine")
+"""Parameters of a run, not of a case; what differs in them is not read side by side."""
+Read = Callable[[str], Sequence[Record]]
+"""The records that are kept with an experiment of that name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,22 +28,27 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """The records of one experiment that belong together: those of one setting."""
+    """The records that are read on one page: those of one setting, and of each case the longest rounds.
+
+    `beside` has for each case the names of its baselines: the paper's, and the strict one.
+    """
 
     experiment: str
     records: tuple[Record, ...]
     left_out: int
-    """Records of other settings in the same file."""
+    """Records in the experiment's file that are of other settings, or shorter."""
+    beside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def cases(self) -> list[str]:
         """Their names, as they were first measured."""
         return list(dict.fromkeys(record.case for record in self.records))
 
-    @property
-    def rounds(self) -> int:
-        """The most that any case has."""
-        return max(record.round for record in self.records)
+    def length(self, case: str) -> str:
+        """How often and how long a case was measured, for people."""
+        records = self.of(case)
+        minutes = records[0].parameters.get(MINUTES) if records else None
+        return f"{len(records)} x {minutes:g} min" if isinstance(minutes, int | float) else "-"
 
     @property
     def settings(self) -> dict[str, Parameter]:
@@ -71,21 +80,70 @@ class Summary:
 
 
 def summarise(records: Iterable[Record]) -> Summary | None:
-    """The records of the longest rounds, and of these the latest setting; None of nothing."""
+    """Of the setting that has the longest rounds, and of several the latest; None of nothing."""
     every = list(records)
     if not every:
         return None
-
-    def setting(record: Record) -> tuple[Parameter, ...]:
-        return tuple(record.parameters.get(name) for name in SETTINGS)
-
-    def weight(record: Record) -> tuple[float, str]:
-        minutes = record.parameters.get("minutes")
-        return (float(minutes) if isinstance(minutes, int | float) else 0.0, record.machine.at)
-
-    wanted = setting(max(every, key=weight))
-    kept = [record for record in every if setting(record) == wanted]
+    kept = _longest(every, _setting(max(every, key=lambda one: (_minutes(one), one.machine.at))))
     return Summary(every[0].experiment, tuple(kept), len(every) - len(kept))
+
+
+def page(experiment: Experiment, read: Read) -> Summary | None:
+    """What is read on an experiment's page: its own records, and those of other homes that belong there.
+
+    None where it has no records of its own. Cases come in the experiment's order, under its names; those that
+    it does not have any more come last.
+    """
+    own = summarise(read(experiment.name))
+    if own is None:
+        return None
+    setting = _setting(own.records[0])
+    cases = experiment.every(_settings(own.records[0]))
+    records: list[Record] = []
+    for case in cases:
+        known = own.records if case.home in ("", own.experiment) else read(case.home)
+        found = _longest([one for one in known if one.case == case.name], setting)
+        records += (replace(one, case=case.label) for one in found)
+    names = {case.name for case in cases}
+    records += (one for one in own.records if one.case not in names)
+    beside = {
+        case.label: (
+            case.paper.label if case.paper else "",
+            case.strict.label if case.strict else "",
+        )
+        for case in cases
+    }
+    return Summary(own.experiment, tuple(records), own.left_out, beside)
+
+
+def _longest(records: Sequence[Record], setting: tuple[Parameter, ...]) -> list[Record]:
+    """Those of that setting, and of each case the longest rounds."""
+    fitting = [record for record in records if _setting(record) == setting]
+    longest: dict[str, float] = {}
+    for record in fitting:
+        longest[record.case] = max(_minutes(record), longest.get(record.case, 0.0))
+    return [record for record in fitting if _minutes(record) == longest[record.case]]
+
+
+def _setting(record: Record) -> tuple[Parameter, ...]:
+    return tuple(record.parameters.get(name) for name in SETTINGS)
+
+
+def _minutes(record: Record) -> float:
+    minutes = record.parameters.get(MINUTES)
+    return float(minutes) if isinstance(minutes, int | float) else 0.0
+
+
+def _settings(record: Record) -> Settings:
+    """What a record was measured with."""
+    scale, seed, engine = _setting(record)
+    usual = Settings()
+    return Settings(
+        minutes=_minutes(record) or usual.minutes,
+        scale=float(scale) if isinstance(scale, int | float) else usual.scale,
+        seed=seed if isinstance(seed, int) else usual.seed,
+        engine=Engine(engine) if isinstance(engine, str) else usual.engine,
+    )
 
 
 def number(value: float | None) -> str:

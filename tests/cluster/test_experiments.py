@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from deploy.cgroup import limit_cpu
-from deploy.experiments.baseline import Whole, timed
-from deploy.experiments.baseline import case as whole_case
+from deploy.experiments.baseline import HOME, STRICT
 from deploy.experiments.case import Experiment, Settings
 from deploy.experiments.change import CHANGE
 from deploy.experiments.results import write_results
@@ -30,20 +30,19 @@ def cpu_can_be_limited() -> bool:
 @pytest.mark.skipif(not cpu_can_be_limited(), reason="this process may not limit CPU by cgroup")
 async def test_a_device_lost_beside_one_process(tmp_path: Path) -> None:
     name = "device lost, chosen freely"
-    whole = Whole(name="one process", runtime="onnxruntime", batch=1)
     experiment = Experiment(
         name="short", title="A short one", text="A loss, and a baseline.",
         cases=lambda settings: [
-            timed(whole_case(whole), settings),
-            *(case for case in CHANGE.cases(settings) if case.name == name),
+            replace(case, paper=None) for case in CHANGE.cases(settings) if case.name == name
         ],
         figures=CHANGE.figures, over_time=CHANGE.over_time,
     )  # fmt: skip
     said: list[str] = []
     failed = await run([experiment], SETTINGS, tmp_path, said.append)
     assert failed == {}
-    baseline, lost = record_file(tmp_path, "short").read()
-    assert baseline.case == whole.name
+    (baseline,) = record_file(tmp_path, HOME).read()
+    (lost,) = record_file(tmp_path, "short").read()
+    assert baseline.case.endswith(STRICT["onnxruntime"].name)
     assert (baseline.figures["throughput_per_s"] or 0) > 0
     assert (baseline.figures["memory_mb"] or 0) > 50
     assert lost.figures["lost"] == 0, "every image has its answer, whatever was lost"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,20 +13,21 @@ import pytest
 from click.testing import CliRunner
 
 from deploy.cli.experiment import experiment_command
-from deploy.experiments import table_two
 from deploy.experiments.baseline import PAPER, STRICT
 from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
 from deploy.experiments.catalogue import EXPERIMENTS
 from deploy.experiments.change import figures
+from deploy.experiments.decision import decision
 from deploy.experiments.load import Done, Stretch
+from deploy.experiments.overhead import decide
 from deploy.experiments.photos import photos
 from deploy.experiments.records import Parameter, Record
 from deploy.experiments.results import write_results
 from deploy.experiments.run import missing, record_file, run
-from deploy.experiments.summary import summarise
-from deploy.experiments.table_one import zipf
+from deploy.experiments.site import zipf
+from deploy.experiments.summary import Summary, page, summarise
 from deploy.experiments.verdicts import disturbed, verdicts, worse
-from deploy.machine import Machine
+from deploy.machine import Machine, this_machine
 from shared.errors import ConfigurationError
 
 MACHINE = Machine(
@@ -77,7 +79,80 @@ async def test_what_is_recorded_is_not_measured_again(tmp_path: Path) -> None:
     await run([experiment(measured)], SETTINGS, tmp_path, lambda _: None)
     assert measured == ["a", "b"]
     longer = Settings(minutes=0.02, repeat=1)
-    assert len(missing(experiment([]), longer, tmp_path)) == 2, "other settings are others"
+    assert len(missing([experiment([])], longer, tmp_path)) == 2, "what is recorded is too short"
+    shorter = Settings(minutes=0.005, repeat=3)
+    assert len(missing([experiment([])], shorter, tmp_path)) == 2, "a third round of each alone"
+    other = Settings(minutes=0.01, repeat=1, scale=1.0)
+    assert len(missing([experiment([])], other, tmp_path)) == 2, "another scale is another matter"
+
+
+def comparing(name: str, measured: list[str]) -> Experiment:
+    """A case of its own, and a baseline that it has in common with others."""
+
+    async def measure(what: str, value: float, lab: Lab) -> Measured:
+        del lab
+        measured.append(what)
+        return Measured(figures={"throughput_per_s": value})
+
+    def cases(settings: Settings) -> list[Case]:
+        del settings
+        whole = Case(
+            name="whole", seconds=1.0, measure=partial(measure, "whole", 10.0),
+            home="baselines", shown=f"whole, as {name} calls it",
+        )  # fmt: skip
+        return [Case(name="ours", seconds=2.0, measure=partial(measure, name, 8.0), strict=whole)]
+
+    return Experiment(
+        name=name, title=name, text="", cases=cases, figures={"throughput_per_s": "In all."}
+    )
+
+
+async def test_what_experiments_have_in_common_is_measured_once(tmp_path: Path) -> None:
+    measured: list[str] = []
+    both = [comparing("one", measured), comparing("two", measured)]
+    said: list[str] = []
+    await run(both, SETTINGS, tmp_path, said.append)
+    # Rounds outside: a run that is ended after the first has something to say of everything.
+    assert measured == ["whole", "one", "two", "whole", "one", "two"]
+    assert said[0].startswith("0 of 6 rounds are recorded")
+    assert missing(both, SETTINGS, tmp_path) == []
+    text = write_results(tmp_path, both).read_text()
+    for name in ("one", "two"):
+        assert f"| whole, as {name} calls it | 10 (10..10) | - |" in text
+    assert text.count("| ours | 8 (8..8) | 0.8 |") == 2
+
+
+def test_a_baseline_is_read_at_its_longest(tmp_path: Path) -> None:
+    for minutes, value in ((1.0, 10.0), (5.0, 20.0), (5.0, 30.0)):
+        record_file(tmp_path, "baselines").append(
+            record("baselines", "whole", {"throughput_per_s": value}, minutes=minutes)
+        )
+    record_file(tmp_path, "baselines").append(
+        record("baselines", "whole", {"throughput_per_s": 99.0}, minutes=9.0, scale=1.0)
+    )
+    record_file(tmp_path, "one").append(record("one", "ours", {"throughput_per_s": 5.0}))
+    found = page(comparing("one", []), lambda name: record_file(tmp_path, name).read())
+    assert found is not None
+    assert found.cases == ["whole, as one calls it", "ours"]
+    assert found.length("whole, as one calls it") == "2 x 5 min"
+    assert found.length("ours") == "1 x 1 min"
+    assert found.median("whole, as one calls it", "throughput_per_s") == 25.0
+
+
+async def test_data_of_several_commits_is_kept_and_told_apart(tmp_path: Path) -> None:
+    measured: list[str] = []
+    await run([experiment(measured)], Settings(minutes=0.01, repeat=1), tmp_path, lambda _: None)
+    file = record_file(tmp_path, "made-up")
+    old = [replace(each, machine=replace(MACHINE, commit="old1234")) for each in file.read()]
+    file.path.unlink()
+    for each in old:
+        file.append(each)
+    await run([experiment(measured)], SETTINGS, tmp_path, lambda _: None)
+    assert measured == ["a", "b", "a", "b"], "the first round was there"
+    text = write_results(tmp_path, [experiment([])]).read_text()
+    now = this_machine().commit
+    assert f"at old1234 (2 records), {now} (2 records)" in text
+    assert f"Measured from {MACHINE.at} to " in text
 
 
 async def test_a_case_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
@@ -87,7 +162,7 @@ async def test_a_case_that_fails_stops_no_other_and_is_tried_again(tmp_path: Pat
     )
     assert failed == {"made-up: a": "out of order"}
     assert measured == ["a", "b", "a", "b"]
-    assert [each.case.name for each in missing(experiment([]), SETTINGS, tmp_path)] == ["a", "a"]
+    assert [each.case.name for each in missing([experiment([])], SETTINGS, tmp_path)] == ["a", "a"]
 
 
 def record(
@@ -126,14 +201,25 @@ def table_one(ours_per_s: float, strict_per_s: float) -> list[Record]:
             {"throughput_per_s": ours_per_s, "latency_ms": 300.0, "memory_mb": 300.0,
              "exact_ratio": 1.0, "scheduling_ms": 0.6},
         ),
-        record("table-1", "AMP4EC, int8", {"throughput_per_s": 170.0}),
     ]  # fmt: skip
 
 
-def test_aims_are_told_reached_or_not_by_what_was_measured() -> None:
-    summary = summarise(table_one(ours_per_s=125.0, strict_per_s=140.0))
+def summary_of(records: list[Record]) -> Summary:
+    summary = summarise(records)
     assert summary is not None
-    told = {each.text: each for each in verdicts({"table-1": summary})}
+    return summary
+
+
+def test_aims_are_told_reached_or_not_by_what_was_measured() -> None:
+    systems = [
+        record("table-1-systems", name, {"throughput_per_s": value})
+        for name, value in ((PAPER.name, 20.0), ("AMP4EC, int8", 170.0))
+    ]
+    found = {
+        "table-1": summary_of(table_one(ours_per_s=125.0, strict_per_s=140.0)),
+        "table-1-systems": summary_of(systems),
+    }
+    told = {each.text: each for each in verdicts(found)}
     paper = next(each for text, each in told.items() if text.startswith("throughput against the p"))
     assert (paper.measured, paper.reached) == (6.25, True)
     strict = next(each for text, each in told.items() if "(onnxruntime)" in text)
@@ -143,38 +229,58 @@ def test_aims_are_told_reached_or_not_by_what_was_measured() -> None:
     assert (int8.measured, int8.reached) == (8.5, False)
     monitoring = next(each for text, each in told.items() if text.startswith("monitoring"))
     assert (monitoring.measured, monitoring.reached) == (None, None)
+    assert any("the same at int8" in line for line in worse(found))
 
 
 def test_inexact_answers_reach_nothing() -> None:
     records = table_one(125.0, 140.0)
     exact = {**records[2].figures, "exact_ratio": 0.99}
     records[2] = record("table-1", "AMP4EC", exact)
-    summary = summarise(records)
-    assert summary is not None
-    assert verdicts({"table-1": summary})[0].measured is None
+    assert verdicts({"table-1": summary_of(records)})[0].measured is None
 
 
 def test_a_baseline_that_was_starved_proves_nothing() -> None:
     records = table_one(125.0, 20.0)
     starved = {**records[1].figures, "cpu_percent": 30.0}
     records[1] = record("table-1", STRICT["onnxruntime"].name, starved, batch=1)
-    summary = summarise(records)
-    assert summary is not None
-    found = {"table-1": summary}
+    found = {"table-1": summary_of(records)}
     (sentence,) = disturbed(found)
     assert "had 30 % of its CPU" in sentence
     strict = next(each for each in verdicts(found) if "(onnxruntime)" in each.text)
     assert (strict.measured, strict.reached) == (None, None)
+    assert not any("times as many" in line for line in decision(found))
 
 
 def test_where_something_else_is_better_is_said() -> None:
-    summary = summarise(table_one(ours_per_s=125.0, strict_per_s=140.0))
-    assert summary is not None
-    said = worse({"table-1": summary})
-    assert any("the same at int8" in line for line in said)
+    said = worse({"table-1": summary_of(table_one(ours_per_s=125.0, strict_per_s=140.0))})
     assert f"AMP4EC: 125 images/s, {STRICT['onnxruntime'].name}: 140 (table-1)." in said
     assert f"AMP4EC: 300 MB, {STRICT['onnxruntime'].name}: 110 (table-1)." in said
     assert not any("ms for a batch" in line for line in said), "7 ms are of one image, not of 32"
+
+
+def test_who_has_to_decide_is_told_what_splitting_costs() -> None:
+    said = decision({"table-1": summary_of(table_one(ours_per_s=120.0, strict_per_s=160.0))})
+    assert "the cluster answers 6 times as many images, cache off." in said[0]
+    assert "The runtime alone, in one process, gives 8 times" in said[0]
+    assert "spread over the devices 0.75 of that is left" in said[0]
+    assert "Splitting gains nothing here" in said[0]
+    lost = record(
+        "change", "device lost",
+        {"before_per_s": 90.0, "after_per_s": 60.0, "silence_s": 0.3, "lost": 0.0},
+    )  # fmt: skip
+    peers = [
+        record(
+            "peers", "amp4ec-torch", {"throughput_per_s": 77.0, "came_back": 1.0, "recovery_s": 0.2}
+        ),
+        record("peers", "gloo", {"throughput_per_s": 70.0, "came_back": 0.0, "recovery_s": None}),
+    ]
+    said = decision({"change": summary_of([lost]), "peers": summary_of(peers)})
+    assert said == [
+        "Device lost: 90 images/s before, 60 after; the longest silence was 0.3 s, 0 images had no answer.",
+        "When the middle stage is killed, these answer again by themselves: amp4ec-torch after 0.2 s.",
+        "These do not: gloo.",
+        "amp4ec-torch answers 1.1 x gloo.",
+    ]
 
 
 def test_results_are_made_of_the_records_alone(tmp_path: Path) -> None:
@@ -188,10 +294,10 @@ def test_results_are_made_of_the_records_alone(tmp_path: Path) -> None:
     text = write_results(tmp_path).read_text()
     headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
     assert headings[0] == "Where we are worse"
-    assert headings[1] == "Figures to reach"
+    assert headings[1:3] == ["For somebody who has to decide", "Figures to reach"]
     assert {"Table I beside the paper's", "other"} <= set(headings)
     assert headings[-1] == "What the numbers say, and what they do not"
-    for stated in ("a processor, 2 cores", "python 3.11", "seed 0", "minutes 1.0", "2026-01-01"):
+    for stated in ("a processor, 2 cores", "python 3.11", "seed 0", "1 x 1 min", "2026-01-01"):
         assert stated in text
     for drawing in re.findall(r"\((drawings/.*?\.svg)\)", text):
         assert (tmp_path / drawing).read_text().lstrip().startswith("<?xml")
@@ -208,7 +314,7 @@ def test_records_of_shorter_rounds_are_left_out_and_counted() -> None:
     ]
     summary = summarise([short, *rounds])
     assert summary is not None
-    assert (summary.left_out, summary.rounds) == (1, 3)
+    assert (summary.left_out, summary.length("a")) == (1, "3 x 1 min")
     found = summary.figure("a", "x")
     assert found is not None
     assert (found.median, found.least, found.largest) == (6, 5, 7)
@@ -218,7 +324,10 @@ def test_the_catalogue_hangs_together() -> None:
     for name, each in EXPERIMENTS.items():
         assert each.name == name
         cases = each.cases(SETTINGS)
+        every = each.every(SETTINGS)
         assert len({case.name for case in cases}) == len(cases), "a record would hide another"
+        assert len({case.label for case in every}) == len(every), "a row would hide another"
+        assert all(case.home in {"", *EXPERIMENTS} for case in every), "a page would read nothing"
         assert all(case.seconds > 0 for case in cases)
         assert each.draw is None or each.draw in each.figures
         longer = each.cases(Settings(minutes=5.0))
@@ -237,7 +346,7 @@ def test_a_loss_is_seen_in_the_answers() -> None:
 
 def test_decisions_are_counted_for_any_number_of_nodes() -> None:
     for nodes in (1, 64):
-        measured = table_two.decide(nodes, 0.05)
+        measured = decide(nodes, 0.05)
         assert measured.figures["jobs"]
         assert measured.figures["decision_ms"]
 

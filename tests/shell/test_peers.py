@@ -67,7 +67,7 @@ def test_cases_are_named_after_systems_and_chosen_by_a_part_of_the_name() -> Non
 
 async def test_containers_are_refused_before_anything_starts(tmp_path: Path) -> None:
     settings = Settings(engine=Engine.DOCKER)
-    lab = Lab(settings, tmp_path, lambda _: None)
+    lab = Lab(settings, tmp_path, tmp_path, lambda _: None)
     with pytest.raises(ConfigurationError, match="--engine local"):
         await PEERS.cases(settings)[0].measure(lab)
 

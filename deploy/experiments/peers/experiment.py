@@ -31,7 +31,7 @@ from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError, ModelError
 
 WINDOW = default_window(len(PAPER_SHARES))
-WATCH_S = 45.0
+WATCH_S = 30.0
 """How long after the kill a system may come back; at 0.3 CPU a process needs 10 s to import torch alone."""
 _PLAN_S = 12.0
 _KILL_RATE_PER_S = 20.0
@@ -66,8 +66,9 @@ async def _measure(system: System, lab: Lab) -> Measured:
         raise ConfigurationError(
             "peers run as processes", expected="--engine local", got=str(lab.settings.engine)
         )
+    await lab.clear()  # nothing of another experiment counts as this system's
     bench = Bench(
-        directory=lab.directory.parent / "peers",
+        directory=lab.kept / "peers",
         shares=tuple(lab.settings.cpus(PAPER_SHARES)),
         window=WINDOW,
     )
