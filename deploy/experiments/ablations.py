@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+from deploy.cluster import Cluster
 from deploy.experiments.baseline import SINGLE, baseline, compared
 from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
 from deploy.experiments.site import (
@@ -13,12 +14,14 @@ from deploy.experiments.site import (
     MODEL,
     SERVE_S,
     START_S,
+    TORCH_START_S,
     flags,
     measure,
     site,
 )
 from orchestrator.core.plan import Strategy
 from orchestrator.core.scheduler_settings import Form, Scheduler
+from shared.client import ClusterStatus
 
 _USUAL = {
     "throughput_per_s": "Images per second, saturated with single images.",
@@ -29,7 +32,8 @@ _USUAL = {
 }
 _SLOW_BYTES_PER_S = 10e6 / 8
 """10 Mbit/s in each direction."""
-_SETTLE_S = 25.0
+_SETTLE_S = 10.0
+_PROBED_S = 90.0
 _UNCOMPRESSED = "none"
 
 
@@ -166,7 +170,7 @@ def _compressions(settings: Settings) -> Sequence[Case]:
             Case(
                 name=name,
                 seconds=_seconds(settings)
-                + (START_S + _SETTLE_S if name == _UNCOMPRESSED else 0.0),
+                + (3 * START_S + _SETTLE_S if name == _UNCOMPRESSED else 0.0),
                 measure=partial(_slow_links, how),
                 parameters={"compression": name, "link_bytes_per_s": _SLOW_BYTES_PER_S},
             ),
@@ -178,15 +182,41 @@ def _compressions(settings: Settings) -> Sequence[Case]:
 
 async def _slow_links(how: dict[str, object], lab: Lab) -> Measured:
     async with site(lab, isolated=True) as here:
-        for name in here.agents:
-            here.cluster.network.rate(name, _SLOW_BYTES_PER_S)
+        if here.new:
+            await _slow_down(here.cluster)
         stages = {"min_stages": 3, "max_stages": 3, "runtime": "onnxruntime"}
         state = await here.serve(MODEL, flags(**stages, **how))
         if here.new:
-            # Links are measured by what travels, and the cuts follow.
+            # Plans go by the size of the jobs once some have come.
             async with here.load(MODEL, here.window(state)) as load:
                 await load.stretch(_SETTLE_S)
         return await measure(here, MODEL)
+
+
+async def _slow_down(cluster: Cluster) -> None:
+    """Every node's link, and the nodes started anew: they probe their links when they begin.
+
+    Nodes go by their traffic afterwards, and small messages say nothing of a link.
+    """
+    for name in cluster.agents:
+        cluster.network.rate(name, _SLOW_BYTES_PER_S)
+    for name in list(cluster.agents):
+        await cluster.stop_agent(name)
+        await cluster.restart_agent(name)
+
+    def measured(status: ClusterStatus) -> bool:
+        rates = [
+            rate
+            for node in status.online
+            for rate in (
+                node.telemetry and node.telemetry.up_bytes_per_s,
+                node.telemetry and node.telemetry.down_bytes_per_s,
+            )
+        ]
+        wanted = 2 * len(cluster.agents)
+        return len(rates) == wanted and all(rate and rate < 2 * _SLOW_BYTES_PER_S for rate in rates)
+
+    await cluster.wait_for("links that are known to be slow", measured, _PROBED_S)
 
 
 COMPRESSION = Experiment(
@@ -214,7 +244,7 @@ def _runtimes(settings: Settings) -> Sequence[Case]:
             compared(
                 Case(
                     name=f"torch, {name}",
-                    seconds=START_S / len(asked) + _seconds(settings),
+                    seconds=TORCH_START_S / len(asked) + _seconds(settings),
                     measure=partial(_served, how, (), runtime="torch"),
                     parameters={"runtime": "torch", "plan": name},
                 ),

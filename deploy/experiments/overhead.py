@@ -21,7 +21,7 @@ from orchestrator.core.dispatch_events import (
     ResultArrived,
 )
 
-_DECIDING_S = 5.0
+_DECIDING_S = 3.0
 _WATCHING_S = 60.0
 """At least, whatever was asked for: the kernel counts CPU in hundredths of a second."""
 

@@ -27,6 +27,7 @@ from deploy.experiments.site import (
     MODEL,
     SERVE_S,
     START_S,
+    TORCH_START_S,
     flags,
     measure,
     site,
@@ -59,7 +60,7 @@ def _systems(settings: Settings) -> Sequence[Case]:
         *(baseline(whole, settings) for whole in (PAPER, TUNED, SINGLE)),
         TABLE_ONE.lent(settings, "AMP4EC"),
         _ours("AMP4EC, int8", settings, STRICT_INT8, level="O2"),
-        _ours("AMP4EC, torch", settings, STRICT["torch"], runtime="torch", start_s=START_S),
+        _ours("AMP4EC, torch", settings, STRICT["torch"], runtime="torch", start_s=TORCH_START_S),
     ]
 
 

@@ -113,7 +113,7 @@ def _partitions(settings: Settings) -> Sequence[Case]:
     return [
         Case(
             name=f"{rule}, {count} parts",
-            seconds=3.0,
+            seconds=1.0,
             measure=partial(_partition, rule, count),
             parameters={"rule": rule, "parts": count},
         )

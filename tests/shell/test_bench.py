@@ -19,11 +19,14 @@ from deploy.bench.load import Load
 from deploy.bench.page import page
 from deploy.bench.raw import Delivered, Line, Measured, RawFile, Round
 from deploy.bench.subjects import SUBJECTS, subject_of
+from deploy.bench.wire import Fetches
 from deploy.machine import Machine
 from shared.client import Client
 from shared.codec import decode_msgpack
 from shared.errors import ConfigurationError, ErrorCode, JobError
 from shared.messages.job import TensorsInput
+from shared.messages.model import ModelState, PipelineRow, StageRow
+from shared.messages.stage import Report, StageReport, StageState
 
 MACHINE = Machine(
     at="2026-01-02T03:04:05+00:00",
@@ -245,3 +248,31 @@ def test_any_torchvision_model_may_be_asked_for() -> None:
     assert subject_of("resnet18").source().weights == "none"
     with pytest.raises(ConfigurationError, match="--models"):
         subject_of("../secret")
+
+
+async def test_what_was_fetched_is_told_when_every_stage_has_said_so() -> None:
+    """That a model is served may be heard before the last report, which comes by another connection."""
+
+    def row(stage: int, node: str) -> StageRow:
+        return StageRow(
+            stage=stage, node=node, blocks=(stage, stage + 1), weight_bytes=1, output_bytes=1,
+            predicted_s=0.1,
+        )  # fmt: skip
+
+    def report(stage: int, node: str, state: StageState, fetched_bytes: int) -> Report:
+        told = StageReport(
+            model="m", pipeline="p", generation=2, stage=stage, state=state,
+            fetched_bytes=fetched_bytes,
+        )  # fmt: skip
+        return Report(node=node, incarnation=1, revision=1, stages=[told])
+
+    pipeline = PipelineRow(pipeline="p", stages=[row(0, "a"), row(1, "b")])
+    state = ModelState(state="serving", model="m", generation=2, pipelines=[pipeline])
+    fetches = Fetches()
+    fetches.take(report(0, "a", "ready", 100))
+    fetches.take(report(1, "b", "fetching", 7))
+    waiting = asyncio.create_task(fetches.of(state))
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    fetches.take(report(1, "b", "ready", 30))
+    assert await waiting == 130
