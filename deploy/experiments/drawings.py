@@ -26,7 +26,8 @@ def bars(summary: Summary, name: str, path: Path) -> bool:
     axes.set_yticks(at, [label(case) for case, _ in found])
     axes.invert_yaxis()
     axes.set_xlabel(name.replace("_", " "), fontsize=9)
-    axes.set_xlim(left=0)
+    # Room for the number beside the longest bar.
+    axes.set_xlim(0, (max(value.largest for _, value in found) or 1.0) * 1.12)
     for index, (_, value) in enumerate(found):
         axes.annotate(
             f"{value.median:.3g}",
@@ -37,7 +38,6 @@ def bars(summary: Summary, name: str, path: Path) -> bool:
             fontsize=8,
             color=INK,
         )
-    axes.margins(x=0.12)
     save(picture, path)
     return True
 

@@ -33,7 +33,7 @@ def _overhead(settings: Settings) -> Sequence[Case]:
     del settings
     return [
         Case(
-            name=f"{count} nodes",
+            name=f"{count} node{'s' if count > 1 else ''}",
             seconds=_DECIDING_S + 1.0,
             measure=partial(_schedule, count),
             parameters={"nodes": count},
