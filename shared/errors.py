@@ -4,6 +4,7 @@
 
     Amp4ecError
     ├── JobError                  a job ended in an error answer; `code` is one of `ErrorCode`
+    │   └── JobTimeoutError          none came in the time that the caller gave it; a TimeoutError
     ├── ProtocolError             a message that does not say what its topic promises
     │   └── ForgedError              one on a closed cluster that nobody vouches for who may
     ├── GraphError                a model graph that is malformed or uses an operator not on the list
@@ -14,6 +15,7 @@
     ├── StageError                a stage that cannot be loaded or run
     ├── BrokerError               Mosquitto cannot be started or found
     │   └── BrokerUnreachableError   nobody answers at the broker's address
+    │       └── BrokerTimeoutError      it was lost, and not back in the time a caller gave; a TimeoutError
     └── ConfigurationError        an option, URL or file that makes no sense
 
 Fields, not only text: `expected` and `got` say what should have come and what came.
@@ -55,7 +57,7 @@ class ErrorCode(StrEnum):
 
 
 class Amp4ecError(Exception):
-    """The root of the tree in this module's docstring."""
+    """What AMP4EC raises on purpose: a `message`, and what was `expected` and `got` where that helps."""
 
     def __init__(
         self, message: str, *, expected: str | None = None, got: str | None = None
@@ -92,6 +94,25 @@ class JobError(Amp4ecError):
 
     def __str__(self) -> str:
         return f"{self.code}: {super().__str__()}"
+
+
+class JobTimeoutError(JobError, TimeoutError):
+    """No answer came within `timeout_s`, though the broker is there; `waited_for` says who owed it.
+
+    `code` is `deadline` where it was the model's answer, `unavailable` where the orchestrator is gone.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        waited_for: Literal["answer", "orchestrator"],
+        timeout_s: float,
+    ) -> None:
+        super().__init__(code, message)
+        self.waited_for = waited_for
+        self.timeout_s = timeout_s
 
 
 class ProtocolError(Amp4ecError):
@@ -154,6 +175,18 @@ class BrokerError(Amp4ecError):
 
 class BrokerUnreachableError(BrokerError):
     """Nobody answers at the broker's address."""
+
+
+class BrokerTimeoutError(BrokerUnreachableError, TimeoutError):
+    """The connection to the broker was lost, and not back within `timeout_s`."""
+
+    waited_for: Literal["broker"] = "broker"
+
+    def __init__(
+        self, message: str, *, timeout_s: float, expected: str | None = None, got: str | None = None
+    ) -> None:
+        super().__init__(message, expected=expected, got=got)
+        self.timeout_s = timeout_s
 
 
 class ConfigurationError(Amp4ecError):

@@ -4,8 +4,19 @@ Needs the bare install only: no torch, no Pillow.
 """
 
 from shared.client.client import Client
-from shared.client.inputs import Image
+from shared.client.inputs import Image, Input
 from shared.client.results import Result
 from shared.client.status import ClusterStatus, NodeView
+from shared.client.streaming import Streamed
+from shared.client.sync import SyncClient
 
-__all__ = ["Client", "ClusterStatus", "Image", "NodeView", "Result"]
+__all__ = [
+    "Client",
+    "ClusterStatus",
+    "Image",
+    "Input",
+    "NodeView",
+    "Result",
+    "Streamed",
+    "SyncClient",
+]

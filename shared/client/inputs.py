@@ -14,7 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -45,8 +45,20 @@ class PilImage(Protocol):
         """The image in another mode."""
 
 
-Image = str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage | Array
-"""What `Client.infer` takes: a path, a file's bytes, a PIL image, or a NumPy array."""
+@runtime_checkable
+class ArrayLike(Protocol):
+    """What NumPy makes an array of, such as a tensor of PyTorch on the CPU."""
+
+    def __array__(self) -> Array:
+        """The array."""
+
+
+Image: TypeAlias = (
+    str | os.PathLike[str] | bytes | bytearray | memoryview | PilImage | Array | ArrayLike
+)
+"""A path, a file's bytes, a PIL image, or a NumPy array."""
+Input: TypeAlias = Image | Mapping[str, Array]
+"""What `Client.infer` takes: an image or a tensor, or several tensors by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +74,14 @@ class Payload:
         return self.content_type not in (MSGPACK, NPY)
 
 
-def encode_input(image: Image | Mapping[str, Array]) -> Payload:
+def encode_input(image: Input) -> Payload:
     """`image` as a job's payload. Reads a file or compresses an array: call it off the event loop.
 
     - path or bytes: the file as it is;
     - PIL image: PNG, lossless;
     - uint8 array [height, width], or [height, width, 1, 3 or 4]: a photograph, PNG, lossless;
-    - any other array: a tensor, msgpack, taken by the model as it is; a mapping: several, by name.
+    - any other array: a tensor, msgpack, taken by the model as it is; a mapping: several, by name;
+    - what NumPy makes an array of: that.
 
     Raises:
         ConfigurationError: a path that cannot be read.
@@ -93,6 +106,8 @@ def encode_input(image: Image | Mapping[str, Array]) -> Payload:
         return Payload(bytes(_pack(TensorsInput(tensors=tensors))), MSGPACK)
     if isinstance(image, PilImage):
         return Payload(_png_of(image), "image/png")
+    if isinstance(image, ArrayLike):
+        return encode_input(np.asarray(image))
     raise JobError(
         ErrorCode.BAD_INPUT,
         "this cannot be sent as an image",
@@ -101,7 +116,7 @@ def encode_input(image: Image | Mapping[str, Array]) -> Payload:
     )
 
 
-def encode_batch(inputs: Sequence[Image | Mapping[str, Array]]) -> Payload:
+def encode_batch(inputs: Sequence[Input]) -> Payload:
     """Several inputs as one job: photographs as `encode_input` makes them, or tensors of one item each.
 
     Raises:
@@ -127,12 +142,13 @@ def encode_batch(inputs: Sequence[Image | Mapping[str, Array]]) -> Payload:
     return Payload(bytes(body), MSGPACK)
 
 
-def _by_name(given: Image | Mapping[str, Array]) -> dict[str, Array] | None:
+def _by_name(given: Input) -> dict[str, Array] | None:
     """Tensors by name, one without a name by an empty one; None for a photograph."""
     if isinstance(given, Mapping):
         return {str(name): np.asarray(array) for name, array in given.items()}
-    if isinstance(given, np.ndarray) and not _is_photograph(given):
-        return {"": given}
+    if isinstance(given, ArrayLike) and not isinstance(given, PilImage):
+        array = np.asarray(given)
+        return None if _is_photograph(array) else {"": array}
     return None
 
 

@@ -11,15 +11,47 @@ from typing import Any
 from shared.bus import Properties
 from shared.client.inputs import MSGPACK, Payload
 from shared.client.results import Result
-from shared.errors import ErrorCode, JobError
-from shared.job_options import DEFAULT_PRIORITY, Policy
+from shared.errors import ConfigurationError, ErrorCode, JobError
+from shared.job_options import DEFAULT_PRIORITY, Policy, check_priority
 from shared.topics import Topics
 
 _RETRY_S = 1.0
 """Where a refusal does not say when to come back."""
 _MOST_DOUBLINGS = 6
+_LONGEST_S = 30 * 86400.0
 
 Reply = Result | JobError | list[Result | JobError]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wishes:
+    """What the caller wants of a job, as `Client.infer` describes it.
+
+    Raises:
+        ConfigurationError: a priority or a time that cannot be one.
+    """
+
+    timeout_s: float
+    deadline_s: float | None = None
+    tensors: bool = False
+    priority: int = DEFAULT_PRIORITY
+    policy: Policy = Policy.LOSSLESS
+    retry: bool = True
+
+    def __post_init__(self) -> None:
+        check_priority(self.priority)
+        _check_time("timeout_s", self.timeout_s)
+        if self.deadline_s is not None:
+            _check_time("deadline_s", self.deadline_s)
+
+
+def _check_time(name: str, seconds: float) -> None:
+    if not 0 < seconds <= _LONGEST_S:  # nor NaN
+        raise ConfigurationError(
+            f"{name} cannot be used",
+            expected=f"seconds, more than 0 and at most {_LONGEST_S:.0f}",
+            got=repr(seconds),
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -30,25 +62,21 @@ class Pending:
     model: str
     payload: Payload
     started: float
-    timeout_s: float
-    deadline_s: float | None
-    tensors: bool
-    priority: int
-    policy: Policy
+    wishes: Wishes
     answer: asyncio.Future[Reply]
     again: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when an answer may have been lost, so that the job should be published again."""
 
     def left(self) -> float:
         """Seconds until nobody waits any more."""
-        return self.started + self.timeout_s - asyncio.get_running_loop().time()
+        return self.started + self.wishes.timeout_s - asyncio.get_running_loop().time()
 
     def left_to_run(self) -> float:
         """Seconds until an answer would be too late, for who waits or by the job's deadline."""
-        left_s = self.left()
-        if self.deadline_s is None:
+        left_s, deadline_s = self.left(), self.wishes.deadline_s
+        if deadline_s is None:
             return left_s
-        return min(left_s, left_s - self.timeout_s + self.deadline_s)
+        return min(left_s, left_s - self.wishes.timeout_s + deadline_s)
 
     def refused(self) -> None:
         """The answer was to come back later: the next one counts."""
@@ -56,17 +84,18 @@ class Pending:
 
     def properties(self, topics: Topics, client: str) -> Properties:
         """What goes with the payload, now."""
+        wishes = self.wishes
         user = [("job", self.job)]
-        if self.deadline_s is not None:
+        if wishes.deadline_s is not None:
             waited_s = asyncio.get_running_loop().time() - self.started
             # One that has passed is said, too: the answer is that it has, where 0 would make no sense.
-            left_ms = max(1, math.ceil((self.deadline_s - waited_s) * 1e3))
+            left_ms = max(1, math.ceil((wishes.deadline_s - waited_s) * 1e3))
             user.append(("deadline_ms", str(left_ms)))
-        if self.priority != DEFAULT_PRIORITY:
-            user.append(("priority", str(self.priority)))
-        if self.policy is not Policy.LOSSLESS:
-            user.append(("policy", self.policy))
-        if self.tensors:
+        if wishes.priority != DEFAULT_PRIORITY:
+            user.append(("priority", str(wishes.priority)))
+        if wishes.policy is not Policy.LOSSLESS:
+            user.append(("policy", wishes.policy))
+        if wishes.tensors:
             user.append(("accept", MSGPACK))
         return Properties(
             response_topic=topics.topic("result", client=client, job=self.job),

@@ -14,14 +14,26 @@ from shared.tensor import Array, from_wire
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """A job's result.
+    """A job's result. `print(result)` says it in a line.
 
-    `top` is empty when the model is no classifier. `weights` is `none` where the model's weights are random:
-    the labels mean nothing then. `latency_s` runs from the orchestrator's receipt of the job to its answer,
-    `trace` says where it went. `tensors` are the model's raw outputs by name, where they were asked for.
-    `answer` is the message as it came.
+    Attributes:
+        job: the job's identity, as the cluster's events name it.
+        model: the name it is served under.
+        top: the likeliest labels, the best first (`best`); empty where the model is no classifier.
+        latency_s: from the orchestrator's receipt of the job to its answer.
+        nodes: the nodes that its stages ran on, in their order.
+        trace: for each stage its node, and the seconds in its queue, computing, and on the way; empty where
+            `cached`.
+        pipeline: which of the model's pipelines ran it.
+        generation: of the plan in force.
+        weights: `none` where the model's weights are random (`random_weights`): its labels mean nothing then.
+        exact: false where a lossy level or codec was asked for.
+        cached: an equal input had been run before, and its answer was kept.
+        tensors: the model's raw outputs by name, where they were asked for; else None.
+        answer: the message as it came.
     """
 
+    job: str
     model: str
     top: tuple[Label, ...]
     latency_s: float
@@ -34,6 +46,11 @@ class Result:
     cached: bool
     tensors: Mapping[str, Array] | None = field(default=None, repr=False, compare=False)
     answer: Answer = field(repr=False, compare=False)
+
+    @property
+    def best(self) -> Label | None:
+        """The likeliest label: its `index`, `label` and `probability`; None where the model has none."""
+        return self.top[0] if self.top else None
 
     @property
     def random_weights(self) -> bool:
@@ -103,6 +120,7 @@ def _result(answer: Answer) -> Result:
     if isinstance(answer.tensors, dict):
         tensors = {name: from_wire(tensor) for name, tensor in answer.tensors.items()}
     return Result(
+        job=answer.job,
         model=answer.model,
         top=tuple(answer.top or ()),
         latency_s=answer.latency_ms / 1e3,

@@ -13,6 +13,8 @@ import pytest
 from broker.config import BrokerConfig
 from broker.launcher import Broker
 from shared.bus import BrokerUrl, DataBus, Message
+from shared.client import Client
+from tests.broker.stand import Stand, stand_in
 
 
 @pytest.fixture
@@ -38,6 +40,18 @@ async def certificate(tmp_path: Path) -> tuple[Path, Path]:
 @pytest.fixture
 def url(broker: Broker) -> BrokerUrl:
     return BrokerUrl.parse(broker.url)
+
+
+@pytest.fixture
+async def stand(url: BrokerUrl) -> AsyncIterator[Stand]:
+    async with stand_in(url) as stand:
+        yield stand
+
+
+@pytest.fixture
+async def client(url: BrokerUrl, stand: Stand) -> AsyncIterator[Client]:
+    async with Client(url) as client:
+        yield client
 
 
 async def until(condition: Callable[[], object], deadline_s: float = 10.0) -> None:

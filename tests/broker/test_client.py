@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,101 +11,22 @@ import pytest
 
 from amp4ec import BrokerUnreachableError, Client, ConfigurationError, ErrorCode, JobError, Result
 from broker.launcher import Broker
-from shared.bus import BrokerUrl, Message, MqttControlBus
-from shared.client import client as client_module
+from shared.bus import BrokerUrl, Message
+from shared.client import conversation
 from shared.client.pending import Pending
 from shared.codec import decode_json, decode_msgpack, encode_json, encode_msgpack
 from shared.messages.job import (
-    Answer,
     BatchAnswer,
     BatchInput,
     ErrorAnswer,
-    ErrorBody,
-    Label,
     TensorInput,
-    TraceEntry,
 )  # fmt: skip
 from shared.messages.model import ModelState
 from shared.messages.node import Hardware, NodeState, Telemetry
-from shared.messages.operation import Limits, Metrics, NodeStanding, OrchestratorState
+from shared.messages.operation import Metrics, NodeStanding, OrchestratorState
 from shared.tensor import to_wire
-from shared.topics import Topics
 from tests.broker.conftest import until
-
-TOPICS = Topics()
-JPEG = b"\xff\xd8\xff\xe0 not much of a photograph"
-
-
-def answer(message: Message, **changes: object) -> Answer:
-    job = message.properties.user_value("job") or ""
-    fields: dict[str, object] = {
-        "job": job,
-        "model": "m",
-        "top": [Label(index=281, label="tabby", probability=0.5)],
-        "pipeline": "m-1",
-        "generation": 7,
-        "nodes": ["a", "b"],
-        "latency_ms": 12.5,
-        "trace": [TraceEntry(stage=0, node="a", queue_s=0.001, compute_s=0.01, transit_s=0.0015)],
-        "weights": "default",
-    }
-    return Answer(**{**fields, **changes})  # type: ignore[arg-type]
-
-
-def error(message: Message, code: ErrorCode, retry_after_s: float = 1.5) -> bytes:
-    job = message.properties.user_value("job") or ""
-    body = ErrorBody(code=code, message="no", expected="yes", got="no", retry_after_s=retry_after_s)
-    return encode_json(ErrorAnswer(job=job, model="m", error=body))
-
-
-Script = Callable[[Message], list[bytes]]
-
-
-@dataclass
-class Stand:
-    """A stand-in: keeps what came, answers each request with what the script says."""
-
-    bus: MqttControlBus
-    script: Script = field(default=lambda message: [encode_json(answer(message))])
-    requests: list[Message] = field(default_factory=list)
-
-    async def announce(self, state: OrchestratorState) -> None:
-        await self.bus.publish(TOPICS.topic("orchestrator_state"), encode_json(state), retain=True)
-
-    async def run(self) -> None:
-        async for message in self.bus.messages():
-            self.requests.append(message)
-            assert message.properties.response_topic is not None
-            for payload in self.script(message):
-                await self.bus.publish(message.properties.response_topic, payload)
-
-
-def online(incarnation: int = 1) -> OrchestratorState:
-    limits = Limits(max_item_bytes=1000_000, max_queue_items=10, max_queue_bytes=10_000_000)
-    return OrchestratorState(state="online", incarnation=incarnation, limits=limits)
-
-
-@asynccontextmanager
-async def stand_in(url: BrokerUrl) -> AsyncIterator[Stand]:
-    async with MqttControlBus(url, client_id="stand-in", first_connect_timeout_s=5) as bus:
-        stand = Stand(bus)
-        await bus.subscribe(TOPICS.pattern("infer"))
-        task = asyncio.create_task(stand.run())
-        await stand.announce(online())
-        yield stand
-        task.cancel()
-
-
-@pytest.fixture
-async def stand(url: BrokerUrl) -> AsyncIterator[Stand]:
-    async with stand_in(url) as stand:
-        yield stand
-
-
-@pytest.fixture
-async def client(url: BrokerUrl, stand: Stand) -> AsyncIterator[Client]:
-    async with Client(url) as client:
-        yield client
+from tests.broker.stand import JPEG, TOPICS, Stand, answer, error, online
 
 
 async def test_result_is_typed(client: Client) -> None:
@@ -223,7 +141,7 @@ async def test_repeated_answers_are_dropped(client: Client, stand: Stand) -> Non
 async def test_silence_is_met_with_the_same_job(
     client: Client, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(client_module, "REPEAT_FIRST_S", 0.05)
+    monkeypatch.setattr(conversation, "REPEAT_FIRST_S", 0.05)
 
     def script(message: Message) -> list[bytes]:
         return [encode_json(answer(message))] if len(stand.requests) >= 3 else []
@@ -258,7 +176,7 @@ async def test_a_repeat_has_what_is_left_of_the_deadline(
     client: Client, stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when nothing is left: that is for the cluster to say, and 0 would be no deadline at all."""
-    monkeypatch.setattr(client_module, "REPEAT_FIRST_S", 0.05)
+    monkeypatch.setattr(conversation, "REPEAT_FIRST_S", 0.05)
     stand.script = lambda _: []
     job = asyncio.create_task(client.infer("m", JPEG, timeout_s=60, deadline_s=0.2))
     await until(lambda: len(stand.requests) >= 4)
@@ -281,7 +199,7 @@ async def test_who_stopped_waiting_leaves_nothing_behind(client: Client, stand: 
         await cancelled
     with pytest.raises(JobError):
         await client.infer("m", JPEG, timeout_s=0.1)
-    assert client._pending == {}
+    assert client._conversation.pending == {}
     for request in stand.requests:
         assert request.properties.response_topic is not None
         await stand.bus.publish(request.properties.response_topic, encode_json(answer(request)))
@@ -299,8 +217,8 @@ async def test_programs_with_one_login_hear_each_other_and_take_their_own(
 
     stand.script = script
     async with Client(url) as one, Client(url) as other:
-        other.name = one.name
-        await other._bus.subscribe(TOPICS.pattern("result", client=one.name))
+        other._conversation.name = one.name
+        await other._conversation.bus.subscribe(TOPICS.pattern("result", client=one.name))
         results = await asyncio.gather(
             *(
                 client.infer("m", b"\xff\xd8\xff" + f"{index}-{number}".encode())
