@@ -61,6 +61,8 @@ _EXTRAS = {
     "cryptography": "deploy",
     "docker": "deploy",
     "packaging": "deploy",
+    "av": "camera",
+    "watchdog": "camera",
 }
 """Which extra brings a module that a bare install lacks."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,6 +15,8 @@ from shared.codec import encode_json, to_builtins
 from shared.messages.job import Answer
 
 _EVERY_S = 1.0
+_TASK: Any = 0
+"""Of rich's progress: it shows only one."""
 
 
 def print_json(value: object) -> None:
@@ -44,12 +45,12 @@ def note(text: str) -> None:
 
 
 class Progress:
-    """The steps of one long work. Use with `with`."""
+    """The steps of one long work, or the number of its items that are done. Use with `with`."""
 
-    def __init__(self, title: str) -> None:
-        """Prepare; nothing is shown before entering."""
+    def __init__(self, title: str, total: int | None = None) -> None:
+        """Prepare; nothing is shown before entering. With `total`, a terminal shows a bar."""
         self._title = title
-        self._status: AbstractContextManager[Any] | None = None
+        self._total = total
         self._shown: Any = None
         self._last = ""
         self._last_s = 0.0
@@ -58,12 +59,23 @@ class Progress:
         """Begin: a spinner on a terminal, a line elsewhere."""
         if sys.stderr.isatty():
             try:
+                from rich import progress as bars
                 from rich.console import Console
             except ImportError:  # an extra; lines serve as well
                 note(self._title)
             else:
-                self._status = Console(stderr=True).status(self._title)
-                self._shown = self._status.__enter__()
+                counted = (bars.BarColumn(), bars.MofNCompleteColumn(), bars.TimeRemainingColumn())
+                self._shown = bars.Progress(
+                    bars.SpinnerColumn(),
+                    bars.TextColumn("{task.description}", markup=False),
+                    *(() if self._total is None else counted),
+                    console=Console(stderr=True),
+                    transient=True,
+                    # Results that go into a file or a pipe are not for the terminal.
+                    redirect_stdout=sys.stdout.isatty(),
+                )
+                self._shown.start()
+                self._shown.add_task(self._title, total=self._total)
         else:
             note(self._title)
         return self
@@ -74,9 +86,14 @@ class Progress:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        """End; the spinner goes."""
-        if self._status is not None:
-            self._status.__exit__(exc_type, exc, traceback)
+        """End; what the terminal shows goes."""
+        if self._shown is not None:
+            self._shown.stop()
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether it is shown in place, so that it may change often."""
+        return self._shown is not None
 
     def step(self, text: str) -> None:
         """A new step."""
@@ -84,13 +101,20 @@ class Progress:
             return
         self._last = text
         if self._shown is not None:
-            self._shown.update(text)
+            self._shown.update(_TASK, description=text)
         else:
             note(text)
 
     def count(self, text: str) -> None:
         """A step that comes often, such as a percentage."""
         now = time.monotonic()
-        if self._shown is not None or now - self._last_s >= _EVERY_S:
+        if self.on_terminal or now - self._last_s >= _EVERY_S:
             self._last_s = now
             self.step(text)
+
+    def done(self, number: int) -> None:
+        """So many of the total are done."""
+        if self._shown is not None:
+            self._shown.update(_TASK, completed=number)
+        else:
+            self.count(f"{number} of {self._total} done")
