@@ -18,6 +18,8 @@ HOLES = {
     "pure-core": ("orchestrator/core/plan.py", "import time"),
     "bus": ("broker/config.py", "import aiomqtt"),
     "codec": ("deploy/flags.py", "import msgspec"),
+    "http": ("deploy/text.py", "import aiohttp"),
+    "camera": ("deploy/cli/infer.py", "import av"),
     "torch": ("deploy/local.py", "import torch"),
 }
 
