@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -263,6 +264,29 @@ async def test_a_program_may_end_in_the_middle_of_a_stream(
     )
     out, err = await asyncio.wait_for(process.communicate(), 60)
     assert (out, err, process.returncode) == (b"tabby\n", b"", 3 if "Exit" in ends else 0)
+
+
+async def test_ctrl_c_ends_a_wait(client: Client, stand: Stand) -> None:
+    """And what it waited for, so that the client can go on."""
+    silent = b"no answer"
+    stand.script = lambda message: [] if message.payload == silent else by_number(message)
+    program = (
+        "from amp4ec import SyncClient\n"
+        f"with SyncClient({str(client.url)!r}) as client:\n"
+        f"    try: client.infer('m', {silent!r})\n"
+        "    except KeyboardInterrupt: print(client.infer('m', b'image').best.label)\n"
+        "    print(client._client._conversation.pending)\n"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", program),
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    await until(lambda: len(stand.requests) == 1, 60)
+    process.send_signal(signal.SIGINT)
+    out, err = await asyncio.wait_for(process.communicate(), 60)
+    assert (out, err, process.returncode) == (b"tabby\n{}\n", b"", 0)
 
 
 def test_the_twin_where_there_is_no_broker(unused_port: int) -> None:
