@@ -16,7 +16,7 @@ from typing import Literal
 
 from broker.bridge import CROSSINGS, Direction
 from shared.errors import ConfigurationError
-from shared.ids import ORCHESTRATOR, check_name
+from shared.ids import HOME_ASSISTANT, ORCHESTRATOR, check_name
 from shared.topics import Topics
 
 
@@ -33,6 +33,8 @@ class Role(StrEnum):
     """Sends jobs in its own name, and reads its own answers."""
     MONITOR = "monitor"
     """Reads what is meant for people; writes nothing."""
+    HOME_ASSISTANT = "home-assistant"
+    """Sees what a monitor sees, and what is announced to it; says when it has started."""
     BRIDGE = "bridge"
     """Another broker: all that its agents and clients say and hear (`broker/bridge.py`)."""
 
@@ -45,6 +47,15 @@ OPEN_TO_ALL: tuple[str, ...] = (
     "node_state", "telemetry", "cordon", "model_state", "orchestrator_state",
 )  # fmt: skip
 """What every role but an agent may read: who is there, how they do, what is served."""
+WATCHED: tuple[str, ...] = (*OPEN_TO_ALL, "report", "event", "metrics")
+"""What is meant for people."""
+
+_BESIDE: dict[Role, tuple[tuple[Access, str], ...]] = {
+    Role.ORCHESTRATOR: (("readwrite", "{}/device/+/config"), ("read", "{}/status")),
+    # It clears the document of a device that somebody deletes there.
+    Role.HOME_ASSISTANT: (("readwrite", "{}/device/+/config"), ("readwrite", "{}/status")),
+}
+"""Topics outside the table, below the discovery prefix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +99,10 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
         Grant("read", "result", own="client"),
         *(Grant("read", name) for name in OPEN_TO_ALL),
     ),
-    Role.MONITOR: (
-        *(Grant("read", name) for name in (*OPEN_TO_ALL, "report", "event", "metrics")),
-    ),
+    Role.MONITOR: tuple(Grant("read", name) for name in WATCHED),
+    Role.HOME_ASSISTANT: tuple(Grant("read", name) for name in WATCHED),
     Role.OPERATOR: (
-        *(Grant("read", name) for name in (*OPEN_TO_ALL, "report", "event", "metrics")),
+        *(Grant("read", name) for name in WATCHED),
         Grant("write", "request"),
         Grant("read", "response"),
         # What `amp4ec doctor` measures the broker with.
@@ -124,18 +134,19 @@ class User:
         check_name("user", self.name)
 
 
-def lines(user: User, topics: Topics) -> list[str]:
+def lines(user: User, topics: Topics, discovery: str = HOME_ASSISTANT) -> list[str]:
     """The user's section of an ACL file."""
-    section = [f"user {user.name}"]
+    beside = [f"topic {may} {form.format(discovery)}" for may, form in _BESIDE.get(user.role, ())]
     if user.role is Role.ORCHESTRATOR:
-        return [*section, f"topic readwrite {topics.root}/#"]
-    return section + [
+        return [f"user {user.name}", f"topic readwrite {topics.root}/#", *beside]
+    granted = [
         f"topic {grant.access} {grant.pattern(user.name, topics)}" for grant in GRANTS[user.role]
     ]
+    return [f"user {user.name}", *granted, *beside]
 
 
-def render(users: Iterable[User], topics: Topics) -> str:
-    """The text of an ACL file, users by name.
+def render(users: Iterable[User], topics: Topics, discovery: str = HOME_ASSISTANT) -> str:
+    """The text of an ACL file, users by name; `discovery` is Home Assistant's prefix.
 
     Raises:
         ConfigurationError: one name has two roles.
@@ -152,5 +163,5 @@ def render(users: Iterable[User], topics: Topics) -> str:
                 got=f"{seen[user.name]} and {user.role}",
             )
         seen[user.name] = user.role
-        text += ["", f"# {user.role}", *lines(user, topics)]
+        text += ["", f"# {user.role}", *lines(user, topics, discovery)]
     return "\n".join(text) + "\n"

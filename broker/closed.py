@@ -40,6 +40,7 @@ from shared.bus.url import BrokerUrl
 from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError, ProtocolError
 from shared.files import write_whole
+from shared.ids import HOME_ASSISTANT, check_prefix
 from shared.topics import DEFAULT_ROOT, Topics
 
 DEFAULT_PORT = 8883
@@ -53,12 +54,14 @@ class _Settings:
     """`closed.json`. `hosts` are what the broker's certificate is for; the first stands in tokens.
 
     `authority` is the public key of `authority.key`, empty where the directory is older than signatures.
+    `discovery` is the prefix below which Home Assistant listens for devices.
     """
 
     hosts: tuple[str, ...]
     port: int
     root: str
     authority: str = ""
+    discovery: str = HOME_ASSISTANT
     users: tuple[User, ...] = field(default=())
 
 
@@ -85,6 +88,7 @@ class ClosedBroker:
         hosts: Sequence[str],
         port: int = DEFAULT_PORT,
         root: str = DEFAULT_ROOT,
+        discovery: str = HOME_ASSISTANT,
         now: dt.datetime,
         main: BrokerUrl | None = None,
     ) -> Self:
@@ -98,6 +102,7 @@ class ClosedBroker:
                 first.
             port: where it will listen.
             root: the cluster's root topic.
+            discovery: Home Assistant's discovery prefix.
             now: certificates count from here, with time zone.
             main: the main broker of a branch: a token that was made there for the role `bridge`.
 
@@ -117,12 +122,17 @@ class ClosedBroker:
                 got=_FILE,
             )
         Topics(root)
+        check_prefix(discovery)
         authority = make_authority("AMP4EC cluster", now)
         server = make_server(authority, hosts, now)
         directory.mkdir(parents=True, exist_ok=True)
         signing = Authority.generate() if main is None else None
         settings = _Settings(
-            hosts=tuple(hosts), port=port, root=root, authority=_vouching(main, signing)
+            hosts=tuple(hosts),
+            port=port,
+            root=root,
+            authority=_vouching(main, signing),
+            discovery=discovery,
         )
         closed = cls(directory, settings)
         closed._write_pair("ca", authority)
@@ -317,7 +327,7 @@ class ClosedBroker:
         self._tell()
 
     def _save(self) -> None:
-        acl = render(self.users, Topics(self.root))
+        acl = render(self.users, Topics(self.root), self._settings.discovery)
         _write(self.directory / "acl", acl.encode(), secret=True)
         _write(self.directory / _FILE, encode_json(self._settings), secret=False)
 

@@ -17,6 +17,7 @@ import psutil
 
 from edge_agent.cgroup import Cgroups
 from edge_agent.core.stability import Stability
+from edge_agent.thermometer import Thermometer
 from shared.messages.node import Hardware
 
 DECLARED = "declared"
@@ -39,8 +40,8 @@ class Usage:
     """One sample. `cpu_percent` is of the share since the sample before.
 
     `memory_available_bytes` is what this process may take in all, what it has included: the limit less what
-    others hold. `cpu_others_ratio` is the share of the machine's CPU time that others used; None where the
-    machine does not say.
+    others hold. `cpu_others_ratio` is the share of the machine's CPU time that others used, `temperature_c`
+    the CPU's in degrees Celsius; None each where the machine does not say.
     """
 
     cpu_percent: float
@@ -49,6 +50,7 @@ class Usage:
     memory_available_bytes: int
     cpu_others_ratio: float | None
     stability: float
+    temperature_c: float | None
 
 
 class Probe:
@@ -73,6 +75,7 @@ class Probe:
         self._cgroups = Cgroups(root)
         self._process = psutil.Process()
         self._stability = Stability()
+        self._thermometer = Thermometer(root)
         self._cpu_s = time.process_time()
         self._at = time.monotonic()
         self._machine = self._machine_times()
@@ -125,6 +128,7 @@ class Probe:
             memory_available_bytes=self._available(used, limit),
             cpu_others_ratio=self._others(own_s),
             stability=self._stability.add(ratio, used / limit),
+            temperature_c=self._thermometer.read_c(),
         )
 
     def _others(self, own_s: float) -> float | None:

@@ -107,6 +107,7 @@ class Reporter:
             memory_available_bytes=usage.memory_available_bytes,
             cpu_others_ratio=_rounded(usage.cpu_others_ratio, 3),
             disk_free_bytes=self._disk_free_bytes(),
+            temperature_c=_rounded(usage.temperature_c, 1),
             sent_at_ms=time.time_ns() // 1_000_000,
         )
 

@@ -6,14 +6,14 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from orchestrator.answers import Shown
+from orchestrator.answers import ItemResult, Shown
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
 from orchestrator.core.result_cache import CacheSettings
 from orchestrator.core.rounding import RoundingError
 from shared.errors import ErrorCode
-from shared.messages.job import StageResult
+from shared.messages.job import Label, StageResult
 from shared.tensor import Shape
 
 MOST_LATENCIES = 4096
@@ -91,6 +91,8 @@ class Answered:
     """Of those, from the request's arrival; at most `MOST_LATENCIES`."""
     cached_latencies_s: list[float] = field(default_factory=list)
     """Of the others; at most as many."""
+    last: Label | None = None
+    """What the latest item's classifier puts first; None where its output is no classes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,9 @@ class Tally:
             known.items += not item.cached
             if len(latencies_s) < MOST_LATENCIES:
                 latencies_s.append(item.latency_s)
+            outcome = item.outcome
+            if isinstance(outcome, core.Output) and isinstance(outcome.value, ItemResult):
+                known.last = outcome.value.top[0] if outcome.value.top else None
 
     def drop(self, why: str, text: str) -> bool:
         """Count a message that nobody can be told about; whether it is worth a line in the log.

@@ -12,7 +12,13 @@ from orchestrator.core.result_cache import CacheLoad
 from orchestrator.dispatch_notes import Report
 from shared.codec import to_builtins
 from shared.messages.model import Figures, PredictionError
-from shared.messages.operation import CacheMetrics, Metrics, ModelMetrics, NodeStanding
+from shared.messages.operation import (
+    CacheMetrics,
+    LastLabel,
+    Metrics,
+    ModelMetrics,
+    NodeStanding,
+)
 
 WINDOW_S = 10.0
 _MOST_LATENCIES = 8192
@@ -72,6 +78,7 @@ def metrics(
     errors: Mapping[str, PredictionError],
     *,
     sent_at_ms: int,
+    labels: Mapping[str, LastLabel] | None = None,
 ) -> Metrics:
     """The summary of one second.
 
@@ -82,6 +89,7 @@ def metrics(
         own: the control plane's own counters.
         errors: how far predicted stage times are from measured ones, by model.
         sent_at_ms: wall time.
+        labels: what classifiers said last, by model, where that is to be told.
     """
     counters = report.snapshot.counters
     totals: dict[str, int] = {
@@ -110,6 +118,7 @@ def metrics(
             latency_p95_s=_quantile(latencies_s, 0.95),
             prediction_error=errors.get(load.model),
             cache=_cache(load.cache),
+            last=(labels or {}).get(load.model),
         )
     return Metrics(
         counters=totals,

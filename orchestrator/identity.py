@@ -42,7 +42,7 @@ def own_state(
         standbys=list(standbys),
         host=socket.gethostname(),
         pid=os.getpid(),
-        version=_version(),
+        version=own_version(),
         limits=Limits(
             max_item_bytes=settings.max_item_bytes,
             max_queue_items=settings.max_queued_items,
@@ -52,7 +52,8 @@ def own_state(
     )
 
 
-def _version() -> str:
+def own_version() -> str:
+    """Of this software, `unknown` where it is not installed."""
     try:
         return version("amp4ec")
     except PackageNotFoundError:

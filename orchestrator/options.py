@@ -27,5 +27,7 @@ class OrchestratorOptions:
     """Where the page and the monitors' routes are; None serves none."""
     http_names: tuple[str, ...] = ()
     """Further host names by which browsers may come to it."""
+    home_assistant: str | None = None
+    """The discovery prefix below which nodes and models are announced; None: they are not."""
     cluster: ClusterSettings = field(default_factory=ClusterSettings)
     dispatch: DispatchSettings = field(default_factory=DispatchSettings)

@@ -79,9 +79,17 @@ class Outbox:
 
     def clear(self, name: str, **levels: str) -> None:
         """Clear a retained topic, and remember nothing of it."""
-        topic = self._topics.topic(name, **levels)
-        self._newest.pop(topic, None)
-        self._put(Publication(topic=topic, payload=b"", retain=True))
+        self.announce(self._topics.topic(name, **levels), None)
+
+    def announce(self, topic: str, value: object) -> None:
+        """Retain `value` on a topic outside the table, another program's; None clears it there and here."""
+        if value is None:
+            self._newest.pop(topic, None)
+            self._put(Publication(topic=topic, payload=b"", retain=True))
+            return
+        item = Publication(topic=topic, payload=encode_json(value), retain=True)
+        self._newest[topic] = item
+        self._put(item)
 
     def _put(self, item: Publication) -> None:
         if item.retain:

@@ -32,11 +32,13 @@ from orchestrator.dispatch_notes import Report, RoundingMeasured
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.doubts import LIVE_S, Doubts
 from orchestrator.figures import metrics
+from orchestrator.home_assistant import HomeAssistant
 from orchestrator.identity import own_state
 from orchestrator.intake import SUBSCRIPTIONS, Intake
 from orchestrator.job_store import JobStore, Recovered
 from orchestrator.lease import Tenure
 from orchestrator.library import Library
+from orchestrator.measurements import measurements
 from orchestrator.model_states import ModelStates
 from orchestrator.note_box import NoteBox
 from orchestrator.operators import Operators
@@ -126,6 +128,7 @@ class Orchestrator:
             self._bus, self._topics, signer=self._keys.signer, leads=self._tenure.lease.held
         )
         self._announcer = Announcer(self._outbox)
+        self._home = HomeAssistant(options, self._topics, self._outbox)
         self._states = ModelStates(self._cluster, self._library, self._outbox)
         self._notes = NoteBox()
         self._jobs = JobStore(
@@ -275,9 +278,10 @@ class Orchestrator:
         return 1 if self._failed else 0
 
     async def _run(self) -> None:
-        for name in SUBSCRIPTIONS:
-            await self._bus.subscribe(self._topics.pattern(name))
-        await self._bus.subscribe(self._topics.topic("orchestrator_state"))
+        # Our own state at the end: what is retained elsewhere has come when it comes back.
+        names = (*SUBSCRIPTIONS, "orchestrator_state")
+        for pattern in (*self._home.patterns, *map(self._topics.pattern, names)):
+            await self._bus.subscribe(pattern)
         log.info("orchestrator runs", incarnation=self.incarnation, broker=self._options.broker)
         async with asyncio.TaskGroup() as group:
             tasks = [
@@ -357,7 +361,8 @@ class Orchestrator:
 
     async def _receive(self) -> None:
         async for message in self._bus.messages():
-            self._intake.take(message)
+            if not self._home.take(message):
+                self._intake.take(message)
 
     def _look_again(self) -> None:
         """A last will is held for a moment."""
@@ -415,22 +420,8 @@ class Orchestrator:
     def _reported(self, report: Report) -> None:
         now = time.monotonic()
         self._dispatched = report.snapshot
-        for (model, pipeline, generation, stage, node), total in report.stages.items():
-            self._step(
-                events.StageMeasured(
-                    now,
-                    model,
-                    pipeline,
-                    generation,
-                    stage,
-                    node,
-                    total.items,
-                    total.cpu_s / total.items,
-                    total.compute_s / total.items,
-                )
-            )
-        for load in report.snapshot.models:
-            self._step(events.InputsCounted(now, load.model, load.sent_items, load.sent_bytes))
+        for event in measurements(report, now):
+            self._step(event)
         if self._options.dispatch.scheduling.goes_by_telemetry:
             for figures in self._cluster.figures(now):
                 self._dispatcher.tell(figures)
@@ -442,6 +433,9 @@ class Orchestrator:
             self._num_set_aside = self._jobs.num_set_aside
             self.say_again()
         self._states.measured(report, now)
+        self._home.answered(report)
+        if self._restore.over:
+            self._home.refresh(self._cluster.nodes.values(), self._cluster.models)
         if self._bus.connected:
             own = self._counters | Counter(
                 dropped_outbox=self._outbox.dropped, dropped_notes=self._notes.dropped
@@ -450,7 +444,13 @@ class Orchestrator:
             standings = self._cluster.standings(now)
             sent_at_ms = time.time_ns() // 1_000_000
             summary = metrics(
-                report, len(self._cluster.alive()), standings, own, errors, sent_at_ms=sent_at_ms
+                report,
+                len(self._cluster.alive()),
+                standings,
+                own,
+                errors,
+                sent_at_ms=sent_at_ms,
+                labels=self._home.labels,
             )
             self._outbox.publish("metrics", summary, qos=0)
 

@@ -9,6 +9,8 @@ from shared.errors import ConfigurationError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 ORCHESTRATOR = "orchestrator"
 """The peer name under which the orchestrator gives and takes artifacts."""
+HOME_ASSISTANT = "homeassistant"
+"""Home Assistant's discovery prefix unless it was given another."""
 DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -25,6 +27,21 @@ def check_name(kind: str, name: str) -> str:
             got=repr(name),
         )
     return name
+
+
+def check_prefix(prefix: str) -> str:
+    """`prefix`, when it may stand before topics that are not below a cluster's root.
+
+    Raises:
+        ConfigurationError: one of its levels is no name.
+    """
+    if not all(NAME.fullmatch(level) for level in prefix.split("/")):
+        raise ConfigurationError(
+            "discovery prefix cannot be used",
+            expected=f"names with '/' between them, such as {HOME_ASSISTANT}",
+            got=repr(prefix),
+        )
+    return prefix
 
 
 def name_from(text: str, fallback: str) -> str:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from deploy.cli.options import BROKER, NAME, ROOT, Common, json_option, service_options
+from deploy.cli.options import BROKER, NAME, PREFIX, ROOT, Common, json_option, service_options
 from deploy.cli.output import note, print_json, print_line
 from shared.bus import BrokerUrl
 from shared.bus.url import is_loopback
 from shared.errors import ConfigurationError
-from shared.ids import name_from
+from shared.ids import HOME_ASSISTANT, name_from
 from shared.topics import DEFAULT_ROOT
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from broker.closed import ClosedBroker
 
 _OPEN_PORT = 1883
-_ROLES = ("agent", "client", "monitor", "operator", "orchestrator", "bridge")
+_ROLES = ("agent", "client", "monitor", "operator", "orchestrator", "home-assistant", "bridge")
 _DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
 
@@ -144,12 +144,26 @@ def broker_command(
     "--root", type=ROOT, default=DEFAULT_ROOT, show_default=True, help="The cluster's root topic."
 )
 @click.option(
+    "--home-assistant",
+    "discovery",
+    type=PREFIX,
+    default=HOME_ASSISTANT,
+    show_default=True,
+    help="The discovery prefix of a Home Assistant on this broker.",
+)
+@click.option(
     "--bridge",
     type=BROKER,
     help="Make a branch: the token of a `bridge` role of the main broker's (`amp4ec join-token`).",
 )
 def init_command(
-    *, directory: Path, hosts: tuple[str, ...], port: int, root: str, bridge: BrokerUrl | None
+    *,
+    directory: Path,
+    hosts: tuple[str, ...],
+    port: int,
+    root: str,
+    discovery: str,
+    bridge: BrokerUrl | None,
 ) -> int:
     """Make a closed broker in DIRECTORY: an authority, a certificate, and the first two logins.
 
@@ -170,6 +184,7 @@ def init_command(
         hosts=hosts or tuple(dict.fromkeys((socket.gethostname(), "localhost", "127.0.0.1"))),
         port=port,
         root=root,
+        discovery=discovery,
         now=dt.datetime.now(dt.UTC),
         main=bridge,
     )
@@ -209,6 +224,12 @@ def init_command(
     type=click.Path(dir_okay=False, path_type=Path),
     help="Write the token to this file, readable by you only, and not to the terminal.",
 )
+@click.option(
+    "--plain",
+    is_flag=True,
+    help="Print host, port, user, password and the certificate's file in place of a token: for programs that "
+    "are not ours, such as Home Assistant.",
+)
 @click.option("--revoke", is_flag=True, help="Let NAME in no more; its connections end at once.")
 @click.option("--list", "list_", is_flag=True, help="List who may log in.")
 @json_option
@@ -219,6 +240,7 @@ def join_token_command(
     role: str,
     host: str | None,
     output: Path | None,
+    plain: bool,
     revoke: bool,
     list_: bool,
     as_json: bool,
@@ -229,9 +251,10 @@ def join_token_command(
     orchestrator DIRECTORY/authority.key is needed.
 
     \b
-    Example, and what to do with it on the device:
+    Examples; the second line is for the device:
         amp4ec join-token pi-1 --directory ~/amp4ec --output pi-1.token
         amp4ec agent --broker @pi-1.token
+        amp4ec join-token home --role home-assistant --plain --directory ~/amp4ec
     """  # noqa: D301
     from broker.access import Role, User
     from broker.closed import ClosedBroker
@@ -242,7 +265,7 @@ def join_token_command(
             print_json([{"name": user.name, "role": str(user.role)} for user in closed.users])
         else:
             for user in closed.users:
-                print_line(f"{user.role:<13} {user.name}")
+                print_line(f"{user.role:<15} {user.name}")
         return 0
     if name is None:
         raise click.UsageError("give a NAME, or --list")
@@ -253,8 +276,14 @@ def join_token_command(
         else:
             print_line(f"{user.role} {user.name} may not log in any more")
         return 0
+    if plain and output is not None:
+        raise click.UsageError("--plain prints what a token holds: give --output or --plain.")
     _warn_unsigned(closed)
-    token = closed.add(User(name=name, role=Role(role)), host).token()
+    login = closed.add(User(name=name, role=Role(role)), host)
+    if plain:
+        _print_plain(closed, login, as_json=as_json)
+        return 0
+    token = login.token()
     if output is not None:
         with os.fdopen(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(token + "\n")
@@ -264,6 +293,23 @@ def join_token_command(
     else:
         print_line(token if output is None else f"{role} {name}: token in {output}")
     return 0
+
+
+def _print_plain(closed: ClosedBroker, login: BrokerUrl, *, as_json: bool) -> None:
+    """What any MQTT client asks for; shown once, as a token is."""
+    shown = {
+        "host": login.host,
+        "port": login.port,
+        "username": login.username,
+        "password": login.password,
+        "certificate": str(closed.directory / "ca.pem"),
+    }
+    if as_json:
+        print_json(shown)
+    else:
+        for key, value in shown.items():
+            print_line(f"{key:<12} {value}")
+        print_line(f"with TLS; {shown['certificate']} is the authority to trust, and no secret")
 
 
 def _bridge(

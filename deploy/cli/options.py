@@ -33,7 +33,7 @@ from orchestrator.web.address import HTTP_FORM, HttpAddress
 from shared import logs
 from shared.bus import BrokerUrl
 from shared.errors import ConfigurationError
-from shared.ids import check_name
+from shared.ids import HOME_ASSISTANT, check_name, check_prefix
 from shared.logs import FORMATS, LEVELS, Format
 from shared.manifest import Level
 from shared.topics import DEFAULT_ROOT, Topics
@@ -90,6 +90,7 @@ def _name(text: str) -> str:
 BROKER = _Parsed("URL", BrokerUrl.parse)
 ROOT = _Parsed("TOPIC", _root)
 NAME = _Parsed("NAME", _name)
+PREFIX = _Parsed("PREFIX", check_prefix)
 DURATION = _Parsed("DURATION", settings.duration_s)
 SIZE = _Parsed("SIZE", settings.size_bytes)
 CACHE = _Parsed("off|on|SIZE", settings.cache_bytes)
@@ -205,6 +206,18 @@ def source_options(function: F) -> F:
     ):
         function = decorator(function)
     return function
+
+
+home_assistant_option = click.option(
+    "--home-assistant",
+    type=PREFIX,
+    is_flag=False,
+    flag_value=HOME_ASSISTANT,
+    metavar="[PREFIX]",
+    help="Announce nodes and served models to Home Assistant, below its discovery prefix "
+    f"({HOME_ASSISTANT} unless given), with each model's last label on `metrics`.",
+)
+"""Of `orchestrator`, and of `up`, which passes it on."""
 
 
 def level_options(function: F) -> F:

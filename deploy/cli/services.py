@@ -10,7 +10,15 @@ from pathlib import Path
 import click
 
 from deploy.cli.openness import warn_of_plain_text
-from deploy.cli.options import DURATION, HTTP, NAME, SIZE, Common, service_options
+from deploy.cli.options import (
+    DURATION,
+    HTTP,
+    NAME,
+    SIZE,
+    Common,
+    home_assistant_option,
+    service_options,
+)
 from deploy.cli.scheduling import scheduler_options
 from orchestrator.core.scheduler_settings import SchedulerSettings
 from orchestrator.web.address import HttpAddress
@@ -82,6 +90,7 @@ def default_state_dir() -> Path:
     multiple=True,
     help="A further host name by which browsers come to the page, such as a proxy's; repeatable.",
 )
+@home_assistant_option
 @scheduler_options
 @service_options
 def orchestrator_command(
@@ -96,6 +105,7 @@ def orchestrator_command(
     broker_zone: str,
     http: HttpAddress | None,
     http_names: tuple[str, ...],
+    home_assistant: str | None,
     scheduling: SchedulerSettings,
 ) -> int:
     """Run the orchestrator: it plans, deploys and answers jobs, until Ctrl-C.
@@ -119,6 +129,7 @@ def orchestrator_command(
         prefetch=prefetch,
         http=http,
         http_names=http_names,
+        home_assistant=home_assistant,
         cluster=ClusterSettings(
             zones=Zones(orchestrator=zone, broker=broker_zone), forget_after_s=forget_after
         ),

@@ -11,7 +11,14 @@ from typing import NoReturn
 
 import click
 
-from deploy.cli.options import HTTP, Common, common_options, json_option, serve_options
+from deploy.cli.options import (
+    HTTP,
+    Common,
+    common_options,
+    home_assistant_option,
+    json_option,
+    serve_options,
+)
 from deploy.cli.output import note, print_json, print_line
 from deploy.cli.scheduling import scheduler_arguments, scheduler_options
 from deploy.cluster import ChildEndedError, Cluster, Part
@@ -75,6 +82,7 @@ from shared.profile import DEFAULT_ZONE
 )
 @click.option("--serve", "models", multiple=True, metavar="MODEL", help="Serve this; repeatable.")
 @serve_options
+@home_assistant_option
 @scheduler_options
 @click.option(
     "--directory",
@@ -97,6 +105,7 @@ def up_command(
     scale: float,
     models: tuple[str, ...],
     flags: ServeFlags,
+    home_assistant: str | None,
     scheduling: SchedulerSettings,
     directory: Path | None,
     as_json: bool,
@@ -143,6 +152,7 @@ def up_command(
                 f"--zone={zone}",
                 f"--broker-zone={zone}",
                 *([] if http is None else [f"--http={http}"]),
+                *([] if home_assistant is None else [f"--home-assistant={home_assistant}"]),
             ],
             on_step=note,
         )

@@ -104,6 +104,7 @@ class Telemetry:
     `up_bytes_per_s` and `down_bytes_per_s` are the measured bandwidth to and from the broker, None until
     known; `memory_available_bytes` is what the agent may take in all: what is free and what it has;
     `disk_free_bytes` is what is left where the agent keeps its blobs;
+    `temperature_c` is the CPU's, None where the kernel has no sensor for it;
     `cpu_others_ratio` is the share of the whole machine's CPU time that others used, in [0, 1].
     `stability` is 1 minus the mean absolute change of CPU and memory use (as ratios of what the
     node may use) between the last 30 samples, in [0, 1]: 1 is a node that never changes. `sent_at_ms` is the
@@ -127,5 +128,6 @@ class Telemetry:
     memory_available_bytes: Count | None = None
     cpu_others_ratio: Ratio | None = None
     disk_free_bytes: Count | None = None
+    temperature_c: float | None = None
     sent_at_ms: Count = 0
     v: Version = 1

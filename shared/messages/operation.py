@@ -310,11 +310,21 @@ class CacheMetrics:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LastLabel:
+    """The class that a classifier's latest answer puts first. `at` is when it was answered."""
+
+    label: str
+    probability: float
+    at: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModelMetrics:
     """One model over the last second, with totals since the orchestrator started.
 
     `prediction_error` is that of the plan in force, as in the model's state; null before a measurement.
-    `cache` is null where its answers are not kept.
+    `cache` is null where its answers are not kept. `last` is told with `--home-assistant` only: answers are
+    otherwise for who asked.
     """
 
     queued: Count
@@ -324,6 +334,7 @@ class ModelMetrics:
     latency_p95_s: Seconds | None
     prediction_error: PredictionError | None = None
     cache: CacheMetrics | None = None
+    last: LastLabel | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

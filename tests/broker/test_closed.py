@@ -13,9 +13,11 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from broker.access import Role, User
 from broker.closed import ClosedBroker
+from deploy.cli.app import cli
 from shared.bus import BrokerUrl, MqttControlBus
 from shared.errors import BrokerUnreachableError, ConfigurationError
 from shared.signing import signer_of
@@ -92,6 +94,24 @@ async def test_a_login_made_while_it_runs_works_and_a_revoked_one_is_out(site: S
     again = site.url("pi-1", "agent")
     async with bus(again, "pi-1") as agent:
         assert agent.connected
+
+
+async def test_a_program_that_takes_no_token_logs_in_with_what_plain_prints(site: Site) -> None:
+    words = ("join-token", "home", "--role", "home-assistant", "--plain", "--json", "--directory")
+    done = CliRunner().invoke(cli, [*words, str(site.closed.directory)])
+    assert done.exit_code == 0, done.output
+    said = json.loads(done.stdout)
+    watching = await asyncio.create_subprocess_exec(
+        "mosquitto_sub", "-h", said["host"], "-p", str(site.running.port), "-u", said["username"],
+        "-P", said["password"], "--cafile", said["certificate"], "-V", "mqttv5", "-C", "1",
+        "-t", site.topics.pattern("telemetry"), "-t", "homeassistant/device/+/config",
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    async with bus(site.first("orchestrator"), "orchestrator") as orchestrator:
+        topic = "homeassistant/device/amp4ec_node_pi-1/config"
+        await orchestrator.publish(topic, b"document", retain=True)
+        output, _ = await asyncio.wait_for(watching.communicate(), 20)
+    assert output == b"document\n"
 
 
 def test_files_with_secrets_are_their_owners_only(tmp_path: Path) -> None:

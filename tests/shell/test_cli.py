@@ -152,6 +152,7 @@ def test_commands_that_print_for_people_print_json_too(name: str) -> None:
         ["up", "--serve", "a", "--serve", "b", "--name", "c"],
         ["up", "--port", "70000"],
         ["agent", "--name", "a/b"],
+        ["orchestrator", "--home-assistant", "a/#"],
         ["agent", "--cache-size", "0"],
         ["--config", "/does/not/exist.toml", "status"],
     ],

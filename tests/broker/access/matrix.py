@@ -17,7 +17,7 @@ from broker.access import Role, User
 from shared.bus import BrokerUrl
 from shared.topics import TABLE, Topics
 from tests.broker.access.peer import Peer, RefusedError
-from tests.broker.access.rules import OUTSIDE, READ, ROLES, WRITE, may, named
+from tests.broker.access.rules import DISCOVERY, OUTSIDE, READ, ROLES, WRITE, may, named
 from tests.broker.access.site import Site, let_witness_in, make, run
 
 Level = Literal["own", "other", "orchestrator", "any", "outside"]
@@ -88,6 +88,8 @@ def expected(role: str, target: Target, verb: str, topics: Topics) -> bool:
         return False
     if verb == "subscribe #" and target.topic.startswith("$"):
         return False  # MQTT 5, 4.7.2: a wildcard at the front leaves these out
+    if target.label in DISCOVERY:
+        return role in DISCOVERY[target.label][verb in WRITES].split()
     if target.row is None:
         return role == "orchestrator" and f"{target.topic}/".startswith(f"{topics.root}/")
     return may(WRITE if verb in WRITES else READ, role, target.row, target.level)

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 from shared.topics import TABLE
 
-ROLES = ("orchestrator", "operator", "agent", "client", "monitor", "bridge")
+ROLES = ("orchestrator", "operator", "agent", "client", "monitor", "home-assistant", "bridge")
 """All but nobody, who may nothing. The orchestrator may everything below the root."""
 
 READ = {
-    "node_state": "agent:own client monitor operator",
+    "node_state": "agent:own client monitor home-assistant operator",
     "ping": "agent:own bridge",
-    "telemetry": "client monitor operator",
+    "telemetry": "client monitor home-assistant operator",
     "assignment": "agent:own bridge",
-    "cordon": "client monitor operator bridge",
-    "report": "agent:own monitor operator",
-    "model_state": "client monitor operator bridge",
+    "cordon": "client monitor home-assistant operator bridge",
+    "report": "agent:own monitor home-assistant operator",
+    "model_state": "client monitor home-assistant operator bridge",
     "infer": "",
     "infer_311": "",
     "activation": "agent bridge",
@@ -29,11 +29,11 @@ READ = {
     "artifact_probe": "agent:own operator:own",
     "request": "",
     "response": "operator",
-    "orchestrator_state": "agent client monitor operator bridge",
+    "orchestrator_state": "agent client monitor home-assistant operator bridge",
     "orchestrator_beat": "",
     "standby": "",
-    "event": "monitor operator bridge",
-    "metrics": "monitor operator bridge",
+    "event": "monitor home-assistant operator bridge",
+    "metrics": "monitor home-assistant operator bridge",
 }
 WRITE = {
     "node_state": "agent:own bridge",
@@ -60,7 +60,20 @@ WRITE = {
     "metrics": "",
 }
 
+DISCOVERY = {
+    "homeassistant/device/{own}/config": (
+        "orchestrator home-assistant",
+        "orchestrator home-assistant",
+    ),
+    "homeassistant/status": ("orchestrator home-assistant", "home-assistant"),
+}
+"""Topics of Home Assistant's: who may read, who may write."""
+
 OUTSIDE = (
+    *DISCOVERY,
+    "homeassistant/device/{own}/x/config",
+    "homeassistant/sensor/{own}/config",
+    "elsewhere/device/{own}/config",
     # Below the root, and in no row.
     "{root}",
     "{root}/nonsense",
