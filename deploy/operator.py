@@ -20,6 +20,7 @@ from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, JobError, ProtocolError
 from shared.logs import get_log
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
+from shared.messages.life import JobRequest
 from shared.messages.operation import (
     DeploymentsRequest,
     EventsRequest,
@@ -51,6 +52,7 @@ Request = (
     | PlanRequest
     | DeploymentsRequest
     | EventsRequest
+    | JobRequest
     | CordonRequest
     | DrainRequest
     | UncordonRequest
@@ -63,6 +65,7 @@ _VERBS: Mapping[type, str] = {
     PlanRequest: "plan",
     DeploymentsRequest: "deployments",
     EventsRequest: "events",
+    JobRequest: "job",
     CordonRequest: "cordon",
     DrainRequest: "drain",
     UncordonRequest: "uncordon",

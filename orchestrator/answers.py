@@ -22,7 +22,7 @@ from shared.messages.job import (
     TraceEntry,
 )
 from shared.tensor import Array, WireTensor, from_wire
-from shared.trace import StageTiming, StageTrace
+from shared.trace import StageTiming
 
 MSGPACK = "application/msgpack"
 TOP = 5
@@ -140,7 +140,9 @@ def _item(
     assert isinstance(result, ItemResult)
     shown = shown_of(item)
     # Who made a cached answer can be told, but its job went nowhere.
-    trace = () if item.cached else _trace(item, result, shown.hops_s)
+    trace = (
+        [] if item.cached else trace_of(item.latency_s, item.flight_s, result.trace, shown.hops_s)
+    )
     if result.tensors is not None and len(result.tensors) == 1:
         (output,) = result.tensors.values()
         result.top = classify(from_wire(output), shown.labels)
@@ -152,16 +154,7 @@ def _item(
         generation=item.generation or 0,
         nodes=[stage.node for stage in result.trace],
         latency_ms=round(item.latency_s * 1000, 3),
-        trace=[
-            TraceEntry(
-                stage=stage.stage,
-                node=stage.node,
-                queue_s=round(stage.queue_s, 6),
-                compute_s=round(stage.compute_s, 6),
-                transit_s=round(stage.transit_s, 6),
-            )
-            for stage in trace
-        ],
+        trace=trace,
         weights=shown.weights,
         exact=shown.exact,
         cached=item.cached,
@@ -169,15 +162,28 @@ def _item(
     )
 
 
-def _trace(
-    item: EndedItem, result: ItemResult, hops_s: tuple[float, ...]
-) -> tuple[StageTrace, ...]:
-    timings = [StageTiming(t.stage, t.node, t.queue_s, t.compute_s) for t in result.trace]
+def trace_of(
+    latency_s: float, flight_s: float, stages: tuple[StageTime, ...], hops_s: tuple[float, ...]
+) -> list[TraceEntry]:
+    """Where an item's `latency_s` went; none where the stages said nothing about their times.
+
+    `flight_s` is since the dispatch that brought the result, `hops_s` the predicted hops, where known.
+    """
+    timings = [StageTiming(t.stage, t.node, t.queue_s, t.compute_s) for t in stages]
     if not timings:
-        return ()  # the stages said nothing about their times
+        return []
     hops = hops_s if len(hops_s) == len(timings) + 1 else (0.0,) * (len(timings) + 1)
-    waited_s = max(item.latency_s - item.flight_s, 0.0)
-    return complete_trace(item.latency_s, timings, hops, waited_s)
+    waited_s = max(latency_s - flight_s, 0.0)
+    return [
+        TraceEntry(
+            stage=stage.stage,
+            node=stage.node,
+            queue_s=round(stage.queue_s, 6),
+            compute_s=round(stage.compute_s, 6),
+            transit_s=round(stage.transit_s, 6),
+        )
+        for stage in complete_trace(latency_s, timings, hops, waited_s)
+    ]
 
 
 def _error(model: str, context: Context, failure: Failure) -> ErrorAnswer:

@@ -24,6 +24,7 @@ from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch import Dispatcher
 from orchestrator.dispatch_notes import ModelSpec, Note, PipelineSpec, Tally
 from orchestrator.inputs import Input
+from orchestrator.job_lives import JobLives
 from orchestrator.job_requests import Envelope
 from orchestrator.job_store import JobStore, SetAside, StoredAnswer
 from orchestrator.replies import Replies
@@ -91,6 +92,7 @@ class Performer:
         notify: Callable[[Note], None],
         store: JobStore | None,
         keys: PipelineKeys | None,
+        lives: JobLives,
     ) -> None:
         self._core = machine
         self._bus = bus
@@ -101,6 +103,7 @@ class Performer:
         self._notify = notify
         self._store = store
         self._keys = keys
+        self._lives = lives
         self._guard = RoundingGuard()
 
     def perform(self, actions: list[core.Action]) -> None:
@@ -127,6 +130,7 @@ class Performer:
             case core.Reject(context=Sample()):
                 pass  # no room for it
             case core.Answer():
+                self._lives.answered(action, partial(self._known.shown, action.model))
                 payload = self._answer(action, action.context, action.handles)
                 self._tally.answer(action)
                 self._answered(action, payload)
@@ -142,11 +146,13 @@ class Performer:
             case core.Reject():
                 context = action.context
                 assert isinstance(context, Context)
+                self._lives.refused(action.request_id, action.model, context, action.failure)
                 payload = write_error(action.model, context, action.failure)
                 self._replies.send(action.reply_to, payload, context, (action.handle,))
             case core.Acknowledge():
                 self._replies.acknowledge(action.handle)
             case core.Poisoned():
+                self._lives.set_aside(action)
                 self._set_aside(action)
                 self._notify(action)
             case core.PipelineDrained() | core.Decided():
@@ -195,6 +201,7 @@ class Performer:
     def _dispatch(self, action: core.Dispatch) -> list[core.Action]:
         item = action.payload
         assert isinstance(item, Input)
+        self._lives.dispatched(action)
         spec = self._known.pipelines.get((action.pipeline, action.generation))
         if spec is not None and spec.max_error is not None:
             self._guard.sent(time.monotonic(), action, item, spec)
@@ -282,8 +289,11 @@ class Performer:
         """A model is not served any more."""
         self._guard.forget(model)
 
-    def refuse(self, envelope: Envelope, failure: core.Failure, message: Message) -> None:
+    def refuse(
+        self, request_id: str, envelope: Envelope, failure: core.Failure, message: Message
+    ) -> None:
         """Answer a request that the core never saw, and acknowledge it."""
+        self._lives.refused(request_id, envelope.model, envelope.context, failure)
         payload = write_error(envelope.model, envelope.context, failure)
         self._replies.send(envelope.reply_to, payload, envelope.context, (message,))
 

@@ -31,6 +31,7 @@ from orchestrator.core.dispatch import Dispatcher
 from orchestrator.core.dispatch_settings import DispatchSettings
 from orchestrator.dispatch_actions import Known, Performer, internal
 from orchestrator.dispatch_notes import Command, ModelSpec, Note, PipelineSpec, Tally
+from orchestrator.job_lives import JobLives
 from orchestrator.job_requests import Envelope, Stray, open_envelope, read_request
 from orchestrator.job_store import JobStore, Recovered
 from orchestrator.replies import Replies
@@ -80,6 +81,7 @@ class DispatchThread(threading.Thread):
     ) -> None:
         super().__init__(name="dispatcher", daemon=True)
         self.error: BaseException | None = None
+        self.lives = JobLives()
         self._bus = bus
         self._topics = topics
         self._notify = notify
@@ -106,6 +108,7 @@ class DispatchThread(threading.Thread):
             notify=notify,
             store=store,
             keys=keys,
+            lives=self.lives,
         )
         self._keys = keys
         self._parsed: dict[str, tuple[str, dict[str, str]]] = {}
@@ -229,6 +232,8 @@ class DispatchThread(threading.Thread):
                     self._performer.forget(command.model)
                     actions = self._core.step(command)
                 case core.PipelineDraining() | core.PipelineLost() | core.PipelineFigures():
+                    if isinstance(command, core.PipelineLost):
+                        self.lives.lost(command.pipeline, command.generation, command.crashed)
                     actions = self._core.step(command)
                 case _:
                     assert_never(command)
@@ -307,16 +312,18 @@ class DispatchThread(threading.Thread):
             )
             if isinstance(request, core.Failure):
                 self._tally.refused[request.code] += 1
-                self._performer.refuse(envelope, request, message)
+                self._performer.refuse(request_id, envelope, request, message)
                 return
             actions = self._core.step(request)
         except Exception as error:
             self._tally.dropped["internal_error"] += 1
             log.exception("a job failed", topic=message.topic, request=request_id)
-            self._performer.refuse(envelope, internal(error), message)
+            self._performer.refuse(request_id, envelope, internal(error), message)
             return
-        if self._store is not None and self._core.holds(request_id):
-            self._store.accepted(request_id, message)
+        if self._core.holds(request_id):
+            self.lives.accepted(request)
+            if self._store is not None:
+                self._store.accepted(request_id, message)
         self._performer.perform(actions)
 
     def _answered_earlier(self, envelope: Envelope, message: Message) -> bool:
@@ -354,6 +361,10 @@ class DispatchThread(threading.Thread):
             self._tally.measure(spec.model, pipeline, number, result)
         stage_cpu_s = tuple(stage.cpu_s for stage in result.trace)
         for item in items:
+            if isinstance(item.outcome, core.Failure):
+                self.lives.failed(
+                    result.job, item.item, item.attempt, item.outcome, (pipeline, number)
+                )
             self._performer.perform(
                 self._core.step(
                     core.ResultArrived(

@@ -25,6 +25,7 @@ from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
 from shared.logs import get_log
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
+from shared.messages.life import JobLife, JobLives, JobRequest
 from shared.messages.operation import (
     Deployments,
     DeploymentsRequest,
@@ -58,7 +59,10 @@ class _Preparation:
 
 
 class Operators:
-    """Takes requests; `step` gives the cluster's core an event, `dispatched` is the dispatcher's state.
+    """Takes requests.
+
+    `step` gives the cluster's core an event; `dispatched` is the dispatcher's state, `lives` what it
+    remembers of a job.
 
     Requests that come before `open` wait: what an earlier orchestrator served is not known before.
     """
@@ -73,6 +77,7 @@ class Operators:
         step: Callable[[events.Event], None],
         dispatched: Callable[[], Snapshot | None],
         deployments: DeploymentLog,
+        lives: Callable[[str], list[JobLife]],
     ) -> None:
         self._library = library
         self._transfers = transfers
@@ -81,6 +86,7 @@ class Operators:
         self._step = step
         self._dispatched = dispatched
         self._deployments = deployments
+        self._lives = lives
         self._plans = PlanRequests(
             library=library,
             transfers=transfers,
@@ -139,6 +145,10 @@ class Operators:
                     wish = decode_json(payload, EventsRequest)
                     kept = KeptEvents(events=self.events(wish))
                     self._announcer.done(verb, wish.transaction, to_builtins(kept))
+                case "job":
+                    sought = decode_json(payload, JobRequest)
+                    lives = JobLives(jobs=self._lives(sought.job))
+                    self._announcer.done(verb, sought.transaction, to_builtins(lives))
                 case "cordon":
                     self._cordon(decode_json(payload, CordonRequest))
                 case "drain":
@@ -152,8 +162,8 @@ class Operators:
                 case _:
                     raise ProtocolError(
                         "unknown verb",
-                        expected="serve, stop, replan, explain, plan, deployments, events, cordon, drain "
-                        "or uncordon",
+                        expected="serve, stop, replan, explain, plan, deployments, events, job, cordon, "
+                        "drain or uncordon",
                         got=verb,
                     )
         except Exception as error:

@@ -163,6 +163,7 @@ class Orchestrator:
             step=self._step,
             dispatched=lambda: self._dispatched,
             deployments=self._deployments,
+            lives=self._dispatcher.lives.find,
         )
         self._served = ServedFile(
             options.state_dir / "served.json",

@@ -18,11 +18,11 @@ from typing import Any
 
 from shared import topics
 from shared.errors import ErrorCode
-from shared.messages import artifact, cordon, job, model, node, operation, signature, stage
+from shared.messages import artifact, cordon, job, life, model, node, operation, signature, stage
 from shared.tensor import DTYPES
 
 PATH = Path(__file__).with_name("PROTOCOL.md")
-MODULES = (node, stage, model, job, artifact, operation, cordon, signature)
+MODULES = (node, stage, model, job, artifact, operation, cordon, life, signature)
 
 INTRODUCTION = """\
 # The AMP4EC protocol

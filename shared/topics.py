@@ -232,8 +232,8 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=False,
         payload="JSON with `transaction`",
         max_bytes=4 * MIB,
-        text="`serve`, `stop`, `replan`, `plan`, `explain`, `deployments`, `events`; `cordon`, `drain` and "
-        "`uncordon` a node.",
+        text="`serve`, `stop`, `replan`, `plan`, `explain`, `deployments`, `events`, `job`; `cordon`, "
+        "`drain` and `uncordon` a node.",
         vouched_by="operator",
     ),
     TopicSpec(

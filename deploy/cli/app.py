@@ -38,6 +38,7 @@ _COMMANDS = {
     "infer": "deploy.cli.infer",
     "status": "deploy.cli.status",
     "events": "deploy.cli.events",
+    "story": "deploy.cli.story",
     "cordon": "deploy.cli.nodes",
     "drain": "deploy.cli.nodes",
     "uncordon": "deploy.cli.nodes",

@@ -99,6 +99,7 @@ def test_the_commands() -> None:
         "serve",
         "status",
         "stop",
+        "story",
         "uncordon",
         "up",
     ]
