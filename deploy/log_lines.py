@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,17 @@ def parse_line(line: str) -> LogLine | None:
             return LogLine(time, level, logger, event, facts)
         case _:
             return None
+
+
+def lines_of(chunks: Iterable[bytes]) -> Iterator[str]:
+    """The lines of a text that comes in pieces, each when it is whole."""
+    begun = b""
+    for chunk in chunks:
+        *whole, begun = (begun + chunk).split(b"\n")
+        for line in whole:
+            yield line.decode(errors="replace")
+    if begun:
+        yield begun.decode(errors="replace")
 
 
 def readable(line: str) -> str:

@@ -13,6 +13,7 @@ import click
 
 from deploy.cli.options import ROOT, SIZE, json_option
 from deploy.cli.output import note, print_json, print_line
+from deploy.log_lines import lines_of, readable
 from deploy.tables import Column, console, show, table
 from deploy.text import size
 from shared.errors import ConfigurationError
@@ -285,12 +286,12 @@ def rate_command(_: DockerClient, node: NodeContainer, *, rate: str) -> None:
 @click.option("--follow", "-f", is_flag=True, help="Go on until it ends.")
 @click.option("--tail", type=click.IntRange(min=0), default=100, show_default=True, help="Lines.")
 def logs_command(_: DockerClient, node: NodeContainer, *, follow: bool, tail: int) -> None:
-    """Print what a node wrote."""
+    """Print what a node wrote, as people read it; its own JSON lines are what `docker logs` prints."""
     from deploy.containers.engine import asking
 
     with asking(f"{node.node} has no log"):
-        for chunk in node.container.logs(stream=True, follow=follow, tail=tail):
-            click.echo(chunk, nl=False)
+        for line in lines_of(node.container.logs(stream=True, follow=follow, tail=tail)):
+            print_line(readable(line))
 
 
 @docker_command.command("usage")

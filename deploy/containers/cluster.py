@@ -372,7 +372,7 @@ class DockerCluster(Cluster):
         return self.agents[node.name]
 
     def _flags(self) -> list[str]:
-        return ["--root", self.root, "--log-level", self._log_level]
+        return ["--root", self.root, "--log-level", self._log_level, "--log-format", "json"]
 
     def _called(self, node: str) -> str:
         return f"amp4ec-{self.id}-{node}"

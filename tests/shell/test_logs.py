@@ -19,7 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from deploy.log_lines import parse_line, readable
+from deploy.log_lines import lines_of, parse_line, readable
 from deploy.supervisor import child_environment, command
 from shared import logs
 from shared.bus.url import BrokerUrl
@@ -170,6 +170,13 @@ def test_what_is_no_line_of_ours_stays_as_it_is() -> None:
     for line in ("", "1700000000: mosquitto", "{", "{}", '{"time": 1, "event": "e"}', "[1]"):
         assert parse_line(line) is None
         assert readable(line) == line
+
+
+@given(st.lists(st.text(max_size=20)), st.integers(1, 9))
+def test_lines_come_whole_from_pieces(written: list[str], size: int) -> None:
+    data = "\n".join(written).encode()
+    pieces = [data[at : at + size] for at in range(0, len(data), size)]
+    assert "\n".join(lines_of(pieces)) == data.decode().removesuffix("\n")
 
 
 def failing(tmp_path: Path, *flags: str) -> list[str]:
