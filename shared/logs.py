@@ -108,7 +108,7 @@ def get_log(name: str) -> Log:
 def describe(event: str, facts: dict[str, object]) -> str:
     """An event and its facts as people read them, in one line whatever they hold."""
     return "  ".join(
-        filter(None, [_one_line(event), " ".join(f"{k}={_word(v)}" for k, v in facts.items())])
+        filter(None, [one_line(event), " ".join(f"{k}={_word(v)}" for k, v in facts.items())])
     )
 
 
@@ -171,7 +171,7 @@ class _TextFormatter(logging.Formatter):
     """For people: one line, but for a traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = _one_line(record.getMessage())
+        text = one_line(record.getMessage())
         at, level = utc(record.created, "milliseconds"), record.levelname.lower()
         line = f"{at} {level:<7} {record.name}: {text}"
         if record.exc_info:
@@ -240,8 +240,8 @@ def _word(value: object) -> str:
     return text if bare else repr(text)
 
 
-def _one_line(text: str) -> str:
-    """Nobody's words start a line of their own in our log, or move a terminal's cursor."""
+def one_line(text: str) -> str:
+    """`text` without line breaks and control characters: nobody's words move a terminal's cursor."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -12,6 +12,7 @@ from deploy.cli.options import CONNECT_S, Common, common_options, json_option
 from deploy.cli.output import note, print_json, print_line
 from deploy.cli.tables import table
 from deploy.levels import describe_quantisation
+from deploy.node_words import duration, node_word
 from deploy.operator import connect, new_transaction
 from shared.client import Client, ClusterStatus, NodeView
 from shared.codec import convert
@@ -25,7 +26,6 @@ from shared.messages.operation import (
     ExplainRequest,
     ModelDecision,
     ModelMetrics,
-    NodeStanding,
     OrchestratorState,
 )
 from shared.profile import UNCOMPRESSED
@@ -147,23 +147,16 @@ def _nodes(status: ClusterStatus) -> str:
 
 
 def _node(node: NodeView) -> tuple[str, ...]:
-    state, now, standing = node.state, node.telemetry, node.standing
+    state, now = node.state, node.telemetry
+    word, why = node_word(node)
     if state.state != "online":
-        return (state.node, state.state, *5 * ("",), _gone(state.reason, standing))
+        return (state.node, word, *5 * ("",), why)
     cpu = f"{state.hardware.cpu:g}" if state.hardware else "?"
-    if standing is not None and standing.state == "silent":
-        return (state.node, "silent", cpu, *4 * ("",), _gone("does not answer", standing))
+    if word == "silent":
+        return (state.node, word, cpu, *4 * ("",), why)
     if now is None:
-        return (state.node, "online", cpu, *4 * ("?",), "no telemetry yet")
+        return (state.node, word, cpu, *4 * ("?",), why)
     stages = ", ".join(f"{stage.model}[{stage.stage}]" for stage in now.stages) or "idle"
-    word = "online"
-    if standing is not None and standing.state == "left_out":
-        word, stages = "left out", f"{stages}; came and went, for {_time(standing.until_s)} more"
-    if standing is not None and standing.state == "disk_full":
-        word, stages = "disk full", f"{stages}; {standing.reason}"
-    if node.cordon is not None:
-        word = "drained" if node.cordon.drain else "cordoned"
-        stages += f"; {node.cordon.reason}" if node.cordon.reason else ""
     return (
         state.node,
         word,
@@ -172,24 +165,8 @@ def _node(node: NodeView) -> tuple[str, ...]:
         f"{now.memory_used_bytes / 1e6:.0f}/{now.memory_limit_bytes / 1e6:.0f} MB",
         _link(now),
         _ms(now.round_trip_s),
-        stages,
+        f"{stages}; {why}" if why else stages,
     )
-
-
-def _gone(why: str, standing: NodeStanding | None) -> str:
-    """Why a node is not there and, where the orchestrator has said it, since when."""
-    if standing is None:
-        return why
-    since = f"for {_time(standing.for_s)}, forgotten in {_time(standing.until_s)}"
-    return f"{why}, {since}" if why else since
-
-
-def _time(seconds: float) -> str:
-    """A length of time as people say it."""
-    for unit, size_s in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= size_s:
-            return f"{seconds / size_s:.0f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def _link(now: Telemetry) -> str:
@@ -246,7 +223,7 @@ def describe_model(model: ModelState, metrics: ModelMetrics | None = None) -> st
 
 def _cache(options: ServeOptions, now: CacheMetrics | None) -> str:
     """How answers are kept and, where the orchestrator has said so, how often that helped."""
-    text = f"answers are kept for {_time(options.cache_for_s)} in {_mega(options.cache_bytes)}"
+    text = f"answers are kept for {duration(options.cache_for_s)} in {_mega(options.cache_bytes)}"
     if now is None or now.hit_ratio is None:
         return text
     return (

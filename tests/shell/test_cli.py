@@ -100,6 +100,7 @@ def test_the_commands() -> None:
         "status",
         "stop",
         "story",
+        "top",
         "uncordon",
         "up",
     ]
@@ -126,7 +127,8 @@ def test_help_names_the_three_places_of_settings() -> None:
 def test_commands_that_print_for_people_print_json_too(name: str) -> None:
     command = cli.get_command(click.Context(cli), name)
     assert command is not None
-    services = ("broker", "orchestrator", "agent", "docker")  # they print nothing, or only below
+    # They print nothing, or only below, or a screen.
+    services = ("broker", "orchestrator", "agent", "docker", "top")
     assert ("as_json" in {param.name for param in command.params}) == (name not in services)
 
 
