@@ -276,6 +276,11 @@ async def measure(
         single = await load.stretch(settings.alone_s)
     figures["latency_ms"] = single.latency_ms()
     figures["latency_p95_ms"] = single.latency_ms(0.95)
+    if batch > 1:
+        # The images of a batch wait for each other, and that is no communication.
+        async with Load(here.client, model, here.in_turn(1), 1) as load:
+            single = await load.stretch(settings.alone_s / 3)
+    figures["communication_ms"] = single.transit_ms()
     state = await here.cluster.wait_for_model(model)
     return Measured(figures=figures, notes=notes(state))
 
@@ -289,7 +294,6 @@ def saturated(here: Site, busy: Stretch, watch: Watch) -> dict[str, float | None
         "throughput_per_s": busy.per_s,
         "busy_latency_ms": busy.latency_ms(),
         "busy_latency_p95_ms": busy.latency_ms(0.95),
-        "communication_ms": busy.transit_ms(),
         "cpu_percent": 100.0 * watch.cpu_s(*agents) / watch.seconds / cpus,
         "memory_mb": watch.memory_mb(*agents),
         "other_memory_mb": watch.memory_mb("orchestrator", "broker"),

@@ -145,7 +145,7 @@ def starved(summary: Summary, case: str) -> float | None:
 
 
 def worse(found: Summaries) -> list[str]:
-    """A sentence for each comparison in which something else is better than we are."""
+    """A sentence for each figure in which something else is better than we are."""
     said = [
         f"Not reached: {verdict.text}: {number(verdict.measured)}, wanted {verdict.aim}."
         for verdict in verdicts(found)
@@ -190,17 +190,16 @@ def _compare(
     mine = summary.median(ours, figure)
     if mine is None:
         return []
-    said = []
-    for other in others:
-        theirs = summary.median(other, figure)
-        if other == ours or theirs is None:
-            continue
-        beaten = theirs > mine * (1 + _TOLERANCE) if more else theirs < mine * (1 - _TOLERANCE)
-        if beaten:
-            said.append(
-                f"{ours}: {number(mine)} {unit}, {other}: {number(theirs)} ({summary.experiment})."
-            )
-    return said
+    better = [
+        f"{other} {number(theirs)}"
+        for other in others
+        if other != ours
+        and (theirs := summary.median(other, figure)) is not None
+        and (theirs > mine * (1 + _TOLERANCE) if more else theirs < mine * (1 - _TOLERANCE))
+    ]
+    if not better:
+        return []
+    return [f"{ours}: {number(mine)} {unit}; better: {', '.join(better)} ({summary.experiment})."]
 
 
 def _ratio(found: Summaries, ours: str, other: str, experiment: str = "table-1") -> float | None:

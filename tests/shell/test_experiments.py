@@ -253,8 +253,8 @@ def test_a_baseline_that_was_starved_proves_nothing() -> None:
 
 def test_where_something_else_is_better_is_said() -> None:
     said = worse({"table-1": summary_of(table_one(ours_per_s=125.0, strict_per_s=140.0))})
-    assert f"AMP4EC: 125 images/s, {STRICT['onnxruntime'].name}: 140 (table-1)." in said
-    assert f"AMP4EC: 300 MB, {STRICT['onnxruntime'].name}: 110 (table-1)." in said
+    assert f"AMP4EC: 125 images/s; better: {STRICT['onnxruntime'].name} 140 (table-1)." in said
+    assert f"AMP4EC: 300 MB; better: {STRICT['onnxruntime'].name} 110 (table-1)." in said
     assert not any("ms for a batch" in line for line in said), "7 ms are of one image, not of 32"
 
 
