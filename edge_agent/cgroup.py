@@ -66,8 +66,11 @@ class Cgroups:
                 names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             else:
                 continue
-            limit, used = _read(directory / names[0]), _read(directory / names[1])
-            if limit.isdigit() and used.isdigit() and 0 < int(limit) < _NO_MEMORY_LIMIT:
+            limit = _read(directory / names[0])
+            if not limit.isdigit() or not 0 < int(limit) < _NO_MEMORY_LIMIT:
+                continue
+            used = _read(directory / names[1])
+            if used.isdigit():
                 droppable = _field(_read(directory / "memory.stat"), names[2])
                 limits.append(
                     MemoryLimit(

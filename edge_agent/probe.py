@@ -24,6 +24,8 @@ DECLARED = "declared"
 """What limits a share that nothing but its own word does."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_LIMITS_S = 5.0
+"""Samples read limits so often: it takes a dozen files, half of a sample's CPU."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +55,23 @@ class Usage:
     temperature_c: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What samples go by until then (monotonic seconds); `cgroup`: whether one limits the memory."""
+
+    until_s: float
+    cpus: float
+    total_bytes: int
+    cgroup: bool
+
+
 class Probe:
     """Reads one process and its limits. `root` stands for `/`, so that tests can bring their own tree.
 
     `declared_cpus` is what somebody said this process may have, for where the kernel cannot be told: several
     agents on one machine would each count on all of its cores.
 
-    Limits are read again with each sample: a container's may be changed while it runs.
+    Limits are read again every few seconds: a container's may be changed while it runs.
     """
 
     def __init__(
@@ -79,6 +91,7 @@ class Probe:
         self._cpu_s = time.process_time()
         self._at = time.monotonic()
         self._machine = self._machine_times()
+        self._limits = _Limits(float("-inf"), 0.0, 0, cgroup=False)
 
     def share(self) -> Share:
         """The tightest of quota, affinity, cores and what was declared."""
@@ -93,11 +106,15 @@ class Probe:
 
     def memory(self) -> tuple[int, int]:
         """(used, limit) in bytes: the cgroup's where it limits, else this process's of the machine's."""
-        total = self._total_memory()
+        used, limit, _ = self._memory(self._total_memory())
+        return used, limit
+
+    def _memory(self, total_bytes: int) -> tuple[int, int, bool]:
+        """(used, limit, whether a cgroup limits it)."""
         limit = self._cgroups.memory_limit()
-        if limit is not None and limit.limit_bytes < total:
-            return limit.used_bytes, limit.limit_bytes
-        return self._process.memory_info().rss, total
+        if limit is not None and limit.limit_bytes < total_bytes:
+            return limit.used_bytes, limit.limit_bytes, True
+        return self._process.memory_info().rss, total_bytes, False
 
     def hardware(self) -> Hardware:
         """What the birth says about this device."""
@@ -118,14 +135,22 @@ class Probe:
         cpu_s, now = time.process_time(), time.monotonic()
         elapsed = max(1e-6, now - self._at)
         own_s = cpu_s - self._cpu_s
-        ratio = own_s / elapsed / self.share().cpus
+        if now >= self._limits.until_s:
+            total = self._total_memory()
+            *_, in_cgroup = self._memory(total)
+            self._limits = _Limits(now + _LIMITS_S, self.share().cpus, total, in_cgroup)
+        limits = self._limits
+        ratio = own_s / elapsed / limits.cpus
         self._cpu_s, self._at = cpu_s, now
-        used, limit = self.memory()
+        own = self._process.memory_info().rss
+        used, limit = own, limits.total_bytes
+        if limits.cgroup:
+            used, limit, _ = self._memory(limits.total_bytes)
         return Usage(
             cpu_percent=100.0 * ratio,
             memory_used_bytes=used,
             memory_limit_bytes=limit,
-            memory_available_bytes=self._available(used, limit),
+            memory_available_bytes=self._available(own, used, limit),
             cpu_others_ratio=self._others(own_s),
             stability=self._stability.add(ratio, used / limit),
             temperature_c=self._thermometer.read_c(),
@@ -153,11 +178,10 @@ class Probe:
         busy = user + nice + system + sum(other[:3])
         return busy, busy + idle + waiting
 
-    def _available(self, used_bytes: int, limit_bytes: int) -> int:
+    def _available(self, own_bytes: int, used_bytes: int, limit_bytes: int) -> int:
         """What others leave of the limit and of the machine: either, when used up, ends the process."""
-        own = self._process.memory_info().rss
         free = max(limit_bytes - used_bytes, 0)
-        return min(limit_bytes, own + min(free, self._meminfo("MemAvailable", free)))
+        return min(limit_bytes, own_bytes + min(free, self._meminfo("MemAvailable", free)))
 
     def _total_memory(self) -> int:
         return self._meminfo("MemTotal", 0) or int(psutil.virtual_memory().total)

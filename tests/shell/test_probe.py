@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -152,6 +153,34 @@ def test_changed_quota_is_seen(tmp_path: Path) -> None:
     assert probe.share().cpus == 0.5
     (root / "sys/fs/cgroup/app/cpu.max").write_text("20000 100000")
     assert probe.share().cpus == 0.2
+
+
+def test_samples_go_by_changed_limits_soon_but_read_them_seldom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {
+        "app/cpu.max": "50000 100000",
+        "app/memory.max": "512000000",
+        "app/memory.current": "300000000",
+        "app/memory.stat": "inactive_file 0\n",
+    }
+    root = v2(tmp_path, "/app", limits)
+    clock = SimpleNamespace(now=100.0)
+    clock.monotonic = clock.process_time = lambda: clock.now
+    monkeypatch.setattr("edge_agent.probe.time", clock)
+    probe = Probe(root, affinity=4)
+    clock.now += 1.0  # one second of CPU in a second
+    first = probe.sample()
+    assert first.cpu_percent == pytest.approx(200.0)
+    assert (first.memory_used_bytes, first.memory_limit_bytes) == (300000000, 512000000)
+    (root / "sys/fs/cgroup/app/cpu.max").write_text("25000 100000")
+    (root / "sys/fs/cgroup/app/memory.current").write_text("400000000")
+    clock.now += 1.0
+    second = probe.sample()
+    assert second.cpu_percent == pytest.approx(200.0), "not read anew in each sample"
+    assert second.memory_used_bytes == 400000000, "what is used is"
+    clock.now += 5.0
+    assert probe.sample().cpu_percent == pytest.approx(400.0)
 
 
 def test_hardware_of_a_board(tmp_path: Path) -> None:
