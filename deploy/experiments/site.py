@@ -27,6 +27,8 @@ PROFILE = (1.0, 0.6, 0.4)
 """The paper's devices, in CPUs: High, Medium, Low."""
 MIB = 1024 * 1024
 BATCH = 32
+BATCHES_UNDER_WAY = 4
+"""Of batches of 32; with two the nodes had a quarter of their CPU left, with eight nothing is gained."""
 POOL = 256
 """Different photographs that are sent in turn: with the cache off all are run."""
 IMAGES = 1024
@@ -258,7 +260,7 @@ async def measure(
     settings = here.lab.settings
     state = await here.cluster.wait_for_model(model)
     chosen = choose or here.in_turn(batch)
-    many = 2 if batch > 1 else here.window(state)
+    many = BATCHES_UNDER_WAY if batch > 1 else here.window(state)
     async with Load(here.client, model, chosen, many) as load:
         await load.stretch(settings.warm_up_s)
         broker = here.broker_pid

@@ -34,7 +34,7 @@ from deploy.experiments.site import (
 )
 
 FIGURES = {
-    "throughput_per_s": "Images answered per second, with two batches of 32 under way (one process: one).",
+    "throughput_per_s": "Images answered per second, with four batches of 32 under way (one process: one).",
     "latency_ms": "Milliseconds from sending a batch of 32 to its answer, one under way; median.",
     "latency_p95_ms": "The same, 95th percentile.",
     "communication_ms": "Milliseconds of an image by itself, from its receipt to its answer, that no stage "
