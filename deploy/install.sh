@@ -2,6 +2,7 @@
 #
 #   install_mosquitto       Mosquitto and its clients by the machine's package manager, when missing
 #   install_network_tools   ip, bridge and tc, which a few tests need that cut and slow networks; Linux only
+#   install_chromium        a browser to test the page in, without windows
 #   start_docker            a Docker engine, docker-compose and mmdebstrap, when missing; `stop_docker` ends it
 #   make_environment EXTRA  .venv with `.[EXTRA]`; nothing is done when it is there and up to date
 #   python                  the environment's Python, afterwards
@@ -80,6 +81,17 @@ install_faketime() {
     fi
     say "Installing libfaketime, for tests that set clocks (100 kB, seconds)"
     install_packages faketime libfaketime libfaketime libfaketime ""
+}
+
+have_chromium() {
+    command -v chromium || command -v chromium-browser || command -v google-chrome-stable ||
+        command -v google-chrome
+}
+
+install_chromium() {
+    have_chromium >/dev/null && return
+    say "Installing Chromium, for tests of the page (100 MB, a minute)"
+    install_packages "chromium fonts-dejavu-core" chromium chromium chromium ""
 }
 
 have_docker() { docker version >/dev/null 2>&1; }

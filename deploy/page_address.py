@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
-_SAID = re.compile(r'the page is at (http://[^/\s"]+/)')
+from deploy.log_lines import parse_line
+
+_SAID = "the page is there"
 
 
 def page_address(log: Path) -> str | None:
-    """The URL of the latest start in an orchestrator's log; None before there is one."""
+    """The URL of the latest start in an orchestrator's log, which has JSON lines; None before one."""
     try:
-        said = _SAID.findall(log.read_text(encoding="utf-8", errors="replace"))
+        text = log.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return None
-    return said[-1] if said else None
+    lines = (parse_line(line) for line in text.splitlines() if _SAID in line)
+    urls = [str(line.facts["url"]) for line in lines if line is not None and "url" in line.facts]
+    return urls[-1] if urls else None

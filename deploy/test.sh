@@ -19,6 +19,7 @@ TEXT
 install_mosquitto
 install_network_tools
 install_faketime
+install_chromium
 make_environment dev
 
 logs=$(mktemp -d)

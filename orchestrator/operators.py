@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -16,6 +16,8 @@ from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import cluster_events as events
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.dispatch_stats import Snapshot
+from orchestrator.core.figures import Objective
+from orchestrator.core.plan import Front
 from orchestrator.decisions import decisions
 from orchestrator.deployment_log import DeploymentLog
 from orchestrator.entries import choose_entry
@@ -115,6 +117,10 @@ class Operators:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def front(self, model: str, axes: Sequence[Objective]) -> Front:
+        """See `PlanRequests.front`."""
+        return await self._plans.front(model, axes)
 
     def events(self, wish: EventsRequest) -> list[Happening]:
         """The latest events, the latest last."""

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Sequence
 
 from orchestrator.announcer import Announcer, error_body
 from orchestrator.core import replan
 from orchestrator.core.cluster import Cluster
 from orchestrator.core.cluster_events import ModelEntry
 from orchestrator.core.cluster_settings import Zones
+from orchestrator.core.figures import Objective
+from orchestrator.core.front import front as find_front
+from orchestrator.core.plan import Front
 from orchestrator.core.plan_document import plan_document
 from orchestrator.entries import choose_entry
 from orchestrator.library import Library
@@ -69,6 +73,20 @@ class PlanRequests:
             self._tasks[transaction] = task
             task.add_done_callback(lambda _: self._tasks.pop(transaction, None))
 
+    async def front(self, model: str, axes: Sequence[Objective]) -> Front:
+        """The plans of a served model, as it was asked for, that no other beats in all of `axes`.
+
+        Raises:
+            JobError: no such model is served.
+            PlanError: none is possible now.
+            ConfigurationError: fewer than two axes, or one twice.
+        """
+        async with self._one_at_a_time:
+            entry = await self._entry(PlanRequest(transaction="front", model=model))
+            nodes = self._nodes(entry)
+            request = replan.as_asked(entry, nodes, self._cluster.settings.zones)
+            return await asyncio.to_thread(find_front, request, axes)
+
     async def close(self) -> None:
         """End what is not answered; who asked asks our successor again."""
         tasks = list(self._tasks.values())
@@ -97,13 +115,7 @@ class PlanRequests:
 
     async def _plan(self, request: PlanRequest) -> PlanAnswer:
         entry = await self._entry(request)
-        nodes = self._cluster.offered(entry)
-        if not nodes:
-            raise PlanError(
-                replan.no_nodes(entry, self._cluster.alive()),
-                expected=f"a node with the runtime {entry.runtime}",
-                got="none",
-            )
+        nodes = self._nodes(entry)
         plan, zones = None, self._cluster.settings.zones
         if request.options is not None:
             plan = await asyncio.to_thread(_plan_document, entry, nodes, zones)
@@ -115,6 +127,16 @@ class PlanRequests:
             broker_zone=zones.broker,
             orchestrator_zone=zones.orchestrator,
         )
+
+    def _nodes(self, entry: ModelEntry) -> tuple[NodeProfile, ...]:
+        nodes = self._cluster.offered(entry)
+        if not nodes:
+            raise PlanError(
+                replan.no_nodes(entry, self._cluster.alive()),
+                expected=f"a node with the runtime {entry.runtime}",
+                got="none",
+            )
+        return nodes
 
     async def _entry(self, request: PlanRequest) -> ModelEntry:
         """The model that is asked about, with the options that are asked about."""

@@ -232,6 +232,15 @@ def _request(
     )
 
 
+def as_asked(entry: ModelEntry, nodes: Sequence[NodeProfile], zones: Zones) -> PlanRequest:
+    """The question for the stages, limits and zones that were asked for, and nothing less.
+
+    Raises:
+        ConfigurationError: see `check`.
+    """
+    return _request(entry, nodes, zones, entry.options.min_stages or 1, entry.options.max_stages)
+
+
 def _relaxed(limits: Limits) -> Limits:
     """A little wider, so that noise about a limit moves nothing."""
     wider = {

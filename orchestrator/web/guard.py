@@ -2,8 +2,9 @@
 
 Two attacks are meant. A name of the attacker's that resolves to our address (DNS rebinding) makes the browser
 believe that it talks to the attacker's site: so the `Host` has to be one that is ours. And a foreign page may
-open a WebSocket here, or post a form, without being let in by any header of ours: so `Origin`, which browsers
-always send with these and no page can change, has to be our own.
+open a WebSocket here, post a form, or ask for what costs us time, without being let in by any header of ours:
+so `Origin`, which browsers send with the first two, and `Sec-Fetch-Site`, neither of which a page can change,
+have to be our own. A link that leads here may stand anywhere.
 """
 
 from __future__ import annotations
@@ -50,8 +51,7 @@ def guard(address: HttpAddress, names: Iterable[str]) -> Middleware:
                 text=f"this server is not known as {request.host!r}; expected an address, or one of "
                 f"{', '.join(sorted(ours))}: --http-name adds one\n"
             )
-        changing = request.method not in _READING or "Upgrade" in request.headers
-        if changing and not _same_origin(request):
+        if not _followed_link(request) and not _same_origin(request):
             raise web.HTTPForbidden(
                 text=f"a page of {request.headers.get('Origin', 'another site')} asked; only our own may\n"
             )
@@ -64,6 +64,15 @@ async def harden(_: web.Request, response: web.StreamResponse) -> None:
     """Headers of every response: nothing from elsewhere is loaded, nobody frames the page."""
     for name, value in _HEADERS.items():
         response.headers.setdefault(name, value)
+
+
+def _followed_link(request: web.Request) -> bool:
+    """Somebody goes to the page; what a program of ours asks passes as of the same origin."""
+    return (
+        request.method in _READING
+        and "Upgrade" not in request.headers
+        and request.headers.get("Sec-Fetch-Mode") == "navigate"
+    )
 
 
 def _same_origin(request: web.Request) -> bool:

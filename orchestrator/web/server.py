@@ -6,11 +6,11 @@ them all. Routes run in the event loop that plans: what takes longer than some m
 
 from __future__ import annotations
 
+import asyncio
 import errno
-import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -20,8 +20,9 @@ from orchestrator.web.address import HttpAddress
 from orchestrator.web.guard import guard, harden
 from orchestrator.web.watch import Watch
 from shared.errors import ConfigurationError
+from shared.logs import get_log
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 _SHUTDOWN_S = 2.0
 """How long answers that are under way may take at the end."""
@@ -33,12 +34,14 @@ class Site:
     """What groups of routes are made of.
 
     `watch` is the cluster as the documented topics show it; `leading` is the orchestrator in this process,
-    None while another leads.
+    None while another leads. A site is served once.
     """
 
     options: OrchestratorOptions
     watch: Watch
     leading: Callable[[], Orchestrator | None]
+    closing: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the server ends: answers that go on until told otherwise end, too."""
 
 
 RouteGroup = Callable[[Site], Iterable[web.RouteDef]]
@@ -60,8 +63,13 @@ async def serve(
     Raises:
         ConfigurationError: somebody else listens there, or this machine has no such address.
     """
+
+    async def closing(_: web.Application) -> None:
+        site.closing.set()
+
     app = web.Application(middlewares=[guard(address, names)], client_max_size=_LARGEST_BODY_BYTES)
     app.on_response_prepare.append(harden)
+    app.on_shutdown.append(closing)
     for group in groups:
         app.add_routes(group(site))
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=_SHUTDOWN_S)
@@ -72,13 +80,13 @@ async def serve(
         except OSError as error:
             raise _cannot_listen(address, error) from error
         bound = HttpAddress(runner.addresses[0][1], address.host)
-        log.info("the page is at %s", bound.url)
+        log.info("the page is there", url=bound.url)
         if not bound.is_loopback:
             log.warning(
-                "%s is open to other machines, without a login: whoever reaches it sees nodes, models and "
-                "events, and may send jobs; --http %d keeps it to this machine",
-                bound.url,
-                bound.port,
+                "the page is open to other machines, without a login: whoever reaches it sees nodes, models "
+                "and events, and may send jobs",
+                url=bound.url,
+                for_this_machine_only=f"--http {bound.port}",
             )
         yield bound
     finally:

@@ -7,33 +7,38 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
+import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
+from orchestrator.web.history import History
 from shared.bus import ControlBus, Message
 from shared.client.status import WATCHED, Overview
-from shared.codec import decode_json
+from shared.codec import decode_json, encode_json
 from shared.errors import BrokerError, ProtocolError
+from shared.logs import get_log
 from shared.messages.operation import Happening
 from shared.signing import Admission
 from shared.topics import Topics
 
-log = logging.getLogger(__name__)
+log = get_log(__name__)
 
 MOST_EVENTS = 1000
 _LOOK_S = 0.5
-_GRACE_S = 5.0
+GRACE_S = 5.0
 """After a reconnection: who is there says so again by then, also where the broker has forgotten it."""
 
 
 class Follower(Protocol):
-    """Gets what comes, in the event loop. `value` is None where a retained message was cleared."""
+    """Gets what comes, in the event loop."""
 
-    def take(self, name: str, topic: str, value: Any) -> None:
-        """A message on the row `name` of the table; `topic` is below the root."""
+    def take(self, name: str, topic: str, payload: bytes) -> None:
+        """A message on the row `name` of the table: `topic` is below the root, `payload` is JSON.
+
+        It is `null` where what was retained is gone.
+        """
 
     def connection(self, *, connected: bool) -> None:
         """The connection to the broker has come or gone."""
@@ -47,6 +52,7 @@ class Watch:
         topics: the table.
         admission: believes whom the authority vouches for.
         earlier: what the process knows to have happened, for the time when this connection was away.
+        grace_s: how long after a reconnection what is not said again is still believed.
     """
 
     def __init__(
@@ -56,17 +62,21 @@ class Watch:
         admission: Admission,
         *,
         earlier: Callable[[], list[Happening]] = list,
+        grace_s: float = GRACE_S,
     ) -> None:
         self.topics = topics
         self.overview = Overview()
         self.events: deque[Happening] = deque(maxlen=MOST_EVENTS)
+        self.history = History()
         self.connected = False
         self._bus = bus
         self._admission = admission
         self._earlier = earlier
+        self._grace_s = grace_s
         self._followers: set[Follower] = set()
         self._refused = 0
         self._stale: set[tuple[str, str]] = set()
+        self._caught_up: list[Happening] = []
         self._settling: asyncio.Task[None] | None = None
 
     @asynccontextmanager
@@ -126,20 +136,20 @@ class Watch:
         self._say(connected=True)
 
     def _catch_up(self) -> None:
-        """What happened while the connection was away."""
+        """What happened while the connection was away; of that some may still be on its way to us."""
         last = self.events[-1].at if self.events else ""
-        for event in self._earlier():
-            if event.at > last:
-                self._happened(event)
+        self._caught_up = [event for event in self._earlier() if event.at > last]
+        for event in self._caught_up:
+            self._happened(event)
 
     async def _settle(self) -> None:
         with contextlib.suppress(BrokerError):  # lost once more: the next greeting begins again
             await self._bus.round_trip()
-            await asyncio.sleep(_GRACE_S)
+            await asyncio.sleep(self._grace_s)
             for name, subject in sorted(self._stale):
-                level = "model" if name == "model_state" else "node"
-                topic = self.topics.topic(name, **{level: subject})
-                self._take(Message(topic=topic, payload=b"", retain=True))
+                levels = {"model" if name == "model_state" else "node": subject}
+                topic = self.topics.topic(name, **levels)
+                self._learn(name, levels, Message(topic=topic, payload=b"", retain=True))
 
     # --- what comes
 
@@ -150,34 +160,67 @@ class Watch:
             except ProtocolError as error:
                 self._refused += 1
                 if self._refused.bit_count() == 1:  # a flood must not flood the log
-                    log.warning("dropped %d so far: %s: %s", self._refused, message.topic, error)
+                    log.warning(
+                        "the page drops a message",
+                        topic=message.topic,
+                        why=error,
+                        so_far=self._refused,
+                    )
+            except Exception:
+                # Ours, not the sender's: it stays with this message, and the page goes on.
+                log.exception("a message could not be taken", topic=message.topic)
 
     def _take(self, message: Message) -> None:
         name, levels = self.topics.accept(message.topic, len(message.payload))
         self._admission.check(name, message)
-        if name == "event":
-            self._happened(decode_json(message.payload, Happening))
+        if name != "event":
+            self._learn(name, levels, message)
             return
+        event = decode_json(message.payload, Happening)
+        if event in self._caught_up:
+            self._caught_up.remove(event)
+        else:
+            self._happened(event)
+
+    def _learn(self, name: str, levels: dict[str, str], message: Message) -> None:
         self.overview.take(name, levels, message)
         subject = levels.get("node") or levels.get("model") or ""
         self._stale.discard((name, subject))
+        if name == "metrics" and self.overview.metrics is not None:
+            self.history.take(self.overview.metrics, time.time_ns() // 1_000_000)
         self._tell(name, message.topic, self._known(name, subject))
 
-    def _known(self, name: str, subject: str) -> Any:
+    def known(self) -> Iterator[tuple[str, bytes]]:
+        """What the latest messages on each topic say: the topic below the root, and the payload."""
+        names = [("orchestrator_state", ""), ("metrics", "")]
+        for name in ("node_state", "telemetry", "cordon", "model_state"):
+            names += ((name, subject) for subject in self._table(name))
+        for name, subject in names:
+            value = self._known(name, subject)
+            if value is not None:
+                topic = self.topics.topic(name, node=subject, model=subject)
+                yield self._below(topic), encode_json(value)
+
+    def _table(self, name: str) -> Mapping[str, Any]:
         known = self.overview
         match name:
             case "node_state":
-                return known.nodes.get(subject)
+                return known.nodes
             case "telemetry":
-                return known.telemetry.get(subject)
+                return known.telemetry
             case "cordon":
-                return known.cordons.get(subject)
-            case "model_state":
-                return known.models.get(subject)
-            case "metrics":
-                return known.metrics
+                return known.cordons
             case _:
-                return known.orchestrator
+                return known.models
+
+    def _known(self, name: str, subject: str) -> Any:
+        match name:
+            case "metrics":
+                return self.overview.metrics
+            case "orchestrator_state":
+                return self.overview.orchestrator
+            case _:
+                return self._table(name).get(subject)
 
     def _happened(self, event: Happening) -> None:
         if event.level == "info":
@@ -185,6 +228,10 @@ class Watch:
             self._tell("event", self.topics.topic("event"), event)
 
     def _tell(self, name: str, topic: str, value: Any) -> None:
-        below = topic[len(self.topics.root) + 1 :]
-        for follower in [*self._followers]:
-            follower.take(name, below, value)
+        if self._followers:
+            payload = encode_json(value)
+            for follower in [*self._followers]:
+                follower.take(name, self._below(topic), payload)
+
+    def _below(self, topic: str) -> str:
+        return topic[len(self.topics.root) + 1 :]

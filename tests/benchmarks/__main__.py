@@ -60,6 +60,7 @@ CATALOGUE = {
     "durability": Entry("durability", "what each piece of durability costs a job", (10, 60)),
     "levels": Entry("levels", "O0, O1 and int8 with both runtimes: time, memory, bytes", (45, 420)),
     "compressing": Entry("compressing", "tensors in fewer bytes, and over thin links", (120, 420)),
+    "page": Entry("page", "the page with 100 nodes and 50 events/s, in Chromium", (25, 80)),
     "strategies": Entry("strategies", "each way of planning, predicted and measured", (120, 420)),
 }
 

@@ -117,6 +117,25 @@ async def test_other_sites_pages_cannot_post(
             assert answer.status == status
 
 
+@pytest.mark.parametrize(
+    ("site", "mode", "status"),
+    [
+        ("none", "navigate", 200),  # typed
+        ("cross-site", "navigate", 200),  # a link
+        ("same-origin", "cors", 200),  # our own scripts
+        ("cross-site", "no-cors", 403),
+        ("same-site", "no-cors", 403),  # another port of this machine
+    ],
+)
+async def test_other_sites_pages_can_link_here_but_not_read(
+    tmp_path: Path, site: str, mode: str, status: int
+) -> None:
+    async with running(tmp_path) as (_, http):
+        headers = {"Sec-Fetch-Site": site, "Sec-Fetch-Mode": mode}
+        async with http.get("/", headers=headers) as answer:
+            assert answer.status == status
+
+
 async def test_a_port_in_use_is_said_so(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -136,7 +155,7 @@ async def test_open_to_others_is_said_in_the_log(
 ) -> None:
     with caplog.at_level("INFO"):
         async with running(tmp_path):
-            assert "the page is at http://127.0.0.1:" in caplog.text
+            assert "the page is there  url=http://127.0.0.1:" in caplog.text
             assert "without a login" not in caplog.text
         async with running(tmp_path, host="0.0.0.0"):
             assert "without a login" in caplog.text

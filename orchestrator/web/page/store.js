@@ -1,0 +1,211 @@
+// What the topics say, kept as plain objects, and who wants to know of a change.
+
+const MOST_EVENTS = 1000;
+const MOST_MOMENTS = 600;
+/** Between two drawings of what changes all the time. */
+const EVERY_MS = 300;
+/** Of drawing in one frame; views that are left have their turn in the next. */
+const FRAME_MS = 6;
+/** Counters are compared over at least this long: two messages may come together. */
+const LEAST_SPAN_S = 0.5;
+
+export class Store {
+  constructor() {
+    this.clear();
+    this.server = "closed";
+    this.why = "";
+    this.views = [];
+    this.dirty = new Set();
+    this.drawnAt = 0;
+    this.asked = false;
+  }
+
+  clear() {
+    this.root = "";
+    this.broker = "";
+    this.closed = false;
+    this.connected = false;
+    this.orchestrator = null;
+    this.nodes = new Map();
+    this.telemetry = new Map();
+    this.rates = new Map();
+    this.cordons = new Map();
+    this.models = new Map();
+    this.metrics = null;
+    this.events = [];
+    this.eventCount = 0;
+    this.moments = [];
+    this.skewMs = 0;
+  }
+
+  /** Have `draw(store)` called, once a frame at most, after one of `kinds` has changed. */
+  watch(kinds, draw) {
+    this.views.push({ kinds, draw });
+  }
+
+  take(frame) {
+    switch (frame.kind) {
+      case "snapshot":
+        this.clear();
+        this.root = frame.root;
+        this.broker = frame.broker;
+        this.closed = frame.closed;
+        this.connected = frame.connected;
+        this.skewMs = frame.at_ms - Date.now();
+        this.moments = frame.history;
+        for (const [topic, payload] of frame.topics) {
+          // Its second stands in the history already.
+          if (topic === "metrics") this.metrics = payload;
+          else this.message(topic, payload);
+        }
+        this.events = frame.events;
+        this.eventCount = frame.events.length;
+        this.changed("connection", "orchestrator", "nodes", "models", "metrics", "events", "reset");
+        break;
+      case "messages":
+        for (const [topic, payload] of frame.messages) this.message(topic, payload);
+        break;
+      case "connection":
+        this.connected = frame.connected;
+        this.changed("connection");
+        break;
+    }
+  }
+
+  message(topic, payload) {
+    const levels = topic.split("/");
+    const last = levels[levels.length - 1];
+    if (topic === "orchestrator/state") {
+      this.orchestrator = payload;
+      this.changed("orchestrator");
+    } else if (topic === "metrics") {
+      this.takeMetrics(payload);
+    } else if (topic === "event") {
+      this.events.push(payload);
+      this.eventCount += 1;
+      if (this.events.length > MOST_EVENTS) this.events.splice(0, this.events.length - MOST_EVENTS);
+      this.changed("events");
+    } else if (levels[0] === "model" && last === "state") {
+      set(this.models, levels[1], payload);
+      this.changed("models");
+    } else if (levels[0] === "node" && last === "state") {
+      set(this.nodes, levels[1], payload);
+      if (payload === null || payload.state !== "online") {
+        this.telemetry.delete(levels[1]);
+        this.rates.delete(levels[1]);
+      }
+      this.changed("nodes");
+    } else if (levels[0] === "node" && last === "cordon") {
+      set(this.cordons, levels[1], payload);
+      this.changed("nodes");
+    } else if (levels[0] === "node" && last === "telemetry") {
+      this.takeTelemetry(levels[1], payload);
+    }
+  }
+
+  takeMetrics(metrics) {
+    this.metrics = metrics;
+    const models = {};
+    for (const [name, one] of Object.entries(metrics.models)) {
+      models[name] = {
+        answered_per_s: one.answered_per_s,
+        p50_s: one.latency_p50_s,
+        p95_s: one.latency_p95_s,
+      };
+    }
+    this.moments.push({ at_ms: this.now(), models });
+    if (this.moments.length > MOST_MOMENTS) this.moments.shift();
+    this.changed("metrics");
+  }
+
+  takeTelemetry(node, telemetry) {
+    const before = this.telemetry.get(node);
+    this.telemetry.set(node, telemetry);
+    if (before && before.incarnation === telemetry.incarnation) {
+      const span = telemetry.uptime_s - before.uptime_s;
+      if (span >= LEAST_SPAN_S) this.rates.set(node, ratesOf(before, telemetry, span));
+    } else {
+      this.rates.delete(node);
+    }
+    this.changed("telemetry");
+  }
+
+  /** The server's wall time in ms, as far as this browser knows. */
+  now() {
+    return Date.now() + this.skewMs;
+  }
+
+  serverState(state, why) {
+    if (state !== this.server || why !== this.why) {
+      this.server = state;
+      this.why = why;
+      this.changed("connection");
+    }
+  }
+
+  changed(...kinds) {
+    for (const kind of kinds) this.dirty.add(kind);
+    if (!this.asked) {
+      this.asked = true;
+      const waitMs = Math.max(0, this.drawnAt + EVERY_MS - performance.now());
+      setTimeout(() => requestAnimationFrame(() => this.draw()), waitMs);
+    }
+  }
+
+  draw() {
+    const { dirty } = this;
+    this.dirty = new Set();
+    this.drawSome(this.views.filter((view) => view.kinds.some((kind) => dirty.has(kind))), dirty);
+  }
+
+  /** As many views as a frame has time for: each has its own layout and paint. */
+  drawSome(views, dirty) {
+    const began = performance.now();
+    let next = 0;
+    while (next < views.length && performance.now() - began < FRAME_MS) {
+      try {
+        views[next].draw(this, dirty);
+      } catch (error) {
+        reportError(error); // a fault of one view: the others go on
+      }
+      next += 1;
+    }
+    if (next < views.length) {
+      requestAnimationFrame(() => this.drawSome(views.slice(next), dirty));
+      return;
+    }
+    this.drawnAt = performance.now();
+    this.asked = false;
+    if (this.dirty.size > 0) this.changed();
+  }
+
+  // --- what several views ask
+
+  online() {
+    return [...this.nodes.values()].filter((node) => node.state === "online");
+  }
+
+  stageTelemetry(node, pipeline, generation, stage) {
+    const stages = this.telemetry.get(node)?.stages ?? [];
+    return stages.find(
+      (one) =>
+        one.pipeline === pipeline && one.generation === generation && one.stage === stage,
+    );
+  }
+
+  /** Items a second through a stage, as its node counted them over the last interval. */
+  itemsPerSecond(node, telemetry) {
+    const interval = this.nodes.get(node)?.telemetry_interval_s ?? 1;
+    return telemetry === undefined ? null : telemetry.items / interval;
+  }
+}
+
+function set(map, name, payload) {
+  if (payload === null) map.delete(name);
+  else map.set(name, payload);
+}
+
+function ratesOf(before, after, span) {
+  const grown = (field) => Math.max(0, after[field] - before[field]) / span;
+  return { received: grown("network_received_bytes"), sent: grown("network_sent_bytes") };
+}
