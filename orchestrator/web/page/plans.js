@@ -136,7 +136,7 @@ function rows(model) {
     el("tr", { class: kind }, el("th", { scope: "row" }, name), ...figures(one).map((text) => el("td", { class: "number" }, text)), el("td", {}, why));
   const found = [row(`in force: ${shape(model.pipelines)}`, model.predicted, "predicted", "is-chosen")];
   if (model.measured.throughput_per_s !== null) {
-    found.push(row("the same, as measured", model.measured, "the last 10 s", "is-chosen"));
+    found.push(row("the same, as measured", model.measured, "over the last 10 s, under the load there was", "is-chosen"));
   }
   if (model.free_choice) found.push(row(model.free_choice.text, model.free_choice.figures, model.free_choice.reason));
   for (const other of model.alternatives) found.push(row(other.text, other.figures, other.reason));
