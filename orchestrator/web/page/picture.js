@@ -6,6 +6,8 @@ import { compareNames, layout } from "./layout.js";
 
 const CHARACTER = 7.4; // of a name, in pixels
 const BUSY_PERCENT = 90;
+/** Boxes and links that are made in one frame. */
+const AT_ONCE = 30;
 /** What may change where things stand. */
 const PLACES = ["nodes", "models", "orchestrator", "reset"];
 
@@ -16,6 +18,7 @@ export class Picture {
     this.frame = byId("picture");
     this.width = 0;
     this.form = "";
+    this.drawing = null;
     this.fillers = [];
     this.rows = new Map();
     store.watch([...PLACES, "telemetry", "metrics"], (_, dirty) => this.draw(dirty));
@@ -43,8 +46,8 @@ export class Picture {
   }
 
   build() {
-    const focused = document.activeElement?.getAttribute?.("data-box");
-    const hadFocus = this.frame.contains(document.activeElement);
+    const active = document.activeElement;
+    const focused = this.frame.contains(active) ? active.getAttribute("data-box") : null;
     const found = layout(this.store, this.width);
     const drawing = svg("svg", {
       viewBox: `0 0 ${this.width} ${found.height}`,
@@ -64,13 +67,28 @@ export class Picture {
         ),
       );
     }
-    for (const link of found.links) drawing.append(this.link(link, found.boxes));
-    found.boxes.forEach((box, index) => drawing.append(this.box(box, index)));
     this.frame.replaceChildren(found.boxes.length > 0 ? drawing : empty(this.store));
-    const stops = this.frame.querySelectorAll(".node");
-    const again = hadFocus && this.frame.querySelector(`[data-box="${CSS.escape(focused ?? "")}"]`);
-    (again || stops[0])?.setAttribute("tabindex", "0");
-    if (again) again.focus();
+    const makers = [
+      ...found.links.map((link) => () => this.link(link, found.boxes)),
+      ...found.boxes.map((box, index) => () => this.box(box, index)),
+    ];
+    this.drawing = drawing;
+    this.fill(drawing, makers, focused);
+  }
+
+  /** A part of what stands in the picture now, the rest in the next frames: laying out much text takes long. */
+  fill(drawing, makers, focused) {
+    if (this.drawing !== drawing) return; // another has been begun
+    const filled = this.fillers.length;
+    drawing.append(...makers.slice(0, AT_ONCE).map((make) => make()));
+    for (const filler of this.fillers.slice(filled)) filler(this.store);
+    if (makers.length > AT_ONCE) {
+      requestAnimationFrame(() => this.fill(drawing, makers.slice(AT_ONCE), focused));
+      return;
+    }
+    const again = focused === null ? null : drawing.querySelector(`[data-box="${CSS.escape(focused)}"]`);
+    (again ?? drawing.querySelector(".node"))?.setAttribute("tabindex", "0");
+    again?.focus();
   }
 
   box(box, index) {
