@@ -15,6 +15,17 @@ import time
 from collections.abc import AsyncGenerator, Callable, Collection, Iterator
 from pathlib import Path
 
+from watchdog.events import (
+    FileClosedEvent,
+    FileCreatedEvent,
+    FileDeletedEvent,
+    FileModifiedEvent,
+    FileMovedEvent,
+    FileSystemEvent,
+    FileSystemEventHandler,
+)
+from watchdog.observers.inotify import InotifyObserver
+
 from shared.errors import ConfigurationError
 
 LOOK_S = 2.0
@@ -71,7 +82,7 @@ async def new_files(
             await asyncio.gather(looking, return_exceptions=True)
 
 
-class _Arrivals:
+class _Arrivals(FileSystemEventHandler):
     """What is in the folder, as far as it is known here."""
 
     def __init__(self, directory: Path, suffixes: Collection[str]) -> None:
@@ -136,43 +147,10 @@ class _Arrivals:
     @contextlib.contextmanager
     def told_by_kernel(self, tell: Callable[[str], None]) -> Iterator[None]:
         """Hear of files from inotify meanwhile, where there is room for one more watch."""
-        from watchdog.events import (
-            FileClosedEvent,
-            FileCreatedEvent,
-            FileDeletedEvent,
-            FileModifiedEvent,
-            FileMovedEvent,
-            FileSystemEvent,
-            FileSystemEventHandler,
-        )
-        from watchdog.observers.inotify import InotifyObserver
-
-        arrivals = self
-
-        class Handler(FileSystemEventHandler):
-            def dispatch(self, event: FileSystemEvent) -> None:
-                with contextlib.suppress(RuntimeError):  # the loop has ended
-                    arrivals._loop.call_soon_threadsafe(hear, event)
-
-        def hear(event: FileSystemEvent) -> None:
-            path, to = Path(os.fsdecode(event.src_path)), Path(os.fsdecode(event.dest_path))
-            match event:
-                case FileClosedEvent():
-                    self._whole(path)
-                case FileMovedEvent():
-                    self._writing.discard(path)
-                    self._whole(to)
-                case FileCreatedEvent() if _is_link(path):
-                    self._whole(path)
-                case FileCreatedEvent() | FileModifiedEvent():
-                    self._writing.add(path)
-                case FileDeletedEvent():
-                    self._writing.discard(path)
-
         # What is moved in from elsewhere is told as a move with the full events only.
         observer = InotifyObserver(generate_full_events=True)
         try:
-            observer.schedule(Handler(), str(self._directory))
+            observer.schedule(self, str(self._directory))
             observer.start()
         except OSError as error:  # watches are limited per user
             tell(f"{self._directory}: {error.strerror or error}; it is looked at instead")
@@ -183,6 +161,26 @@ class _Arrivals:
         finally:
             observer.stop()
             observer.join()
+
+    def dispatch(self, event: FileSystemEvent) -> None:
+        """The kernel's word, in the observer's thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has ended
+            self._loop.call_soon_threadsafe(self._hear, event)
+
+    def _hear(self, event: FileSystemEvent) -> None:
+        path, to = Path(os.fsdecode(event.src_path)), Path(os.fsdecode(event.dest_path))
+        match event:
+            case FileClosedEvent():
+                self._whole(path)
+            case FileMovedEvent():
+                self._writing.discard(path)
+                self._whole(to)
+            case FileCreatedEvent() if _is_link(path):
+                self._whole(path)
+            case FileCreatedEvent() | FileModifiedEvent():
+                self._writing.add(path)
+            case FileDeletedEvent():
+                self._writing.discard(path)
 
     def _whole(self, path: Path) -> None:
         self._writing.discard(path)

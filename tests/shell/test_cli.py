@@ -284,6 +284,8 @@ def test_bare_install_can_use_the_client() -> None:
     [
         ("psutil", ["agent"], "amp4ec[agent]"),
         ("psutil", ["serve", "m"], "amp4ec[agent]"),
+        ("av", ["infer", "m", "--camera", "movie.mp4"], "amp4ec[camera]"),
+        ("watchdog", ["infer", "m", "--watch", "."], "amp4ec[camera]"),
         ("aiohttp", ["orchestrator", "--http", "0"], "amp4ec[web]"),
     ],
 )
