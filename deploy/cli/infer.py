@@ -73,7 +73,7 @@ _SHRINK = 540
     default=_SHRINK,
     show_default=True,
     metavar="PIXELS",
-    help="With --camera: send frames with a shorter side of at most this; 0: as they are.",
+    help="With --camera: frames are sent as JPEG, with a shorter side of at most this; 0: of their size.",
 )
 @click.option(
     "--annotate",
