@@ -78,6 +78,12 @@ def explain(source: str, error: Exception | None) -> Amp4ecError:
             )
         case av.error.ProtocolNotFoundError():
             return ConfigurationError(f"{name}: an address that is not known", expected=_KINDS)
+        case av.error.InvalidDataError() | av.error.EOFError() if source == "-":
+            return ConfigurationError(
+                "what comes by standard input is no video that can be read in one go",
+                expected="a format that needs no going back, such as MPEG-TS or Matroska; "
+                "MP4 with its index first (`ffmpeg -i IN -c copy -movflags +faststart OUT.mp4`)",
+            )
         case av.error.InvalidDataError() | av.error.EOFError():
             return ConfigurationError(
                 f"{name} is no video that can be read: damaged, cut off, or something else",

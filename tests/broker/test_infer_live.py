@@ -29,13 +29,13 @@ LIMIT_S = 60
 
 @asynccontextmanager
 async def infer(
-    url: BrokerUrl, *arguments: str | Path
+    url: BrokerUrl, *arguments: str | Path, stdin: int = asyncio.subprocess.DEVNULL
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "deploy.cli", "infer", "m", *map(str, arguments)),
         *("--broker", str(url)),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
-        stdin=asyncio.subprocess.DEVNULL,
+        stdin=stdin,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
@@ -171,6 +171,15 @@ async def test_a_camera_and_a_broker_that_come_and_go(
     assert code == 0
     assert any("is lost" in line for line in notes)
     assert "1 times reconnected" in notes[-1]
+
+
+async def test_a_movie_from_a_pipe(url: BrokerUrl, stand: Stand, tmp_path: Path) -> None:
+    movie = record(tmp_path / "movie.ts")
+    async with infer(
+        url, "--camera", "-", "--policy", "lossless", stdin=asyncio.subprocess.PIPE
+    ) as process:
+        out, _ = await asyncio.wait_for(process.communicate(movie.read_bytes()), LIMIT_S)
+    assert (process.returncode, len(out.splitlines())) == (0, 30)
 
 
 @pytest.mark.parametrize("way", ["file", "camera", "watch"])

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+import av.error
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from deploy.live.video import Frame, Video
-from deploy.live.video_errors import shown
+from deploy.live.video_errors import explain, shown
 from shared.bus import Backoff
 from shared.errors import Amp4ecError, ConfigurationError
 from tests.fakes.footage import number_of, record, record_sound
@@ -309,6 +310,13 @@ def test_no_camera_at_that_address(stream: Path) -> None:
 def test_an_address_of_another_kind() -> None:
     with pytest.raises(ConfigurationError, match="address that is not known"):
         Video("gopher://camera/stream", tell=ignore)
+
+
+def test_a_pipe_cannot_go_back() -> None:
+    """As it would have to for a long MP4 whose index is at its end."""
+    damaged = av.error.InvalidDataError(1, "moov atom not found")
+    assert "faststart" in str(explain("-", damaged))
+    assert "faststart" not in str(explain("movie.mp4", damaged))
 
 
 def test_passwords_are_not_shown() -> None:
