@@ -74,14 +74,15 @@ def experiment_command(
 ) -> None:
     """Run experiments, and write tables and drawings from what they gave; without NAME, list them.
 
-    Data that is recorded already is not measured again: end it at any time, and start it again to go on. Give
-    `all` for all. A quiet machine with at least two cores is needed, and the right to limit CPU by cgroup.
+    What is recorded already, as long or longer, is not measured again: end it at any time, and start it again
+    to go on. Give `all` for all: it goes through them round by round, the most telling first. A quiet machine
+    with at least two cores is needed, and the right to limit CPU by cgroup.
 
     \b
     Example:
         amp4ec experiment
-        amp4ec experiment table-1 --minutes 5
-        amp4ec experiment all --scale 0.5 --output results
+        amp4ec experiment table-1 --minutes 5 --output results
+        amp4ec experiment all --output results
     """  # noqa: D301
     from deploy.experiments.case import Engine, Settings
     from deploy.experiments.catalogue import EXPERIMENTS

@@ -168,3 +168,16 @@ async def ask(client: Client, model: str, images: Sequence[bytes]) -> tuple[Resu
             raise answer
         results.append(answer)
     return tuple(results)
+
+
+def drawn(pool: Sequence[bytes], batch: int, exponent: float, seed: int) -> Choose:
+    """Images of `pool` by Zipf's law, `batch` in a request: the first comes most often."""
+    random, chances = np.random.default_rng(seed), zipf(len(pool), exponent)
+    return lambda: [pool[index] for index in random.choice(len(pool), batch, p=chances)]
+
+
+def zipf(count: int, exponent: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """The chance of each of `count` inputs: proportional to 1 / rank ** exponent."""
+    weights = 1.0 / np.arange(1, count + 1) ** exponent
+    chances: np.ndarray[tuple[int], np.dtype[np.float64]] = weights / weights.sum()
+    return chances

@@ -35,8 +35,8 @@ _READ = """\
   experiment slows them, and a device's CPU is a share of a server's core, which is quicker than a small
   board's.
 - The weights are random, the photographs made from one; neither changes how long anything takes. With the
-  cache on, throughput depends on how often the same image comes again more than on anything else: it
-  stands by itself and in no ratio.
+  cache on, throughput depends on how often the same image comes again more than on anything else: its
+  rows stand by themselves, and no figure to reach goes by them.
 - In the paper a communication overhead is negative, a device uses 0.0034 % of its CPU and 1.6 MB of
   memory; what was measured there cannot be told. Each of our figures is defined below its table.
 """

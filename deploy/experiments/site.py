@@ -8,11 +8,9 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
 from typing import Self
 
-import numpy as np
-
 from deploy.cluster import Cluster
 from deploy.experiments.case import Engine, Lab, Measured
-from deploy.experiments.load import Choose, Load, Stretch
+from deploy.experiments.load import Choose, Load, Stretch, drawn
 from deploy.experiments.photos import photos
 from deploy.experiments.watch import Part, Watch, bytes_through, watching
 from deploy.flags import ServeFlags
@@ -91,9 +89,7 @@ class Site:
 
     def drawn(self, batch: int, count: int, exponent: float) -> Choose:
         """Of `count` photographs some come again and again: drawn by Zipf's law, `batch` in a request."""
-        pool, random = self.pool(count), np.random.default_rng(self.lab.settings.seed)
-        chances = zipf(count, exponent)
-        return lambda: [pool[index] for index in random.choice(count, batch, p=chances)]
+        return drawn(self.pool(count), batch, exponent, self.lab.settings.seed)
 
     def pool(self, count: int) -> list[bytes]:
         """So many different photographs."""
@@ -133,13 +129,6 @@ class Site:
     def window(self, state: ModelState) -> int:
         """Single images that keep all pipelines of a plan busy."""
         return sum(default_window(len(pipeline.stages)) for pipeline in state.pipelines)
-
-
-def zipf(count: int, exponent: float) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    """The chance of each of `count` inputs: proportional to 1 / rank ** exponent."""
-    weights = 1.0 / np.arange(1, count + 1) ** exponent
-    chances: np.ndarray[tuple[int], np.dtype[np.float64]] = weights / weights.sum()
-    return chances
 
 
 @asynccontextmanager

@@ -18,13 +18,12 @@ from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
 from deploy.experiments.catalogue import EXPERIMENTS
 from deploy.experiments.change import figures
 from deploy.experiments.decision import decision
-from deploy.experiments.load import Done, Stretch
+from deploy.experiments.load import Done, Stretch, drawn, zipf
 from deploy.experiments.overhead import decide
 from deploy.experiments.photos import photos
 from deploy.experiments.records import Parameter, Record
 from deploy.experiments.results import write_results
 from deploy.experiments.run import missing, record_file, run
-from deploy.experiments.site import zipf
 from deploy.experiments.summary import Summary, page, summarise
 from deploy.experiments.verdicts import disturbed, verdicts, worse
 from deploy.machine import Machine, this_machine
@@ -362,6 +361,10 @@ def test_chances_follow_the_law() -> None:
     chances = zipf(100, 1.0)
     assert chances.sum() == pytest.approx(1.0)
     assert chances[0] / chances[9] == pytest.approx(10.0)
+    choose = drawn([b"first", b"second"], 32, 5.0, seed=1)
+    images = choose()
+    assert len(images) == 32
+    assert images.count(b"first") > images.count(b"second"), "of every 33 that are drawn 32"
 
 
 @pytest.mark.parametrize("values", [{"minutes": 0.0}, {"scale": float("nan")}, {"repeat": 0}])
