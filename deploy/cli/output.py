@@ -6,10 +6,13 @@ step is a whole line, at most one a second for steps that only count.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from types import TracebackType
 from typing import Any, Self
+
+import click
 
 from shared.codec import encode_json, to_builtins
 from shared.messages.job import Answer
@@ -20,9 +23,8 @@ _TASK: Any = 0
 
 
 def print_json(value: object) -> None:
-    """`value` as the one JSON document of standard output."""
-    sys.stdout.write(encode_json(to_builtins(value)).decode() + "\n")
-    sys.stdout.flush()
+    """`value` as the one JSON document of standard output, or one of its lines."""
+    print_line(encode_json(to_builtins(value)).decode())
 
 
 def answer_document(answer: Answer) -> dict[str, Any]:
@@ -33,9 +35,18 @@ def answer_document(answer: Answer) -> dict[str, Any]:
 
 
 def print_line(text: str) -> None:
-    """A line for people, on standard output, at once."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+    """A line for people, on standard output, at once.
+
+    Raises:
+        click.exceptions.Exit: nobody reads it any more, as after `| head`.
+    """
+    try:
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is left in the buffer must not be tried again at the interpreter's end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise click.exceptions.Exit(0) from None
 
 
 def note(text: str) -> None:

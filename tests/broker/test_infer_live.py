@@ -29,14 +29,17 @@ LIMIT_S = 60
 
 @asynccontextmanager
 async def infer(
-    url: BrokerUrl, *arguments: str | Path, stdin: int = asyncio.subprocess.DEVNULL
+    url: BrokerUrl,
+    *arguments: str | Path,
+    stdin: int = asyncio.subprocess.DEVNULL,
+    stdout: int = asyncio.subprocess.PIPE,
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-P", "-m", "deploy.cli", "infer", "m", *map(str, arguments)),
         *("--broker", str(url)),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdin=stdin,
-        stdout=asyncio.subprocess.PIPE,
+        stdout=stdout,
         stderr=asyncio.subprocess.PIPE,
     )
     try:
@@ -58,7 +61,7 @@ async def line_of(process: asyncio.subprocess.Process) -> dict[str, object]:
 async def end_of(process: asyncio.subprocess.Process) -> tuple[int | None, list[str], list[str]]:
     out, err = await asyncio.wait_for(process.communicate(), LIMIT_S)
     assert not any(line.startswith(b"Traceback") for line in err.splitlines()), err.decode()
-    return process.returncode, out.decode().splitlines(), err.decode().splitlines()
+    return process.returncode, (out or b"").decode().splitlines(), err.decode().splitlines()
 
 
 async def test_a_folder_is_watched_until_ctrl_c(
@@ -171,6 +174,18 @@ async def test_a_camera_and_a_broker_that_come_and_go(
     assert code == 0
     assert any("is lost" in line for line in notes)
     assert "1 times reconnected" in notes[-1]
+
+
+async def test_a_reader_that_has_seen_enough(url: BrokerUrl, stand: Stand, tmp_path: Path) -> None:
+    movie = record(tmp_path / "movie.mp4", frames=300)
+    reading, writing = os.pipe()
+    async with infer(url, "--camera", movie, "--jsonl", stdout=writing) as process:
+        os.close(writing)
+        with os.fdopen(reading) as lines:
+            assert "tabby" in await asyncio.to_thread(lines.readline)
+        code, _, notes = await end_of(process)
+    assert code == 0
+    assert not any("ipe" in line for line in notes)
 
 
 async def test_a_movie_from_a_pipe(url: BrokerUrl, stand: Stand, tmp_path: Path) -> None:
