@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import socket
 import socketserver
@@ -66,7 +67,8 @@ class Camera:
         """End every connection, in the middle of a packet."""
         with self._lock:
             for viewer in self._viewers:
-                viewer.shutdown(socket.SHUT_RDWR)
+                with contextlib.suppress(OSError):  # it has gone by itself
+                    viewer.shutdown(socket.SHUT_RDWR)
 
     def _serve(self, handler: socketserver.StreamRequestHandler) -> None:
         with self._lock:
