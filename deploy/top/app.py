@@ -1,6 +1,6 @@
 """The screen of `amp4ec top`: nodes, models, the selected model's stages, and events; keys that act.
 
-It is drawn anew when something was heard, at most twice a second, and only the cells that changed. It uses
+It is drawn anew when something was heard, at most once a second, and only the cells that changed. It uses
 the terminal's own colours, sixteen at most, no mouse, and no motion.
 """
 
@@ -22,7 +22,7 @@ from shared.client import NodeView
 from shared.errors import Amp4ecError
 from shared.logs import one_line
 
-_TICK_S = 0.5
+_TICK_S = 1.0
 _SAID_S = 8.0
 """How long the outcome of a key is shown."""
 _STYLES: dict[view.Tone, str] = {
@@ -43,7 +43,7 @@ q            quit
 
 rate, p50, p95   answers of the last second and their latency
 queued, flying   items that wait for a stage, and that are with one
-bottleneck       the slowest stage: no pipeline is faster than it
+slowest          the stage that a pipeline is as fast as
 
 amp4ec status prints the same once; amp4ec story node NAME tells
 what happened to a node.\
@@ -141,8 +141,9 @@ class _Table(DataTable[Text]):
             before = self._shown[row.key]
             for index, (cell, old) in enumerate(zip(row.cells, before, strict=True)):
                 if cell != old:
+                    wider = len(cell.text) != len(old.text)
                     self.update_cell(
-                        row.key, str(index), self._draw(index, cell), update_width=True
+                        row.key, str(index), self._draw(index, cell), update_width=wider
                     )
             self._shown[row.key] = row.cells
 
@@ -203,6 +204,8 @@ class Top(App[None]):
         self._wanted = ""
         self._drawn: tuple[object, ...] = ()
         self._busy: set[str] = set()
+        self._written: dict[str, tuple[str, ...]] = {}
+        self._said = ""
 
     def compose(self) -> ComposeResult:
         """The parts, from the top down."""
@@ -247,16 +250,14 @@ class Top(App[None]):
 
     def _draw(self, away_s: float | None) -> None:
         status = self._source.status()
-        head = self.query_one("#head", Static)
-        head.set_class(away_s is not None, "away")
+        self.query_one("#head", Static).set_class(away_s is not None, "away")
         if away_s is None:
-            head.update(Text(f" {self._source.address}  {one_line(view.headline(status))}"))
+            self._put("#head", f" {self._source.address}  {view.headline(status)}")
         else:
-            head.update(
-                Text(
-                    f" no connection to {self._source.address} for {away_s:.0f} s, trying again; "
-                    "what stands below is old",
-                )
+            self._put(
+                "#head",
+                f" no connection to {self._source.address} for {away_s:.0f} s, trying again; "
+                "what stands below is old",
             )
         nodes = view.node_rows(status, sort=self._sort, wanted=self._wanted)
         models = view.model_rows(status, self._source.rates, wanted=self._wanted)
@@ -269,7 +270,7 @@ class Top(App[None]):
         shown = f", with {self._wanted!r} in it" if self._wanted else ""
         self._title("nodes", f"NODES by {self._sort}{shown}", none=not nodes, hint="amp4ec agent")
         self._title("models", f"MODELS{shown}", none=not models, hint="amp4ec serve MODEL")
-        reason = "" if chosen is None else f" of {chosen.model}: {one_line(chosen.reason)}"
+        reason = "" if chosen is None else f" of {chosen.model}: {chosen.reason}"
         self._title("stages", f"STAGES{reason}", none=False)
         self._draw_events()
 
@@ -278,15 +279,20 @@ class Top(App[None]):
         self.query_one(f"#{of}", _Table).display = not none
         if none and not self._wanted:
             text += f": none yet; `{hint}` makes one"
-        self.query_one(f"#{of}-title", Static).update(Text(text))
+        self._put(f"#{of}-title", text)
 
     def _draw_events(self) -> None:
         """The latest that there is room for, the newest at the bottom."""
         place = self.query_one("#events", Static)
         lines = view.event_lines(self._source.events, wanted=self._wanted)
         room = max(place.size.height, 1)
-        text = "\n".join(one_line(line) for line in lines[-room:]) or "(none yet)"
-        place.update(Text(text))
+        self._put("#events", *(lines[-room:] or ["(none yet)"]))
+
+    def _put(self, where: str, *lines: str) -> None:
+        """Write lines that may have changed."""
+        if self._written.get(where) != lines:
+            self._written[where] = lines
+            self.query_one(where, Static).update(Text("\n".join(map(one_line, lines))))
 
     def on_resize(self) -> None:
         """There is more room, or less."""

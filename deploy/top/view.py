@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from deploy.node_words import node_word
-from deploy.text import milliseconds
+from deploy.text import milliseconds, size
 from shared.client import ClusterStatus, NodeView
 from shared.messages.model import ModelState
 from shared.messages.node import StageTelemetry
@@ -89,7 +89,7 @@ def stage_rows(status: ClusterStatus, model: ModelState) -> list[Row]:
                 Cell(milliseconds(stage.predicted_s), "faint"),
                 Cell("-" if stage.measured_s is None else milliseconds(stage.measured_s)),
                 Cell("-" if now is None else str(now.queue)),
-                Cell("bottleneck", "warn") if index == slowest else Cell(""),
+                Cell("slowest", "warn") if index == slowest else Cell(""),
             )
             rows.append(Row(f"{pipeline.pipeline}/{stage.stage}", cells))
     return rows
@@ -131,8 +131,8 @@ def trend(rates: Sequence[float], width: int = _TREND) -> str:
     rates = list(rates)  # a deque has no slices
     if not rates:
         return ""
-    size = max(1, -(-len(rates) // width))
-    groups = [rates[max(0, end - size) : end] for end in range(len(rates), 0, -size)][::-1]
+    each = max(1, -(-len(rates) // width))
+    groups = [rates[max(0, end - each) : end] for end in range(len(rates), 0, -each)][::-1]
     means = [sum(group) / len(group) for group in groups]
     most = max(means)
     if most <= 0:
@@ -190,10 +190,10 @@ def _model(model: ModelState, status: ClusterStatus, rates: Sequence[float]) -> 
 
 
 def _memory(used_bytes: int, limit_bytes: int) -> str:
-    """Both in one unit, that of the limit: `123/666 MB`."""
-    if limit_bytes < 10e9:
-        return f"{used_bytes / 1e6:.0f}/{limit_bytes / 1e6:.0f} MB"
-    return f"{used_bytes / 1e9:.1f}/{limit_bytes / 1e9:.0f} GB"
+    """Used and allowed: `150M/512M`, `158M/25G`."""
+    return "/".join(
+        size(each).replace(" ", "").removesuffix("B") for each in (used_bytes, limit_bytes)
+    )
 
 
 def _rank(node: NodeView, sort: Sort) -> float:

@@ -124,12 +124,12 @@ async def test_all_of_a_small_cluster_fits_in_80_by_24() -> None:
     events = [happened(f"event {number}") for number in range(30)]
     rates = {"mobilenet_v2": [float(number) for number in range(60)]}
     async with shown(usual(), events=events, rates=rates) as screen:
-        await screen.until("pi-1", "online", "97%", "150/512 MB", "mobilenet_v2[0]")
+        await screen.until("pi-1", "online", "97%", "150M/512M", "mobilenet_v2[0]")
         await screen.until("pi-3", "drained", "idle")
         await screen.until("pi-4", "lost", "last will, for 1 min")
         await screen.until("mobilenet_v2", "serving", "87.5/s", "92.0 ms", "131 ms", "▁")
         await screen.until("resnet18", "unserved")
-        await screen.until("pi-2", "[20, 40)", "12.1 ms", "bottleneck")
+        await screen.until("pi-2", "[20, 40)", "12.1 ms", "slowest")
         await screen.until("event 29")
         await screen.until("q quit", "? help")
         assert not [line for line in screen.lines if "event 0" in line], "there is no room for it"
@@ -229,11 +229,13 @@ async def test_a_filter_and_an_order() -> None:
         await screen.until("pi-4 was lost")
         await screen.press("s")
         await screen.until("NODES by use")
-        order = [line.split()[0] for line in screen.lines if " MB" in line or "last will" in line]
+        order = [
+            line.split()[0] for line in screen.lines if "M/512M" in line or "last will" in line
+        ]
         assert order[:4] == ["pi-1", "pi-2", "pi-3", "pi-4"]
         await screen.press("s")
         await screen.until("NODES by memory")
-        order = [line.split()[0] for line in screen.lines if " MB" in line]
+        order = [line.split()[0] for line in screen.lines if "M/512M" in line]
         assert order == ["pi-2", "pi-1", "pi-3"]
 
 
