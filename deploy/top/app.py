@@ -12,6 +12,7 @@ from typing import ClassVar, Protocol
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.cache import LRUCache
 from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import DataTable, Footer, Input, Static
@@ -23,6 +24,8 @@ from shared.errors import Amp4ecError
 from shared.logs import one_line
 
 _TICK_S = 1.0
+_MOST_CACHED = 200
+"""Of a table's cells and lines: more than a screen has that do not change."""
 _SAID_S = 8.0
 """How long the outcome of a key is shown."""
 _STYLES: dict[view.Tone, str] = {
@@ -42,7 +45,7 @@ s            sort nodes by name, use, memory, queue
 q            quit
 
 rate, p50, p95   answers of the last second and their latency
-queued, flying   items that wait for a stage, and that are with one
+queue, sent      items that wait, and that are with the nodes
 slowest          the stage that a pipeline is as fast as
 
 amp4ec status prints the same once; amp4ec story node NAME tells
@@ -110,6 +113,10 @@ class _Table(DataTable[Text]):
             cell_padding=1,
             cursor_foreground_priority="renderable",
         )
+        # Theirs hold 10,000 cells as they once were: tens of MB for a view that is never scrolled back.
+        self._cell_render_cache = LRUCache(_MOST_CACHED)
+        self._row_render_cache = LRUCache(_MOST_CACHED)
+        self._line_cache = LRUCache(_MOST_CACHED)
         self.can_focus = choose
         self._names = columns
         self._shown: dict[str, tuple[view.Cell, ...]] = {}
@@ -117,7 +124,8 @@ class _Table(DataTable[Text]):
     def on_mount(self) -> None:
         for index, name in enumerate(self._names):
             label = Text(name, justify="right" if name in view.RIGHT else "left")
-            self.add_column(label, key=str(index))
+            # Of a fixed width where that is known: columns that move are hard to read, and cost CPU.
+            self.add_column(label, key=str(index), width=view.WIDTHS.get(name))
 
     @property
     def chosen(self) -> str | None:
@@ -246,7 +254,8 @@ class Top(App[None]):
         )
         if now != self._drawn and len(self.screen_stack) == 1:
             self._drawn = now
-            self._draw(away_s)
+            with self.batch_update():
+                self._draw(away_s)
 
     def _draw(self, away_s: float | None) -> None:
         status = self._source.status()

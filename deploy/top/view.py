@@ -19,16 +19,21 @@ Sort = Literal["name", "use", "memory", "queue"]
 SORTS: tuple[Sort, ...] = ("name", "use", "memory", "queue")
 
 NODE_COLUMNS = ("node", "state", "cpu", "use", "", "memory", "queue", "stages")
-MODEL_COLUMNS = ("model", "state", "gen", "rate", "p50", "p95", "queued", "flying", "minute")
+MODEL_COLUMNS = ("model", "state", "gen", "rate", "p50", "p95", "queue", "sent", "minute")
 STAGE_COLUMNS = ("pipeline", "stage", "node", "blocks", "predicted", "measured", "queue", "")
 RIGHT = frozenset((
-    "cpu", "use", "memory", "queue", "gen", "rate", "p50", "p95", "queued", "flying", "stage", "predicted",
+    "cpu", "use", "memory", "queue", "gen", "rate", "p50", "p95", "sent", "stage", "predicted",
     "measured",
 ))  # fmt: skip
 """Columns of numbers."""
+WIDTHS = {
+    "cpu": 4, "use": 4, "memory": 9, "queue": 5, "gen": 3, "rate": 7, "p50": 7, "p95": 7, "sent": 4,
+    "minute": 8, "stage": 5, "predicted": 9, "measured": 9,
+}  # fmt: skip
+"""Characters of columns whose texts are never longer."""
 _BAR = 8
 _BLOCKS = " ▁▂▃▄▅▆▇█"
-_TREND = 12
+_TREND = 8
 _BUSY_PERCENT = 90.0
 _FULL_RATIO = 0.9
 
@@ -179,14 +184,22 @@ def _model(model: ModelState, status: ClusterStatus, rates: Sequence[float]) -> 
             Cell(model.model),
             Cell(model.state, tones.get(model.state, "bad")),
             Cell(str(model.generation)),
-            Cell("-" if told is None else f"{told.answered_per_s:.1f}/s"),
-            Cell("-" if p50_s is None else milliseconds(p50_s)),
-            Cell("-" if p95_s is None else milliseconds(p95_s)),
+            Cell("-" if told is None else _rate(told.answered_per_s)),
+            Cell("-" if p50_s is None else _latency(p50_s)),
+            Cell("-" if p95_s is None else _latency(p95_s)),
             Cell("-" if told is None else str(told.queued)),
             Cell("-" if told is None else str(told.in_flight)),
             Cell(trend(rates), "good"),
         ),
     )
+
+
+def _rate(per_s: float) -> str:
+    return f"{per_s:.1f}/s" if per_s < 999.95 else f"{per_s:.0f}/s"
+
+
+def _latency(latency_s: float) -> str:
+    return milliseconds(latency_s) if latency_s < 0.9995 else f"{latency_s:.3g} s"
 
 
 def _memory(used_bytes: int, limit_bytes: int) -> str:
