@@ -28,6 +28,8 @@ _OF_LIVES = frozenset(
 )
 """Lines of the log that the orchestrator's memory of jobs tells as well."""
 _SAME_S = 1.0
+_LATEST = 4e9
+"""The year 2096: beyond it a time is a slip, or a joke."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +114,10 @@ def story_of_model(model: str, memory: Memory) -> list[Entry]:
 def seconds(at: str) -> float:
     """Seconds since 1970 of an ISO 8601 time; 0 of anything else, which is another's word."""
     try:
-        return datetime.fromisoformat(at).timestamp()
-    except ValueError:
+        found = datetime.fromisoformat(at).timestamp()
+    except (ValueError, OverflowError):
         return 0.0
+    return found if 0.0 <= found < _LATEST else 0.0
 
 
 def _sorted(entries: Iterable[Entry]) -> list[Entry]:

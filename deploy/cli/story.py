@@ -19,7 +19,7 @@ from deploy.story import Entry, Memory, story_of_job, story_of_model, story_of_n
 from shared.client import Client, ClusterStatus
 from shared.codec import convert
 from shared.errors import Amp4ecError, BrokerUnreachableError, JobError
-from shared.logs import utc
+from shared.logs import one_line, utc
 from shared.messages.life import JobLives, JobRequest
 from shared.messages.operation import (
     Deployments,
@@ -202,7 +202,7 @@ def describe(entries: Iterable[Entry]) -> list[str]:
             f"{at.strftime('%H:%M:%S.%f')[:-3]} {mark} {entry.source:<{width}}  {entry.text}"
         )
         lines += [f"{'':<{width + 18}}{detail}" for detail in entry.details]
-    return lines
+    return [one_line(line) for line in lines]  # a job's name is its client's choice
 
 
 def _document(entry: Entry) -> dict[str, object]:

@@ -6,6 +6,7 @@ import json
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,13 @@ def test_a_job_whose_node_died() -> None:
     assert lines[-2].endswith("stage 0 on a: way 1.00 ms, queue 100 ms, compute 10.0 ms")
 
 
+def test_what_a_client_calls_its_job_is_printed_as_it_is() -> None:
+    hostile = replace(life(), job="\x1b[2J\n2026-11-21 all is well")
+    lines = describe(story_of_job("j", Memory(lives=[hostile])))
+    assert all(line.isprintable() for line in lines)
+    assert len(lines) == 1 + len(hostile.steps) + len(hostile.trace)
+
+
 def test_of_a_job_that_nobody_remembers_the_logs_tell() -> None:
     lines = [
         line(3, "a job runs again", "orchestrator", request="r1", job="j", attempt=2),
@@ -180,7 +188,8 @@ def test_a_clock_that_is_wrong_is_put_right(ahead_s: float, times: list[float]) 
 
 
 def test_a_time_that_is_none() -> None:
-    assert seconds("yesterday") == 0.0
+    for at in ("yesterday", "0001-01-01T00:00:00", "9999-12-31T23:59:59Z", ""):
+        assert seconds(at) == 0.0
     assert abs(seconds(utc(T)) - T) < 1e-5
 
 
