@@ -307,7 +307,7 @@ def _next(cluster: Cluster, model: str | None) -> str:
         f"  amp4ec infer {name} {photo} {address}",
         f"  mosquitto_rr -p {port} -t {root}/model/{name}/infer -e {root}/result/me {message}",
         f"  mosquitto_sub -v -p {port} -t '{root}/event' -t '{root}/model/+/state'",
-        f"  amp4ec status {address}",
+        f"  amp4ec top {address}",
         f"  {cluster.kill_command.format(pid=agent.pid, name=agent.name)}    # see what a loss does",
         "Ctrl-C ends everything.",
     ]

@@ -6,35 +6,26 @@ the terminal's own colours, sixteen at most, no mouse, and no motion.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import ClassVar, Protocol
 
 from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.cache import LRUCache
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import DataTable, Footer, Input, Static
+from textual.widgets import Footer, Input, Static
 
 from deploy.top import view
 from deploy.top.feed import Source
+from deploy.top.table import Table
 from shared.client import NodeView
 from shared.errors import Amp4ecError
 from shared.logs import one_line
 
 _TICK_S = 1.0
-_MOST_CACHED = 200
-"""Of a table's cells and lines: more than a screen has that do not change."""
 _SAID_S = 8.0
 """How long the outcome of a key is shown."""
-_STYLES: dict[view.Tone, str] = {
-    "": "",
-    "good": "green",
-    "warn": "yellow",
-    "bad": "bold red",
-    "faint": "bright_black",
-}
 HELP = """\
 Up, Down     choose a node or a model
 Tab          go to the other table
@@ -97,72 +88,6 @@ class _Help(ModalScreen[None]):
         self.dismiss()
 
 
-class _Table(DataTable[Text]):
-    """A table whose rows are shown anew without losing one's place in it."""
-
-    def __init__(
-        self,
-        columns: Sequence[str],
-        *,
-        id: str,  # noqa: A002 - Textual's name
-        choose: bool = True,
-    ) -> None:
-        super().__init__(
-            id=id,
-            cursor_type="row" if choose else "none",
-            cell_padding=1,
-            cursor_foreground_priority="renderable",
-        )
-        # Theirs hold 10,000 cells as they once were: tens of MB for a view that is never scrolled back.
-        self._cell_render_cache = LRUCache(_MOST_CACHED)
-        self._row_render_cache = LRUCache(_MOST_CACHED)
-        self._line_cache = LRUCache(_MOST_CACHED)
-        self.can_focus = choose
-        self._names = columns
-        self._shown: dict[str, tuple[view.Cell, ...]] = {}
-
-    def on_mount(self) -> None:
-        for index, name in enumerate(self._names):
-            label = Text(name, justify="right" if name in view.RIGHT else "left")
-            # Of a fixed width where that is known: columns that move are hard to read, and cost CPU.
-            self.add_column(label, key=str(index), width=view.WIDTHS.get(name))
-
-    @property
-    def chosen(self) -> str | None:
-        """The key of the row under the cursor."""
-        keys = list(self._shown)
-        return keys[self.cursor_row] if 0 <= self.cursor_row < len(keys) else None
-
-    def show(self, rows: Sequence[view.Row]) -> None:
-        """Show these rows: what is as it was is not drawn again."""
-        if [row.key for row in rows] != list(self._shown):
-            chosen = self.chosen
-            self.clear()
-            self._shown = {}
-            for row in rows:
-                self.add_row(*self._drawn(row.cells), key=row.key)
-                self._shown[row.key] = row.cells
-            if chosen in self._shown:
-                self.move_cursor(row=list(self._shown).index(chosen))
-            return
-        for row in rows:
-            before = self._shown[row.key]
-            for index, (cell, old) in enumerate(zip(row.cells, before, strict=True)):
-                if cell != old:
-                    wider = len(cell.text) != len(old.text)
-                    self.update_cell(
-                        row.key, str(index), self._draw(index, cell), update_width=wider
-                    )
-            self._shown[row.key] = row.cells
-
-    def _drawn(self, cells: Sequence[view.Cell]) -> list[Text]:
-        return [self._draw(index, cell) for index, cell in enumerate(cells)]
-
-    def _draw(self, column: int, cell: view.Cell) -> Text:
-        justify = "right" if self._names[column] in view.RIGHT else "left"
-        return Text(one_line(cell.text), style=_STYLES[cell.tone], justify=justify, no_wrap=True)  # type: ignore[arg-type]
-
-
 class Top(App[None]):
     """See the module.
 
@@ -178,14 +103,7 @@ class Top(App[None]):
     #head { height: 1; background: ansi_cyan; color: ansi_black; text-wrap: nowrap; }
     #head.away { background: ansi_red; color: ansi_bright_white; text-style: bold; }
     .title { height: 1; text-style: bold; color: ansi_cyan; text-wrap: nowrap; text-overflow: ellipsis; }
-    _Table { height: auto; max-height: 35%; scrollbar-size: 1 1; overflow-x: hidden; }
-    _Table > .datatable--header {
-        background: ansi_default; color: ansi_bright_black; text-style: none;
-    }
-    _Table > .datatable--cursor { background: ansi_default; color: ansi_default; text-style: bold; }
-    _Table:focus > .datatable--cursor {
-        background: ansi_blue; color: ansi_bright_white; text-style: bold;
-    }
+    Table { max-height: 35%; }
     #stages { max-height: 30%; }
     #events { height: 1fr; min-height: 3; text-wrap: nowrap; text-overflow: ellipsis; }
     #said { height: 1; display: none; text-style: bold; text-wrap: nowrap; }
@@ -219,11 +137,11 @@ class Top(App[None]):
         """The parts, from the top down."""
         yield Static(id="head")
         yield Static("NODES", id="nodes-title", classes="title")
-        yield _Table(view.NODE_COLUMNS, id="nodes")
+        yield Table(view.NODE_COLUMNS, id="nodes")
         yield Static("MODELS", id="models-title", classes="title")
-        yield _Table(view.MODEL_COLUMNS, id="models")
+        yield Table(view.MODEL_COLUMNS, id="models")
         yield Static("STAGES", id="stages-title", classes="title")
-        yield _Table(view.STAGE_COLUMNS, id="stages", choose=False)
+        yield Table(view.STAGE_COLUMNS, id="stages", choose=False)
         yield Static("EVENTS", classes="title")
         with Vertical():
             yield Static(id="events")
@@ -243,7 +161,7 @@ class Top(App[None]):
     def _look(self) -> None:
         """Draw anew where something is new."""
         away_s = self._source.away_s
-        model = self.query_one("#models", _Table).chosen
+        model = self.query_one("#models", Table).chosen
         now = (
             self._source.version,
             None if away_s is None else int(away_s),
@@ -270,12 +188,12 @@ class Top(App[None]):
             )
         nodes = view.node_rows(status, sort=self._sort, wanted=self._wanted)
         models = view.model_rows(status, self._source.rates, wanted=self._wanted)
-        self.query_one("#nodes", _Table).show(nodes)
-        table = self.query_one("#models", _Table)
+        self.query_one("#nodes", Table).show(nodes)
+        table = self.query_one("#models", Table)
         table.show(models)
         chosen = None if table.chosen is None else status.model(table.chosen)
         stages = [] if chosen is None else view.stage_rows(status, chosen)
-        self.query_one("#stages", _Table).show(stages)
+        self.query_one("#stages", Table).show(stages)
         shown = f", with {self._wanted!r} in it" if self._wanted else ""
         self._title("nodes", f"NODES by {self._sort}{shown}", none=not nodes, hint="amp4ec agent")
         self._title("models", f"MODELS{shown}", none=not models, hint="amp4ec serve MODEL")
@@ -285,7 +203,7 @@ class Top(App[None]):
 
     def _title(self, of: str, text: str, *, none: bool, hint: str = "") -> None:
         """A part's title; an empty part has no table, but a word on how it is filled."""
-        self.query_one(f"#{of}", _Table).display = not none
+        self.query_one(f"#{of}", Table).display = not none
         if none and not self._wanted:
             text += f": none yet; `{hint}` makes one"
         self._put(f"#{of}-title", text)
@@ -307,7 +225,7 @@ class Top(App[None]):
         """There is more room, or less."""
         self.call_after_refresh(self._look)
 
-    def on_data_table_row_highlighted(self) -> None:
+    def on_table_chosen(self) -> None:
         """Another model was chosen: its stages are shown."""
         self._look()
 
@@ -368,13 +286,13 @@ class Top(App[None]):
         self.push_screen(_Question(question), answered)
 
     def _chosen_node(self) -> NodeView | None:
-        chosen = self.query_one("#nodes", _Table).chosen
+        chosen = self.query_one("#nodes", Table).chosen
         nodes = self._source.status().nodes
         return next((node for node in nodes if node.state.node == chosen), None)
 
     def action_replan(self) -> None:
         """Plan the chosen model anew."""
-        model = self.query_one("#models", _Table).chosen
+        model = self.query_one("#models", Table).chosen
         if model is None:
             self._say("no model is chosen")
         else:

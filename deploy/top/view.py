@@ -26,11 +26,6 @@ RIGHT = frozenset((
     "measured",
 ))  # fmt: skip
 """Columns of numbers."""
-WIDTHS = {
-    "cpu": 4, "use": 4, "memory": 9, "queue": 5, "gen": 3, "rate": 7, "p50": 7, "p95": 7, "sent": 4,
-    "minute": 8, "stage": 5, "predicted": 9, "measured": 9,
-}  # fmt: skip
-"""Characters of columns whose texts are never longer."""
 _BAR = 8
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _TREND = 8
