@@ -4,6 +4,8 @@ import { byId, el, setText } from "./dom.js";
 import { clock } from "./format.js";
 
 const MOST_SHOWN = 150;
+/** Rows that are made in one frame. */
+const AT_ONCE = 40;
 const LOUD = new Set(["node_joined", "node_left", "replanned", "pipeline_active", "model_lost", "model_asked"]);
 const BAD = /lost|failed|refused|poisoned|dropped|forged|error|full|left/;
 const SPOKEN_EVERY_MS = 4000;
@@ -15,6 +17,7 @@ export class Events {
     this.filter = byId("events-filter");
     this.pause = byId("events-pause");
     this.drawn = 0;
+    this.older = [];
     this.spokenAt = 0;
     this.filter.addEventListener("input", () => this.all());
     this.pause.addEventListener("change", () => (this.pause.checked ? this.count() : this.all()));
@@ -44,9 +47,23 @@ export class Events {
 
   all() {
     const found = this.store.events.filter((event) => this.matches(event));
-    this.list.replaceChildren(...found.slice(-MOST_SHOWN).reverse().map(row));
+    const shown = found.slice(-MOST_SHOWN).reverse();
+    this.list.replaceChildren(...shown.slice(0, AT_ONCE).map(row));
+    this.older = shown.slice(AT_ONCE);
     this.drawn = this.store.eventCount;
     this.count();
+    this.rest(this.older);
+  }
+
+  /** Older rows in the next frames. */
+  rest(older) {
+    if (older.length === 0) return;
+    requestAnimationFrame(() => {
+      if (this.older !== older) return; // others are wanted by now
+      this.list.append(...older.slice(0, AT_ONCE).map(row));
+      this.older = older.slice(AT_ONCE);
+      this.rest(this.older);
+    });
   }
 
   count() {

@@ -7,7 +7,7 @@ import { compareNames, layout } from "./layout.js";
 const CHARACTER = 7.4; // of a name, in pixels
 const BUSY_PERCENT = 90;
 /** Boxes and links that are made in one frame. */
-const AT_ONCE = 30;
+const AT_ONCE = 20;
 /** What may change where things stand. */
 const PLACES = ["nodes", "models", "orchestrator", "reset"];
 

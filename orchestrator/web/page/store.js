@@ -161,8 +161,10 @@ export class Store {
   /** As many views as a frame has time for: each has its own layout and paint. */
   drawSome(views, dirty) {
     const began = performance.now();
+    // After a snapshot each view has everything to draw, and gets a frame of its own.
+    const mostMs = dirty.has("reset") ? 0 : FRAME_MS;
     let next = 0;
-    while (next < views.length && performance.now() - began < FRAME_MS) {
+    while (next < views.length && (next === 0 || performance.now() - began < mostMs)) {
       try {
         views[next].draw(this, dirty);
       } catch (error) {
