@@ -39,6 +39,7 @@ CATALOGUE = {
     "messaging": Entry("messaging", "CPU of messaging per stage and item", (5, 25)),
     "orchestrator": Entry("orchestrator_cpu", "CPU of the orchestrator per job", (30, 80)),
     "idle": Entry("idle", "an agent's CPU and memory with no runtime loaded", (20, 40)),
+    "monitoring": Entry("monitoring", "what watching costs agents and orchestrator", (90, 330)),
     "join": Entry("churn", "birth to first answer; runs together with kill", (45, 160)),
     "kill": Entry("churn", "SIGKILL to first answer; runs together with join", (45, 160)),
     "cut": Entry("cuts", "network cut without a reset to first answer; the way back", (45, 260)),
