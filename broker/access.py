@@ -47,7 +47,9 @@ OPEN_TO_ALL: tuple[str, ...] = (
     "node_state", "telemetry", "cordon", "model_state", "orchestrator_state",
 )  # fmt: skip
 """What every role but an agent may read: who is there, how they do, what is served."""
-WATCHED: tuple[str, ...] = (*OPEN_TO_ALL, "report", "event", "metrics")
+WATCHED: tuple[str, ...] = (
+    *OPEN_TO_ALL, "report", "event", "metrics", "orchestrator_info", "health",
+)  # fmt: skip
 """What is meant for people."""
 
 _BESIDE: dict[Role, tuple[tuple[Access, str], ...]] = {
@@ -105,6 +107,7 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
         *(Grant("read", name) for name in WATCHED),
         Grant("write", "request"),
         Grant("read", "response"),
+        Grant("read", "response_own"),
         # What `amp4ec doctor` measures the broker with.
         Grant("readwrite", "artifact_probe", own="peer"),
         # The models it uploads; each piece is checked against its digest by who asked for it.

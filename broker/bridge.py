@@ -69,6 +69,8 @@ CROSSINGS: Final = (
     Crossing("cordon", "in", node="node"),
     Crossing("model_state", "in"),
     Crossing("orchestrator_state", "in"),
+    Crossing("orchestrator_info", "in"),
+    Crossing("health", "in"),
     Crossing("event", "in"),
     Crossing("metrics", "in"),
 )
@@ -77,7 +79,7 @@ COVERED: Final = frozenset({"stage_result"})
 STAYS: Final = frozenset(
     # What orchestrators say among themselves, what operators ask of them, and an agent's measurement of
     # its link to its own broker.
-    {"orchestrator_beat", "standby", "request", "response", "artifact_probe"}
+    {"orchestrator_beat", "standby", "request", "response", "response_own", "artifact_probe"}
 )
 """Rows that do not cross. A row of the table is in one of the three."""
 

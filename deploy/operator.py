@@ -20,6 +20,7 @@ from shared.codec import decode_json, encode_json
 from shared.errors import Amp4ecError, JobError, ProtocolError
 from shared.logs import get_log
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
+from shared.messages.health import HealthRequest
 from shared.messages.life import JobRequest
 from shared.messages.operation import (
     DeploymentsRequest,
@@ -32,6 +33,7 @@ from shared.messages.operation import (
     ServeRequest,
     StopRequest,
 )
+from shared.messages.settings import InfoRequest, SetRequest
 from shared.signing import Signer, signer_of
 from shared.topics import Topics
 from shared.transfer import BlobSource, MemoryBlobs, Transfers
@@ -56,6 +58,9 @@ Request = (
     | CordonRequest
     | DrainRequest
     | UncordonRequest
+    | SetRequest
+    | InfoRequest
+    | HealthRequest
 )
 _VERBS: Mapping[type, str] = {
     ServeRequest: "serve",
@@ -69,6 +74,9 @@ _VERBS: Mapping[type, str] = {
     CordonRequest: "cordon",
     DrainRequest: "drain",
     UncordonRequest: "uncordon",
+    SetRequest: "set",
+    InfoRequest: "info",
+    HealthRequest: "health",
 }
 
 

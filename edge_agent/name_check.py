@@ -19,6 +19,7 @@ from shared.errors import BrokerError, ConfigurationError, ProtocolError
 from shared.logs import get_log
 from shared.messages.node import NodeState, Ping
 from shared.messages.stage import Report
+from shared.sentences import worded
 from shared.topics import Topics, largest_packet
 
 log = get_log(__name__)
@@ -101,7 +102,7 @@ async def look(
             remaining_s = answer_s
             while not reader.done() and remaining_s > 0.0:
                 with contextlib.suppress(BrokerError):  # none there yet: asked again
-                    await control.publish(ping, encode_json(asked), 0)
+                    await control.publish(ping, encode_json(worded(asked)), 0)
                 await asyncio.wait((reader,), timeout=min(ask_every_s, remaining_s))
                 if seen.complete:
                     remaining_s -= ask_every_s

@@ -17,6 +17,7 @@ from shared.codec import encode_json
 from shared.errors import BrokerError, ConfigurationError
 from shared.logs import get_log
 from shared.messages.node import Calibration, Hardware, NodeState
+from shared.sentences import worded
 from shared.topics import Topics
 
 log = get_log(__name__)
@@ -58,7 +59,7 @@ class Presence:
         self.control = control(
             Publication(
                 topic=self._topic,
-                payload=encode_json(self._state("lost", "the broker lost the connection")),
+                payload=encode_json(worded(self._state("lost", "the broker lost the connection"))),
                 retain=True,
             )
         )
@@ -70,7 +71,10 @@ class Presence:
             BrokerError: not sent within `timeout_s`, or refused.
         """
         await self.control.publish(
-            self._topic, encode_json(self._state(state, reason)), retain=True, timeout_s=timeout_s
+            self._topic,
+            encode_json(worded(self._state(state, reason))),
+            retain=True,
+            timeout_s=timeout_s,
         )
 
     async def say_again(self) -> None:

@@ -25,6 +25,7 @@ from shared.codec import encode_json
 from shared.errors import Amp4ecError, ArtifactError, BrokerError, StorageFullError
 from shared.logs import get_log
 from shared.messages.stage import Report, StageAssignment
+from shared.sentences import worded
 from shared.topics import Topics
 
 log = get_log(__name__)
@@ -155,7 +156,7 @@ class StageKeeper:
             if self._report is None:
                 continue
             try:
-                await self._control.publish(self._report_topic, encode_json(self._report))
+                await self._control.publish(self._report_topic, encode_json(worded(self._report)))
             except BrokerError as error:
                 # The next connection begins with a report.
                 log.info("report not sent", error=error)

@@ -15,6 +15,7 @@ from shared.codec import encode_json
 from shared.errors import BrokerError
 from shared.logs import get_log
 from shared.messages.node import Telemetry
+from shared.sentences import worded
 from shared.topics import Topics
 from shared.transfer import Transfers
 
@@ -76,7 +77,7 @@ class Reporter:
                 continue
             if trip_s is None or time.monotonic() >= trip_due:
                 trip_s, trip_due = await self._round_trip(), time.monotonic() + _TRIP_S
-            payload = encode_json(self._sample(trip_s))
+            payload = encode_json(worded(self._sample(trip_s)))
             try:
                 await self._control.publish(self._topic, payload, qos=0, timeout_s=self._interval_s)
             except BrokerError as error:

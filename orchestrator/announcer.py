@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from orchestrator.core.cluster_events import Tell
 from orchestrator.core.dispatch_events import Decided, Poisoned
 from orchestrator.decisions import decision_row, describe
 from orchestrator.outbox import Outbox
+from shared.bus import Properties
 from shared.codec import to_builtins
 from shared.errors import Amp4ecError, ErrorCode, JobError
 from shared.logs import get_log
@@ -19,6 +20,8 @@ from shared.messages.operation import EventsRequest, Happening, Response
 
 log = get_log(__name__)
 
+_MOST_OWN = 1000
+"""Requests with a response topic of their own that have not ended; the oldest are answered on ours."""
 MOST_KEPT = 1000
 """Of the events, for whoever asks what happened."""
 _WARNINGS = frozenset((
@@ -33,6 +36,7 @@ class Announcer:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
+        self._own: OrderedDict[str, tuple[str, bytes | None]] = OrderedDict()
         self._kept: deque[Happening] = deque(maxlen=MOST_KEPT)
 
     def latest(self, wish: EventsRequest) -> list[Happening]:
@@ -105,20 +109,40 @@ class Announcer:
         )
         self._tell(happening)
 
+    def asked(self, transaction: str, properties: Properties) -> None:
+        """A request came; one that names a topic of its own for the response gets one there, and no progress.
+
+        Its transaction is empty where it cannot be read.
+        """
+        topic = properties.response_topic
+        if topic is not None and self._outbox.may_respond_to(topic):
+            self._own[transaction] = topic, properties.correlation_data
+            self._own.move_to_end(transaction)
+            if len(self._own) > _MOST_OWN:
+                self._own.popitem(last=False)
+
+    def _respond(self, verb: str, response: Response) -> None:
+        """The end of a transaction."""
+        topic, correlation = self._own.pop(response.transaction, (None, None))
+        if topic is None:
+            self._outbox.publish("response", response, verb=verb)
+        else:
+            self._outbox.respond(topic, response, correlation)
+
     def progress(self, verb: str, transaction: str, text: str) -> None:
         """A line for whoever waits for a transaction."""
+        if transaction in self._own:
+            return
         response = Response(transaction=transaction, status="progress", data={"text": text})
         self._outbox.publish("response", response, verb=verb)
 
     def done(self, verb: str, transaction: str, data: dict[str, object]) -> None:
         """A transaction ended well."""
-        response = Response(transaction=transaction, status="ok", data=data)
-        self._outbox.publish("response", response, verb=verb)
+        self._respond(verb, Response(transaction=transaction, status="ok", data=data))
 
     def failed(self, verb: str, transaction: str, error: ErrorBody) -> None:
         """A transaction ended otherwise."""
-        response = Response(transaction=transaction, status="error", error=error)
-        self._outbox.publish("response", response, verb=verb)
+        self._respond(verb, Response(transaction=transaction, status="error", error=error))
 
 
 def _now() -> str:

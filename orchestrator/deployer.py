@@ -53,7 +53,8 @@ class Deployer:
         self._outbox = outbox
         self._dispatcher = dispatcher
         self._term = term
-        self._prefetch = prefetch
+        self.prefetch = prefetch
+        """Whether nodes are sent what a later plan may need; from the next assignment on."""
         self._keys = keys
         self._assigned: dict[str, set[str]] = {}
         self._slice_s: dict[tuple[str, int], float] = {}
@@ -75,7 +76,7 @@ class Deployer:
         prefetch = {
             blob.digest: blob
             for ref in action.stages
-            if self._prefetch
+            if self.prefetch
             for blob in self._library.prefetch(ref.entry)
             if blob.digest not in needed
         }

@@ -147,6 +147,8 @@ class Performer:
                 context = action.context
                 assert isinstance(context, Context)
                 self._lives.refused(action.request_id, action.model, context, action.failure)
+                known = action.model in self._known.models
+                self._tally.refuse(action.model if known else "", action.failure.code)
                 payload = write_error(action.model, context, action.failure)
                 self._replies.send(action.reply_to, payload, context, (action.handle,))
             case core.Acknowledge():

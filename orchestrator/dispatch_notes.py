@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from orchestrator.answers import ItemResult, Shown
 from orchestrator.core import dispatch_events as core
+from orchestrator.core.dispatch_settings import SettingsChanged
 from orchestrator.core.dispatch_stats import Snapshot
 from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
 from orchestrator.core.result_cache import CacheSettings
@@ -64,6 +65,7 @@ Command = (
     | core.PipelineDraining
     | core.PipelineLost
     | core.PipelineFigures
+    | SettingsChanged
 )
 
 
@@ -76,6 +78,8 @@ class StageSum:
     compute_s: float = 0.0
 
 
+Outcomes = Mapping[tuple[str, str], int]
+"""Jobs by model (empty: none that is served) and `ok` or the error's code."""
 StageKey = tuple[str, str, int, int, str]
 """Model, pipeline, generation, stage, node."""
 
@@ -105,6 +109,8 @@ class Report:
     """Messages that came to nothing, by reason, since the start."""
     refused: dict[ErrorCode, int]
     """Requests refused before the core saw them, by code, since the start."""
+    outcomes: Outcomes
+    """Since the start."""
     news: list[str]
     """Lines for `event` about those that nobody could be told of."""
     snapshot: Snapshot
@@ -133,6 +139,7 @@ class Tally:
     def __init__(self) -> None:
         self.dropped: Counter[str] = Counter()
         self.refused: Counter[ErrorCode] = Counter()
+        self._outcomes: Counter[tuple[str, str]] = Counter()
         self._stages: dict[StageKey, StageSum] = {}
         self._answered: dict[str, Answered] = {}
         self._untold: dict[str, tuple[int, str]] = {}
@@ -151,7 +158,9 @@ class Tally:
 
     def answer(self, answer: core.Answer) -> None:
         """Take an answer that went out for the first time."""
-        if answer.failure is not None:
+        failure = answer.failure
+        self._outcomes[answer.model, "ok" if failure is None else failure.code] += 1
+        if failure is not None:
             return
         known = self._answered.get(answer.model)
         if known is None:
@@ -165,6 +174,10 @@ class Tally:
             outcome = item.outcome
             if isinstance(outcome, core.Output) and isinstance(outcome.value, ItemResult):
                 known.last = outcome.value.top[0] if outcome.value.top else None
+
+    def refuse(self, model: str, code: ErrorCode) -> None:
+        """Take a job that was refused; `model` is empty where none of that name is served."""
+        self._outcomes[model, code] += 1
 
     def drop(self, why: str, text: str) -> bool:
         """Count a message that nobody can be told about; whether it is worth a line in the log.
@@ -192,6 +205,7 @@ class Tally:
             answered,
             dict(self.dropped),
             dict(self.refused),
+            dict(self._outcomes),
             news,
             snapshot,
             interval_s,

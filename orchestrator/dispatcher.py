@@ -28,7 +28,7 @@ from typing import assert_never
 
 from orchestrator.core import dispatch_events as core
 from orchestrator.core.dispatch import Dispatcher
-from orchestrator.core.dispatch_settings import DispatchSettings
+from orchestrator.core.dispatch_settings import DispatchSettings, SettingsChanged
 from orchestrator.dispatch_actions import Known, Performer, internal
 from orchestrator.dispatch_notes import Command, ModelSpec, Note, PipelineSpec, Tally
 from orchestrator.job_lives import JobLives
@@ -231,6 +231,9 @@ class DispatchThread(threading.Thread):
                     self._known.models.pop(command.model, None)
                     self._performer.forget(command.model)
                     actions = self._core.step(command)
+                case SettingsChanged(settings=settings):
+                    self._settings = settings
+                    actions = self._core.step(command)
                 case core.PipelineDraining() | core.PipelineLost() | core.PipelineFigures():
                     if isinstance(command, core.PipelineLost):
                         self.lives.lost(command.pipeline, command.generation, command.crashed)
@@ -312,6 +315,7 @@ class DispatchThread(threading.Thread):
             )
             if isinstance(request, core.Failure):
                 self._tally.refused[request.code] += 1
+                self._tally.refuse("" if spec is None else envelope.model, request.code)
                 self._performer.refuse(request_id, envelope, request, message)
                 return
             actions = self._core.step(request)

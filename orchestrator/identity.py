@@ -13,6 +13,7 @@ from orchestrator.core.leadership import Title
 from orchestrator.options import OrchestratorOptions
 from shared.ids import name_from
 from shared.messages.operation import Limits, OrchestratorState
+from shared.sentences import worded
 
 _LONGEST_HOST = 40
 
@@ -34,21 +35,23 @@ def own_state(
 ) -> OrchestratorState:
     """The retained state of a leader, or of one that claims to be."""
     settings = options.dispatch
-    return OrchestratorState(
-        state=state,
-        incarnation=incarnation,
-        term=title.term,
-        leader=title.name or None,
-        standbys=list(standbys),
-        host=socket.gethostname(),
-        pid=os.getpid(),
-        version=own_version(),
-        limits=Limits(
-            max_item_bytes=settings.max_item_bytes,
-            max_queue_items=settings.max_queued_items,
-            max_queue_bytes=settings.max_queued_bytes,
-        ),
-        set_aside=set_aside,
+    return worded(
+        OrchestratorState(
+            state=state,
+            incarnation=incarnation,
+            term=title.term,
+            leader=title.name or None,
+            standbys=list(standbys),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+            version=own_version(),
+            limits=Limits(
+                max_item_bytes=settings.max_item_bytes,
+                max_queue_items=settings.max_queued_items,
+                max_queue_bytes=settings.max_queued_bytes,
+            ),
+            set_aside=set_aside,
+        )
     )
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from orchestrator.core import cluster_events as events
 from orchestrator.core.rates import RATES, Admission, RateLimits
 from orchestrator.doubts import Doubts
+from orchestrator.live_settings import LiveSettings
 from orchestrator.outbox import Outbox
 from orchestrator.request_gate import RequestGate
 from orchestrator.restore import Restore
@@ -29,6 +30,7 @@ from shared.messages.cordon import Cordon
 from shared.messages.model import ModelState
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.operation import OrchestratorState
+from shared.messages.settings import OrchestratorInfo
 from shared.messages.stage import Assignment
 from shared.messages.stage import Report as StageReports
 from shared.topics import SPECS, Topics, check_payload
@@ -38,6 +40,7 @@ log = get_log(__name__)
 
 SUBSCRIPTIONS = (
     "node_state", "telemetry", "report", "ping", "model_state", "assignment", "cordon", "request",
+    "orchestrator_info",
 )  # fmt: skip
 
 _OF_NODES = {"node_state": "birth", "telemetry": "telemetry", "report": "report"}
@@ -67,6 +70,7 @@ class Intake:
         term: int,
         outbox: Outbox,
         restore: Restore,
+        settings: LiveSettings,
         requests: RequestGate,
         vouching: Vouching,
         transfers: Transfers,
@@ -82,6 +86,7 @@ class Intake:
         self._term = term
         self._outbox = outbox
         self._restore = restore
+        self._settings = settings
         self._requests = requests
         self._vouching = vouching
         self._transfers = transfers
@@ -164,6 +169,9 @@ class Intake:
             case "model_state" if message.retain and self._holds(name, message):
                 self._outbox.kept(message.topic, payload)
                 self._restore.found(levels["model"], decode_json(payload, ModelState))
+            case "orchestrator_info" if message.retain and self._holds(name, message):
+                self._outbox.kept(message.topic, payload)
+                self._settings.found(decode_json(payload, OrchestratorInfo))
             case "orchestrator_state" if self._holds(name, message):
                 self._orchestrator_seen(decode_json(payload, OrchestratorState), message)
             case "request":

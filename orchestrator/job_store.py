@@ -165,6 +165,8 @@ class JobStore:
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="job store", daemon=True)
         self._num_set_aside = 0
+        self.failure = ""
+        """Why it cannot be written now; empty while it can."""
 
     def open(self) -> Recovered:
         """Read what an earlier orchestrator left, and begin. Its jobs are to be accepted anew, or are gone.
@@ -283,9 +285,11 @@ class JobStore:
                     self._serve(database)
             except sqlite3.Error as error:
                 log.error("the job store cannot be written", path=self._path, error=error)
+                self.failure = f"the job store {self._path} cannot be written: {error}"
                 if self._trouble is not None:
-                    self._trouble(f"the job store {self._path} cannot be written: {error}")
+                    self._trouble(self.failure)
                 self._wait_until_writable()
+                self.failure = ""
 
     def _serve(self, database: sqlite3.Connection) -> None:
         """Write group after group, until closed.

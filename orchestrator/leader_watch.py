@@ -26,6 +26,7 @@ from shared.codec import decode_json, encode_json
 from shared.errors import ProtocolError
 from shared.logs import get_log
 from shared.messages.operation import Beat, OrchestratorState, Standby
+from shared.sentences import worded
 from shared.signing import Admission
 from shared.topics import SPECS, Topics, check_payload
 
@@ -234,7 +235,7 @@ class LeaderWatch(threading.Thread):
             case core.Sign(serial, ready):
                 sign = Standby(name=self._core.name, serial=serial, ready=ready)
                 topic = self._topics.topic("standby", standby=self._core.name)
-                self._bus.publish(topic, encode_json(sign), 0)
+                self._bus.publish(topic, encode_json(worded(sign)), 0)
             case core.Claim(title):
                 self._claim(title)
             case core.Beat(title, count):

@@ -22,11 +22,13 @@ from orchestrator.decisions import decisions
 from orchestrator.deployment_log import DeploymentLog
 from orchestrator.entries import choose_entry
 from orchestrator.library import Library
+from orchestrator.live_settings import LiveSettings
 from orchestrator.plan_requests import PlanRequests
 from shared.codec import decode_json, to_builtins
 from shared.errors import Amp4ecError, ArtifactError, ErrorCode, JobError, ProtocolError
 from shared.logs import get_log
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
+from shared.messages.health import Health, HealthRequest
 from shared.messages.life import JobLife, JobLives, JobRequest
 from shared.messages.operation import (
     Deployments,
@@ -40,8 +42,10 @@ from shared.messages.operation import (
     ServeRequest,
     StopRequest,
 )
+from shared.messages.settings import InfoRequest, SetRequest
 from shared.messages.stage import Blob
 from shared.package import ModelPackage
+from shared.topics import VERBS
 from shared.transfer import Transfers
 
 log = get_log(__name__)
@@ -57,6 +61,7 @@ class _Preparation:
     """A model on its way in."""
 
     request: ServeRequest
+    manifest: Blob
     task: asyncio.Task[None]
 
 
@@ -80,6 +85,8 @@ class Operators:
         dispatched: Callable[[], Snapshot | None],
         deployments: DeploymentLog,
         lives: Callable[[str], list[JobLife]],
+        settings: LiveSettings,
+        health: Callable[[], Health],
     ) -> None:
         self._library = library
         self._transfers = transfers
@@ -89,6 +96,8 @@ class Operators:
         self._dispatched = dispatched
         self._deployments = deployments
         self._lives = lives
+        self._settings = settings
+        self._health = health
         self._plans = PlanRequests(
             library=library,
             transfers=transfers,
@@ -102,7 +111,7 @@ class Operators:
     @property
     def in_use(self) -> Collection[str]:
         """Digests of the packages that are being read."""
-        return {each.request.manifest.digest for each in self._preparing.values()}
+        return {each.manifest.digest for each in self._preparing.values()}
 
     def open(self) -> None:
         """Take requests from now on, those that came before first."""
@@ -146,15 +155,13 @@ class Operators:
                 case "deployments":
                     listed = decode_json(payload, DeploymentsRequest)
                     found = Deployments(deployments=self._deployments.latest(listed))
-                    self._announcer.done(verb, listed.transaction, to_builtins(found))
+                    self._done(verb, listed.transaction, found)
                 case "events":
                     wish = decode_json(payload, EventsRequest)
-                    kept = KeptEvents(events=self.events(wish))
-                    self._announcer.done(verb, wish.transaction, to_builtins(kept))
+                    self._done(verb, wish.transaction, KeptEvents(events=self.events(wish)))
                 case "job":
                     sought = decode_json(payload, JobRequest)
-                    lives = JobLives(jobs=self._lives(sought.job))
-                    self._announcer.done(verb, sought.transaction, to_builtins(lives))
+                    self._done(verb, sought.transaction, JobLives(jobs=self._lives(sought.job)))
                 case "cordon":
                     self._cordon(decode_json(payload, CordonRequest))
                 case "drain":
@@ -165,12 +172,18 @@ class Operators:
                     self._step(events.UncordonAsked(now, lift.transaction, lift.node))
                 case "plan":
                     self._plans.take(decode_json(payload, PlanRequest))
+                case "set":
+                    change = decode_json(payload, SetRequest)
+                    self._done(verb, change.transaction, self._settings.set(change))
+                case "info":
+                    asked = decode_json(payload, InfoRequest)
+                    self._done(verb, asked.transaction, self._settings.info())
+                case "health":
+                    whole = decode_json(payload, HealthRequest)
+                    self._done(verb, whole.transaction, self._health())
                 case _:
                     raise ProtocolError(
-                        "unknown verb",
-                        expected="serve, stop, replan, explain, plan, deployments, events, job, cordon, "
-                        "drain or uncordon",
-                        got=verb,
+                        "unknown verb", expected="one of " + ", ".join(sorted(VERBS)), got=verb[:64]
                     )
         except Exception as error:
             if isinstance(error, Amp4ecError):
@@ -185,9 +198,10 @@ class Operators:
                     )
             else:
                 log.exception("a request failed", verb=verb, transaction=transaction_of(payload))
-            transaction = transaction_of(payload)
-            if transaction is not None:
-                self._announcer.failed(verb, transaction, error_body(error))
+            self._announcer.failed(verb, transaction_of(payload), error_body(error))
+
+    def _done(self, verb: str, transaction: str, data: object) -> None:
+        self._announcer.done(verb, transaction, to_builtins(data))
 
     def _cordon(self, request: CordonRequest | DrainRequest) -> None:
         now = time.monotonic()
@@ -206,7 +220,7 @@ class Operators:
 
     def _explain(self, request: ExplainRequest) -> None:
         found = decisions(self._dispatched(), request.model, time.monotonic())
-        self._announcer.done("explain", request.transaction, to_builtins(found))
+        self._done("explain", request.transaction, found)
 
     def _stop(self, request: StopRequest) -> None:
         preparing = self._abandon(request.model, "it was stopped")
@@ -219,6 +233,7 @@ class Operators:
         running = self._preparing.get(request.model)
         if running is not None and running.request.transaction == request.transaction:
             return  # the request was delivered twice
+        manifest = request.manifest or self._manifest_of(request.model)
         self._abandon(request.model, "something else was asked for under this name")
         if len(self._preparing) >= _MOST_PREPARATIONS:
             raise JobError(
@@ -227,8 +242,8 @@ class Operators:
                 expected=f"at most {_MOST_PREPARATIONS} at once",
                 got="one more",
             )
-        task = asyncio.create_task(self._prepare(request), name=f"serve {request.model}")
-        preparation = self._preparing[request.model] = _Preparation(request, task)
+        task = asyncio.create_task(self._prepare(request, manifest), name=f"serve {request.model}")
+        preparation = self._preparing[request.model] = _Preparation(request, manifest, task)
 
         def ended(_: asyncio.Task[None]) -> None:
             if self._preparing.get(request.model) is preparation:
@@ -246,20 +261,36 @@ class Operators:
         self._announcer.failed("serve", running.request.transaction, error_body(error))
         return True
 
-    async def _prepare(self, request: ServeRequest) -> None:
+    def _manifest_of(self, model: str) -> Blob:
+        """The package of a model that is served.
+
+        Raises:
+            JobError: it is not.
+        """
+        served = self._cluster.models.get(model)
+        if served is None:
+            raise JobError(
+                ErrorCode.UNKNOWN_MODEL,
+                f"{model} is not served, and the request names no manifest",
+                expected="a manifest, as `amp4ec serve` uploads it, or one of the models served: "
+                + (", ".join(sorted(self._cluster.models)) or "none"),
+                got=model,
+            )
+        digest = served.entry.manifest
+        return Blob(digest=digest, size=self._library.manifest_bytes(digest))
+
+    async def _prepare(self, request: ServeRequest, manifest: Blob) -> None:
         began = time.monotonic()
         try:
             async with asyncio.timeout(request.timeout_s):
-                package = await self._fetch(request)
+                package = await self._fetch(request, manifest)
             if package.manifest.model != request.model:
                 raise ProtocolError(
                     "the package is of another model",
                     expected=request.model,
                     got=package.manifest.model,
                 )
-            entry = await choose_entry(
-                self._cluster, package, request.manifest.digest, request.options
-            )
+            entry = await choose_entry(self._cluster, package, manifest.digest, request.options)
             self._step(
                 events.ServeAsked(
                     time.monotonic(), request.transaction, entry, began + request.timeout_s
@@ -272,7 +303,7 @@ class Operators:
                     ErrorCode.UNAVAILABLE,
                     f"not served in time: the artifacts of {request.model} were not all here",
                     expected=f"within {request.timeout_s:g} s",
-                    got=f"{len(self._missing(request))} missing",
+                    got=f"{len(self._missing(request, manifest))} missing",
                 )
             elif not isinstance(error, Amp4ecError):
                 # Ours, not the sender's: they are told, the traceback is for us.
@@ -281,17 +312,25 @@ class Operators:
                 )
             self._announcer.failed("serve", request.transaction, error_body(told))
 
-    async def _fetch(self, request: ServeRequest) -> ModelPackage:
+    async def _fetch(self, request: ServeRequest, manifest: Blob) -> ModelPackage:
         """The package, with all that it names."""
         for attempt in range(1, _ATTEMPTS + 1):
-            wanted = self._missing(request)
+            wanted = self._missing(request, manifest)
+            provider = request.provider
+            if wanted and provider is None:
+                raise ProtocolError(
+                    "artifacts are missing, and nobody is named who has them",
+                    expected="a provider",
+                    got=f"{len(wanted)} missing",
+                )
             if wanted:
                 total = sum(blob.size for blob in wanted)
                 text = f"fetching {len(wanted)} artifacts, {total / 1e6:.1f} MB"
                 self._announcer.progress("serve", request.transaction, text)
             fetches = [
-                asyncio.ensure_future(self._transfers.fetch(blob, request.provider))
+                asyncio.ensure_future(self._transfers.fetch(blob, provider))
                 for blob in wanted
+                if provider is not None
             ]
             try:
                 await asyncio.gather(*fetches)
@@ -300,21 +339,21 @@ class Operators:
                     fetch.cancel()
                 await asyncio.gather(*fetches, return_exceptions=True)
             try:
-                return await asyncio.to_thread(self._library.open, request.manifest.digest)
+                return await asyncio.to_thread(self._library.open, manifest.digest)
             except ArtifactError:
-                if attempt == _ATTEMPTS or not self._missing(request):
+                if attempt == _ATTEMPTS or not self._missing(request, manifest):
                     raise
         raise AssertionError("unreachable")
 
-    def _missing(self, request: ServeRequest) -> list[Blob]:
-        return self._library.missing([request.manifest, *request.blobs])
+    def _missing(self, request: ServeRequest, manifest: Blob) -> list[Blob]:
+        return self._library.missing([manifest, *request.blobs])
 
 
-def transaction_of(payload: bytes | bytearray) -> str | None:
-    """The transaction of a request that is otherwise unreadable, so that its sender gets told."""
+def transaction_of(payload: bytes | bytearray) -> str:
+    """The transaction of a request that is otherwise unreadable, so that its sender gets told; or empty."""
     try:
         given = decode_json(payload, dict)
     except ProtocolError:
-        return None
+        return ""
     transaction = given.get("transaction")
-    return transaction if isinstance(transaction, str) and 0 < len(transaction) <= 128 else None
+    return transaction if isinstance(transaction, str) and len(transaction) <= 128 else ""

@@ -14,10 +14,12 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from shared.bus import NO_PROPERTIES, ControlBus, Publication, Qos
-from shared.codec import encode_json
+from shared.bus import NO_PROPERTIES, ControlBus, Properties, Publication, Qos
+from shared.codec import encode_json, encode_json_sparse
 from shared.errors import BrokerError, BrokerUnreachableError
 from shared.logs import get_log
+from shared.messages.operation import Happening
+from shared.sentences import Worded, worded
 from shared.signing import SIGNED_BY, Signer
 from shared.topics import Topics
 
@@ -65,7 +67,7 @@ class Outbox:
         self, name: str, value: object, *, retain: bool = False, qos: Qos = 1, **levels: str
     ) -> None:
         """Queue `value` for the topic `name` of the table; None is empty, which clears a retained one."""
-        payload = b"" if value is None else encode_json(value)
+        payload = _written(value)
         topic = self._topics.topic(name, **levels)
         properties = NO_PROPERTIES
         if self._signer is not None and payload and name in SIGNED_BY:
@@ -76,6 +78,15 @@ class Outbox:
         if retain:
             self._newest[topic] = item
         self._put(item)
+
+    def may_respond_to(self, topic: str) -> bool:
+        """Whether a request may name `topic` for its response."""
+        return self._topics.may_respond_to(topic)
+
+    def respond(self, topic: str, value: object, correlation: bytes | None) -> None:
+        """Queue `value` for a topic that who asked has named."""
+        properties = Properties(correlation_data=correlation)
+        self._put(Publication(topic=topic, payload=encode_json(value), properties=properties))
 
     def clear(self, name: str, **levels: str) -> None:
         """Clear a retained topic, and remember nothing of it."""
@@ -176,3 +187,16 @@ class Outbox:
             except BrokerError as error:
                 log.error("the broker refused a message", topic=item.topic, error=error)
             return
+
+
+def _written(value: object) -> bytes:
+    """Empty where there is nothing: that clears a retained topic."""
+    match value:
+        case None:
+            return b""
+        case Happening():
+            return encode_json_sparse(value)
+        case _ if isinstance(value, Worded):
+            return encode_json(worded(value))
+        case _:
+            return encode_json(value)

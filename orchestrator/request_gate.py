@@ -56,6 +56,8 @@ class RequestGate:
 
     def take(self, verb: str, message: Message) -> None:
         """A message on `request/{verb}`; on an open cluster everybody may ask."""
+        transaction = transaction_of(message.payload)
+        self._announcer.asked(transaction, message.properties)
         try:
             signed = self._vouching.check("request", message)
         except ForgedError as error:
@@ -69,7 +71,6 @@ class RequestGate:
             self._take(verb, message.payload)
             return
         now_ms = time.time_ns() // 1_000_000
-        transaction = transaction_of(message.payload) or ""
         match self._replays.judge(now_ms, signed.by.key, transaction, signed.at_ms):
             case Freshness.NEW:
                 self._write()
@@ -97,10 +98,8 @@ class RequestGate:
     def _refuse(
         self, verb: str, message: Message, text: str, expected: str | None, got: str | None
     ) -> None:
-        transaction = transaction_of(message.payload)
-        if transaction is not None:
-            error = JobError(ErrorCode.FORBIDDEN, text, expected=expected, got=got)
-            self._announcer.failed(verb, transaction, error_body(error))
+        error = JobError(ErrorCode.FORBIDDEN, text, expected=expected, got=got)
+        self._announcer.failed(verb, transaction_of(message.payload), error_body(error))
 
     def _read(self) -> dict[tuple[str, str], int]:
         try:

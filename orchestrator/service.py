@@ -24,26 +24,26 @@ from orchestrator.cluster_actions import ClusterActions
 from orchestrator.core import cluster_events as events
 from orchestrator.core import dispatch_events as dispatch
 from orchestrator.core.cluster import Cluster
-from orchestrator.core.dispatch_stats import Snapshot
-from orchestrator.decisions import MicroBatchNews
+from orchestrator.core.cluster_settings import SettingsChanged
+from orchestrator.core.dispatch_settings import SettingsChanged as DispatchSettingsChanged
 from orchestrator.deployer import Deployer
 from orchestrator.deployment_log import DeploymentLog
 from orchestrator.dispatch_notes import Report, RoundingMeasured
 from orchestrator.dispatcher import DispatchThread
 from orchestrator.doubts import LIVE_S, Doubts
-from orchestrator.figures import metrics
 from orchestrator.home_assistant import HomeAssistant
 from orchestrator.identity import own_state
 from orchestrator.intake import SUBSCRIPTIONS, Intake
 from orchestrator.job_store import JobStore, Recovered
 from orchestrator.lease import Tenure
 from orchestrator.library import Library
-from orchestrator.measurements import measurements
+from orchestrator.live_settings import LiveSettings
 from orchestrator.model_states import ModelStates
 from orchestrator.note_box import NoteBox
 from orchestrator.operators import Operators
 from orchestrator.options import OrchestratorOptions
 from orchestrator.outbox import Outbox
+from orchestrator.reporting import Reporting
 from orchestrator.request_gate import RequestGate
 from orchestrator.restore import Restore
 from orchestrator.served_file import ServedFile
@@ -114,11 +114,15 @@ class Orchestrator:
         self._counted = counted
         self._counters: Counter[str] = Counter()
         self._cluster = Cluster(self.incarnation, options.cluster, restoring=True)
-        self._num_set_aside = 0
-        self._micro_batch_news = MicroBatchNews()
         self._library = library or open_library(options)
         self._own_library = library is None
         self._keys = keys_of(options.broker, options.root)
+        self._jobs = JobStore(
+            options.state_dir / "jobs.sqlite3",
+            after_s=options.store_after_s,
+            keep_s=options.dispatch.repeat_window_s,
+            trouble=self._store_trouble,
+        )
         will = self._last_words("lost")
         self._bus = (control or self._mqtt_control)(will)
         self._transfers = Transfers(
@@ -131,12 +135,6 @@ class Orchestrator:
         self._home = HomeAssistant(options, self._topics, self._outbox)
         self._states = ModelStates(self._cluster, self._library, self._outbox)
         self._notes = NoteBox()
-        self._jobs = JobStore(
-            options.state_dir / "jobs.sqlite3",
-            after_s=options.store_after_s,
-            keep_s=options.dispatch.repeat_window_s,
-            trouble=self._store_trouble,
-        )
         self._dispatcher = DispatchThread(
             (data or self._mqtt_data)(),
             self._topics,
@@ -155,15 +153,43 @@ class Orchestrator:
             keys=self._keys.pipelines,
         )
         self._deployments = DeploymentLog(options.state_dir / "deployments.json", options.root)
+        self._settings = LiveSettings(
+            options,
+            path=options.state_dir / "settings.json",
+            term=self._tenure.title.term,
+            before=self._tenure.before,
+            outbox=self._outbox,
+            announcer=self._announcer,
+            apply=self._apply,
+        )
+        self.reporting = Reporting(
+            cluster=self._cluster,
+            step=self._step,
+            dispatcher=self._dispatcher,
+            announcer=self._announcer,
+            outbox=self._outbox,
+            states=self._states,
+            home=self._home,
+            restored=lambda: self.restore.over,
+            jobs=self._jobs,
+            settings=self._settings,
+            counters=self._counters,
+            notes=self._notes,
+            connected=lambda: self._bus.connected,
+            standbys=lambda: self._standbys,
+            say_again=self.say_again,
+        )
         self.operators = Operators(
             library=self._library,
             transfers=self._transfers,
             cluster=self._cluster,
             announcer=self._announcer,
             step=self._step,
-            dispatched=lambda: self._dispatched,
+            dispatched=lambda: self.reporting.dispatched,
             deployments=self._deployments,
             lives=self._dispatcher.lives.find,
+            settings=self._settings,
+            health=self.reporting.health,
         )
         self._served = ServedFile(
             options.state_dir / "served.json",
@@ -180,10 +206,9 @@ class Orchestrator:
             deployments=self._deployments,
             counters=self._counters,
         )
-        self._restore = Restore(
+        self.restore = Restore(
             self._library, self._outbox, self._announcer, self._served, known or {}
         )
-        self._dispatched: Snapshot | None = None
         self._doubts = Doubts()
         vouching = Vouching(Admission(options.broker.credentials), self._counters, self._announcer)
         self._intake = Intake(
@@ -191,7 +216,8 @@ class Orchestrator:
             incarnation=self.incarnation,
             term=self._tenure.title.term,
             outbox=self._outbox,
-            restore=self._restore,
+            restore=self.restore,
+            settings=self._settings,
             requests=RequestGate(
                 vouching, self._announcer, self.operators.take, options.state_dir / "requests.json"
             ),
@@ -294,6 +320,7 @@ class Orchestrator:
             ]
             await self._stop.wait()
             if not self._resigned:
+                self.reporting.leave()
                 await self._outbox.flushed(LAST_WORDS_S)
             for task in tasks:
                 task.cancel()
@@ -330,7 +357,7 @@ class Orchestrator:
             title=self._tenure.title,
             incarnation=self.incarnation,
             standbys=self._standbys,
-            set_aside=self._num_set_aside,
+            set_aside=self._jobs.num_set_aside,
         )
 
     async def _announce(self) -> None:
@@ -341,7 +368,8 @@ class Orchestrator:
 
     async def _begin(self) -> None:
         """Take over what an earlier orchestrator left, then let operators and jobs in."""
-        await self._restore.run(self._bus, self._step)
+        await self.restore.run(self._bus, self._step)
+        self._settings.restore()
         recovered = await asyncio.to_thread(self._jobs.open)
         self._jobs.leads(self._tenure.title.term)
         self._counted(recovered.beat)
@@ -381,6 +409,15 @@ class Orchestrator:
     def _step(self, event: events.Event) -> None:
         self._actions.perform(self._cluster.step(event))
 
+    def _apply(self, options: OrchestratorOptions) -> None:
+        """An operator has changed settings."""
+        now = time.monotonic()
+        self._options = options
+        self._deployer.prefetch = options.prefetch
+        self._step(SettingsChanged(now, options.cluster))
+        self._dispatcher.tell(DispatchSettingsChanged(now, options.dispatch))
+        self.say_again()
+
     # --- the dispatcher's side, and time
 
     def _store_trouble(self, text: str) -> None:
@@ -405,7 +442,7 @@ class Orchestrator:
                     case dispatch.Poisoned():
                         self._announcer.poisoned(note, self._jobs.path)
                     case Report():
-                        self._reported(note)
+                        self.reporting.take(note)
                     case _:
                         assert_never(note)
             except Exception:
@@ -417,43 +454,6 @@ class Orchestrator:
         if note.hurts:
             now, error = time.monotonic(), note.error.error_ratio
             self._step(events.RoundingHurt(now, note.model, note.generation, error))
-
-    def _reported(self, report: Report) -> None:
-        now = time.monotonic()
-        self._dispatched = report.snapshot
-        for event in measurements(report, now):
-            self._step(event)
-        if self._options.dispatch.scheduling.goes_by_telemetry:
-            for figures in self._cluster.figures(now):
-                self._dispatcher.tell(figures)
-        for tell in self._micro_batch_news.tell(report.snapshot):
-            self._announcer.happened(tell)
-        for line in report.news:
-            self._announcer.happened(events.Tell("message_dropped", line))
-        if self._jobs.num_set_aside != self._num_set_aside:
-            self._num_set_aside = self._jobs.num_set_aside
-            self.say_again()
-        self._states.measured(report, now)
-        self._home.answered(report)
-        if self._restore.over:
-            self._home.refresh(self._cluster.nodes.values(), self._cluster.models)
-        if self._bus.connected:
-            own = self._counters | Counter(
-                dropped_outbox=self._outbox.dropped, dropped_notes=self._notes.dropped
-            )
-            errors = self._cluster.prediction_errors()
-            standings = self._cluster.standings(now)
-            sent_at_ms = time.time_ns() // 1_000_000
-            summary = metrics(
-                report,
-                len(self._cluster.alive()),
-                standings,
-                own,
-                errors,
-                sent_at_ms=sent_at_ms,
-                labels=self._home.labels,
-            )
-            self._outbox.publish("metrics", summary, qos=0)
 
     async def _tick(self) -> None:
         while True:
@@ -476,7 +476,7 @@ class Orchestrator:
 
     def _forget_packages(self) -> None:
         """Let go of the weights of what is not served any more, so that others have room on disk."""
-        if not self._restore.over:
+        if not self.restore.over:
             return
         used = {*self._deployer.in_use, *self.operators.in_use}
         for served in self._cluster.models.values():

@@ -64,6 +64,17 @@ def encode_json_line(value: object) -> bytes:
         raise ProtocolError(f"cannot be written as JSON: {error}") from error
 
 
+def encode_json_sparse(value: object) -> bytes:
+    """A dataclass as `encode_json` has it, in the order of its fields, without those that are null or empty.
+
+    For messages that people read, whose fields all have defaults.
+    """
+    told = {
+        name: each for name, each in to_builtins(value).items() if each not in (None, "", [], {})
+    }
+    return encode_json_line(told)
+
+
 def decode_json(data: bytes | bytearray | memoryview | str, type_: type[T]) -> T:
     """JSON bytes as a `type_`.
 
@@ -126,6 +137,13 @@ def convert(value: object, type_: type[T]) -> T:
         return msgspec.convert(value, type_)
     except msgspec.MsgspecError as error:
         raise ProtocolError(str(error), expected=_name(type_), got=type(value).__name__) from error
+
+
+def json_schema(type_: type) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of a dataclass whose fields are plain values."""
+    document = msgspec.json.schema(type_)
+    schema: dict[str, Any] = document["$defs"][type_.__name__]
+    return schema
 
 
 def finite(value: float | None) -> float | None:

@@ -18,11 +18,23 @@ from typing import Any
 
 from shared import topics
 from shared.errors import ErrorCode
-from shared.messages import artifact, cordon, job, life, model, node, operation, signature, stage
+from shared.messages import (
+    artifact,
+    cordon,
+    health,
+    job,
+    life,
+    model,
+    node,
+    operation,
+    settings,
+    signature,
+    stage,
+)
 from shared.tensor import DTYPES
 
 PATH = Path(__file__).with_name("PROTOCOL.md")
-MODULES = (node, stage, model, job, artifact, operation, cordon, life, signature)
+MODULES = (node, stage, model, job, artifact, operation, cordon, life, health, settings, signature)
 
 INTRODUCTION = """\
 # The AMP4EC protocol
@@ -36,12 +48,14 @@ people to read.
 
 - Messages between our own parts carry `v`; an unknown version is refused, unknown extra fields are ignored.
   What clients see carries none and only grows.
+- What people may read begins with `text`, a sentence: the fields say the same to programs. An event begins
+  with `at` and `text`, and leaves out what is null or empty.
 - Ranges are half-open, `[start, stop)`. Units are in the names: `_s` seconds, `_ms` milliseconds, `_bytes`.
 - A node's `incarnation` grows with every start of its agent: a last will of an earlier life changes nothing.
 - A pipeline's `generation` is part of its topic: a stale stage gets nothing.
 - A job is identified by the user property `job`, else by the correlation data, else by an id of ours. A
   repeat of (response topic, job) within 10 minutes gets the first answer again.
-- A request without a response topic, or with one outside `result/`, is dropped, counted and put on `event`.
+- A job without a response topic, or with one outside `result/`, is dropped, counted and put on `event`.
 - A stage's agent proves its subscription with an empty message to its own activation topic; empty messages
   there mean nothing else.
 - The broker should allow any number of messages in flight per client (Mosquitto: `max_inflight_messages 0`):

@@ -41,6 +41,11 @@ class TopicSpec:
 KIB, MIB = 1 << 10, 1 << 20
 LARGEST_BYTES = 127 * MIB
 """What our own broker takes: rows that carry tensors have no bound of their own below it."""
+VERBS = (
+    "serve", "stop", "replan", "plan", "explain", "deployments", "events", "job", "cordon", "drain",
+    "uncordon", "set", "info", "health",
+)  # fmt: skip
+"""What operators can ask for, on `request/{verb}`."""
 
 TABLE: tuple[TopicSpec, ...] = (
     TopicSpec(
@@ -232,8 +237,8 @@ TABLE: tuple[TopicSpec, ...] = (
         retained=False,
         payload="JSON with `transaction`",
         max_bytes=4 * MIB,
-        text="`serve`, `stop`, `replan`, `plan`, `explain`, `deployments`, `events`, `job`; `cordon`, "
-        "`drain` and `uncordon` a node.",
+        text=f"Verbs: {', '.join(f'`{verb}`' for verb in VERBS)}. What cannot be read is answered, too, with "
+        "its transaction or none.",
         vouched_by="operator",
     ),
     TopicSpec(
@@ -248,6 +253,18 @@ TABLE: tuple[TopicSpec, ...] = (
         text="`transaction`, `status` (`progress`, `ok`, `error`), `data`, `error`.",
     ),
     TopicSpec(
+        name="response_own",
+        pattern="response/{verb}/{asker}",
+        sender="orchestrator",
+        receiver="operator",
+        qos=1,
+        retained=False,
+        payload="JSON `Response`",
+        max_bytes=16 * MIB,
+        text="The one response that ends a request, with its correlation data, where the request names this "
+        "or `response/{verb}` as its response topic (MQTT 5), as `mosquitto_rr` does; no `progress` then.",
+    ),
+    TopicSpec(
         name="orchestrator_state",
         pattern="orchestrator/state",
         sender="orchestrator, and its last will",
@@ -259,6 +276,30 @@ TABLE: tuple[TopicSpec, ...] = (
         text="Who leads, under which term, who stands by, and the limits that jobs have to keep. An "
         "orchestrator that would lead claims it here first, with a term above all that it has seen.",
         vouched_by="orchestrator",
+    ),
+    TopicSpec(
+        name="orchestrator_info",
+        pattern="orchestrator/info",
+        sender="orchestrator",
+        receiver="anybody",
+        qos=1,
+        retained=True,
+        payload="JSON `OrchestratorInfo`",
+        max_bytes=256 * KIB,
+        text="Version, verbs, and the settings with their schema. Whoever leads next keeps to what was set.",
+        vouched_by="orchestrator",
+    ),
+    TopicSpec(
+        name="health",
+        pattern="orchestrator/health",
+        sender="orchestrator",
+        receiver="anybody",
+        qos=1,
+        retained=True,
+        payload="JSON `Health`",
+        max_bytes=1 * MIB,
+        text="Whether anything is wrong, and what; when it changes, and as long as `orchestrator/state` is "
+        "`online`.",
     ),
     TopicSpec(
         name="orchestrator_beat",
@@ -401,6 +442,14 @@ class Topics:
     def client_of(self, topic: str) -> str:
         """Whom an answer on `topic` is for: the level below `result/`; `may_answer_to` must hold."""
         return topic[len(self.root) + len("/result/") :].partition("/")[0]
+
+    def may_respond_to(self, topic: str) -> bool:
+        """Whether `topic` is one that a request may name for its response."""
+        try:
+            name, _ = self.parse(topic)
+        except ProtocolError:
+            return False
+        return name in ("response", "response_own") and not set(topic) & set("+#\0")
 
     def may_answer_to(self, topic: str) -> bool:
         """Whether `topic` is concrete and below `result/`: all that a job may name for its answer."""

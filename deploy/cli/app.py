@@ -43,6 +43,8 @@ _COMMANDS = {
     "cordon": "deploy.cli.nodes",
     "drain": "deploy.cli.nodes",
     "uncordon": "deploy.cli.nodes",
+    "options": "deploy.cli.operating",
+    "health": "deploy.cli.operating",
     "profile": "deploy.cli.profile",
     "plan": "deploy.cli.plan",
     "bench": "deploy.cli.bench",

@@ -23,6 +23,7 @@ waited for.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import assert_never
 
 from orchestrator.core import (
@@ -81,7 +82,7 @@ from orchestrator.core.cluster_events import (
     Tick,
     UncordonAsked,
 )
-from orchestrator.core.cluster_settings import ClusterSettings
+from orchestrator.core.cluster_settings import ClusterSettings, SettingsChanged
 from orchestrator.core.dispatch_events import PipelineFigures
 from orchestrator.core.members import Members
 from orchestrator.core.nodes import Node
@@ -191,6 +192,9 @@ class Cluster:
                 cordons.lifted(context, event)
             case CordonSeen():
                 cordons.seen(context, event)
+            case SettingsChanged(_, settings):
+                context.settings = replace(settings, zones=context.settings.zones)
+                members.forget_after_s = settings.forget_after_s
             case ModelRestored():
                 cluster_requests.restored(context, event)
             case RestoreEnded():

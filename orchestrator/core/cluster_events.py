@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
+from orchestrator.core.cluster_settings import SettingsChanged
 from orchestrator.core.micro_batch import MicroBatchLimits
 from orchestrator.core.plan import PipelinePlan
 from shared.errors import ErrorCode
@@ -280,6 +281,7 @@ Event = (
     | CordonAsked
     | UncordonAsked
     | CordonSeen
+    | SettingsChanged
     | ModelRestored
     | RestoreEnded
     | PipelineDrained

@@ -37,3 +37,11 @@ class ClusterSettings:
     """A node that was lost for so long is forgotten, and what is retained of it cleared; one that left by
     itself after a sixth of that (`ghosts.LEFT_RATIO`)."""
     zones: Zones = Zones()
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """An event of the cluster: from now on it goes by these. Zones stay as they were."""
+
+    now: float
+    settings: ClusterSettings

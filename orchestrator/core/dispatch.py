@@ -31,7 +31,11 @@ from orchestrator.core.dispatch_events import (
     Tick,
 )
 from orchestrator.core.dispatch_lineup import Model, Pipeline
-from orchestrator.core.dispatch_settings import DispatchSettings, default_window
+from orchestrator.core.dispatch_settings import (
+    DispatchSettings,
+    SettingsChanged,
+    default_window,
+)
 from orchestrator.core.dispatch_state import Item, Request
 from orchestrator.core.dispatch_stats import Counters, Snapshot
 from orchestrator.core.item_flow import Actions, ItemFlow, count
@@ -81,6 +85,9 @@ class Dispatcher:
                 self._pipeline_lost(event, actions)
             case PipelineFigures():
                 self._pipeline_figures(event)
+            case SettingsChanged(_, settings):
+                self._settings = settings
+                self._items.adopt(settings)
             case BusReconnected():
                 self._items.bus_reconnected(event.now)
             case _:

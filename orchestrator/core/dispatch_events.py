@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
+from orchestrator.core.dispatch_settings import SettingsChanged
 from orchestrator.core.micro_batch import ALONE, MicroBatchLimits
 from shared.errors import ErrorCode
 from shared.job_options import DEFAULT_PRIORITY
@@ -259,6 +260,7 @@ Event: TypeAlias = (
     | PipelineLost
     | PipelineFigures
     | BusReconnected
+    | SettingsChanged
     | Tick
 )
 

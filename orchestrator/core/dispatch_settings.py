@@ -64,3 +64,14 @@ class DispatchSettings:
                 raise ConfigurationError(
                     f"dispatch setting {each.name}", expected="a number > 0", got=repr(value)
                 )
+
+
+@dataclass(frozen=True, slots=True)
+class SettingsChanged:
+    """An event of the dispatcher: from now on these are what a job has to keep, and the rule in force.
+
+    How answers are remembered stays as it was.
+    """
+
+    now: float
+    settings: DispatchSettings

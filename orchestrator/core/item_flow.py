@@ -112,6 +112,12 @@ class ItemFlow:
         # the oldest of its queue has waited too long for a pipeline.
         self.timers: Timers[Request | Pipeline | Model] = Timers()
 
+    def adopt(self, settings: DispatchSettings) -> None:
+        """Go by these from now on."""
+        if settings.scheduling != self._settings.scheduling:
+            self._decider = Decider(settings.scheduling)
+        self._settings = settings
+
     # --- where items go -----------------------------------------------------------------------
 
     def settle(self, model: Model, now: float, actions: Actions) -> None:

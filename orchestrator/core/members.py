@@ -37,6 +37,7 @@ from orchestrator.core.sanity import Complaints, birth_problem, telemetry_proble
 from shared.errors import ForgedReason
 from shared.messages.node import NodeState, Telemetry
 from shared.messages.stage import Report
+from shared.sentences import size_in_words
 
 _FORGED: dict[ForgedReason, str] = {
     "unsigned": "nobody signed it; does the orchestrator have a token of this cluster?",
@@ -315,5 +316,5 @@ def _joined(now: float, node: Node, *, anew: bool) -> Joined:
     if hardware is None:
         return Joined(state.node, cause, cause, anew)
     runtimes = ", ".join(f"{name} {version}" for name, version in sorted(state.runtimes.items()))
-    size = f"{hardware.cpu:g} CPU, {hardware.memory_bytes / 1e6:.0f} MB"
+    size = f"{hardware.cpu:.3g} CPUs, {size_in_words(hardware.memory_bytes)}"
     return Joined(state.node, cause, f"{cause}: {size}, {runtimes or 'no runtime'}", anew)

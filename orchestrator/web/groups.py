@@ -11,6 +11,7 @@ from orchestrator.web.files import page_files
 from orchestrator.web.fronts import fronts
 from orchestrator.web.jobs import jobs
 from orchestrator.web.live import live
+from orchestrator.web.monitors import monitor_routes
 from orchestrator.web.server import RouteGroup, Site, serve
 from orchestrator.web.watch import MOST_EVENTS, Watch
 from shared.bus import MqttControlBus
@@ -22,7 +23,7 @@ from shared.topics import Topics, largest_packet
 _ALL_EVENTS = EventsRequest(transaction="page", most=MOST_EVENTS)
 _MOST_WAITING = 4096
 """Messages; telemetry beyond is dropped. A few thousand nodes may speak at once."""
-ROUTES: tuple[RouteGroup, ...] = (page_files, live, jobs, fronts)
+ROUTES: tuple[RouteGroup, ...] = (page_files, live, jobs, fronts, monitor_routes)
 
 
 @asynccontextmanager

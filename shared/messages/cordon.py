@@ -54,6 +54,7 @@ class Cordon:
     Retained until it is taken back, or the node is forgotten: whoever leads next keeps to it.
     """
 
+    text: str = ""
     node: Name
     drain: bool
     at: str

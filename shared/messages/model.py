@@ -154,6 +154,7 @@ class ModelState:
     why the model is not cut, where it cannot be.
     """
 
+    text: str = ""
     state: Literal["serving", "loading", "unserved", "failed"]
     model: Name
     generation: Count

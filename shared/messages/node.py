@@ -51,6 +51,7 @@ class NodeState:
     the greatest that the node has heard of: it obeys no lesser one, so a leader has to exceed it.
     """
 
+    text: str = ""
     state: Literal["online", "offline", "lost"]
     node: Name
     incarnation: Count
@@ -73,6 +74,7 @@ class NodeState:
 class Ping:
     """A question whether an agent of that name is there: it answers with its `Report` at once."""
 
+    text: str = ""
     node: Name
     v: Version = 1
 
@@ -111,6 +113,7 @@ class Telemetry:
     node's wall time, 0 where it does not say: for whoever looks for clocks that are wrong.
     """
 
+    text: str = ""
     node: Name
     incarnation: Count
     uptime_s: Seconds

@@ -18,13 +18,16 @@ Transaction = Annotated[str, Meta(min_length=1, max_length=128)]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServeRequest:
-    """Serve a model. `provider` is the peer that holds `manifest` and `blobs` until we have them."""
+    """Serve a model. `provider` is the peer that holds `manifest` and `blobs` until we have them.
+
+    Without `manifest` the model is one that is served, and is to be with other options.
+    """
 
     transaction: Transaction
     model: Name
-    manifest: Blob
-    blobs: Annotated[list[Blob], Meta(max_length=20_000)]
-    provider: Name
+    manifest: Blob | None = None
+    blobs: Annotated[list[Blob], Meta(max_length=20_000)] = field(default_factory=list)
+    provider: Name | None = None
     options: ServeOptions = field(default_factory=ServeOptions)
     timeout_s: Annotated[float, Meta(gt=0, le=86400)] = 120.0
     v: Version = 1
@@ -238,6 +241,7 @@ class OrchestratorState:
     claim one term the greater name counts. `standbys` are the processes that are ready to take over.
     """
 
+    text: str = ""
     state: Literal["starting", "online", "offline", "lost"]
     incarnation: Count
     term: Term = 0
@@ -268,6 +272,7 @@ class Standby:
     `ready`: it has the packages of all models that are served.
     """
 
+    text: str = ""
     name: Name
     serial: Count
     ready: bool = True
@@ -281,9 +286,9 @@ class Happening:
     Of level `debug` is what comes with every job; only where the orchestrator was told to send it.
     """
 
-    event: str
-    text: str
     at: str
+    text: str
+    event: str
     level: Literal["info", "debug"] = "info"
     node: str | None = None
     model: str | None = None
@@ -361,6 +366,7 @@ class Metrics:
     `sent_at_ms` its wall time, 0 where it does not say.
     """
 
+    text: str = ""
     counters: dict[str, Count]
     models: dict[str, ModelMetrics]
     nodes_online: Count

@@ -49,6 +49,7 @@ class Assignment:
     the cache when there is nothing better to do: with them a later re-plan ships no weights.
     """
 
+    text: str = ""
     node: Name
     revision: Count
     term: Term = 0
@@ -103,6 +104,7 @@ class Report:
     `forged` the messages that nobody vouched for.
     """
 
+    text: str = ""
     node: Name
     incarnation: Count
     revision: Count

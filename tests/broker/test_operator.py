@@ -196,6 +196,8 @@ async def test_blobs_are_given(url: BrokerUrl, stand: Stand) -> None:
 
     async def fetch(payload: bytes) -> list[Response]:
         request = decode_json(payload, ServeRequest)
+        assert request.manifest is not None
+        assert request.provider is not None
         path = await stand.transfers.fetch(request.manifest, request.provider)
         ok = path.read_bytes() == data
         return [Response(transaction=request.transaction, status="ok", data={"same": ok})]

@@ -30,7 +30,9 @@ def test_it_was_decided_for_each_topic_whether_it_crosses() -> None:
 def test_no_topic_crosses_that_should_stay_and_none_twice() -> None:
     lines = crossing_lines(Bridge(remote=MAIN, root=TOPICS.root, name="barn"))
     for name, spec in SPECS.items():
-        levels = dict.fromkeys(("node", "model", "client", "job", "peer", "verb", "standby"), "x")
+        levels = dict.fromkeys(
+            ("node", "model", "client", "job", "peer", "verb", "standby", "asker"), "x"
+        )
         if name == "artifact_want":
             levels["peer"] = "orchestrator"
         topic = TOPICS.topic(name, pipeline="p", generation=1, stage=0, **levels)

@@ -41,7 +41,7 @@ def pushes(actions: list[Any]) -> dict[str, int]:
 def test_a_birth_is_told_and_answered_with_an_assignment() -> None:
     world = World()
     tell, push = world.join("a", cpu=0.5)
-    assert tell == Tell("node_joined", "node a joined: 0.5 CPU, 1000 MB, torch 2", node="a")
+    assert tell == Tell("node_joined", "node a joined: 0.5 CPUs, 1.0 GB, torch 2", node="a")
     assert push == PushAssignment("a", 1, ())
     assert world.send(NodeBorn(world.now, birth("a", cpu=0.5))) == []
 
@@ -142,7 +142,7 @@ def test_a_node_starts_anew_before_its_will_came() -> None:
     actions = world.join("b")
     assert [a.text for a in actions if isinstance(a, Tell)][:2] == [
         "node b started anew",
-        "node b joined: 1 CPU, 1000 MB, torch 2",
+        "node b joined: 1 CPUs, 1.0 GB, torch 2",
     ]
     assert LosePipeline("m", "m-0", 1, "b") in actions
     world.settle()

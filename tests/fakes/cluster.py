@@ -25,6 +25,7 @@ from shared.messages.operation import Happening, Metrics, OrchestratorState, Res
 from shared.messages.stage import Assignment, Blob, Forgery, Report, StageReport, StageState
 from shared.package import Measured, ModelPackage
 from shared.pipeline_mac import PipelineMac
+from shared.sentences import worded
 from shared.signing import Signer
 from shared.tensor import to_wire
 from shared.topics import Topics
@@ -161,7 +162,7 @@ class FakeAgent:
 
     async def _announce(self) -> None:
         self.births += 1
-        await self.bus.publish(self._birth, encode_json(self.state), retain=True)
+        await self.bus.publish(self._birth, encode_json(worded(self.state)), retain=True)
 
     async def _read(self) -> None:
         async for message in self.bus.messages():
@@ -202,7 +203,9 @@ class FakeAgent:
             stages=stages,
             forged=list(forged),
         )
-        await self.bus.publish(self.topics.topic("report", node=self.node), encode_json(report))
+        await self.bus.publish(
+            self.topics.topic("report", node=self.node), encode_json(worded(report))
+        )
 
     async def tell(self, *, cpu_percent: float) -> None:
         """Telemetry: so busy, and else nothing of note."""
@@ -220,7 +223,7 @@ class FakeAgent:
             stability=1.0,
         )
         topic = self.topics.topic("telemetry", node=self.node)
-        await self.bus.publish(topic, encode_json(telemetry), qos=0)
+        await self.bus.publish(topic, encode_json(worded(telemetry)), qos=0)
 
     async def _activation(self, message: Message, levels: dict[str, str]) -> None:
         mine = [

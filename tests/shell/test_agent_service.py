@@ -244,6 +244,7 @@ async def test_birth_telemetry_and_clean_leave(world: World) -> None:
         assert world.telemetry[-1].incarnation == 5
         assert world.telemetry[-1].round_trip_s is not None
         assert 0 <= world.telemetry[-1].stability <= 1
+        assert world.telemetry[-1].text.startswith(f"{world.telemetry[-1].node}: CPU ")
     await until(lambda: world.births[-1].state == "offline")
     assert world.births[-1].incarnation == 5
     kept = world.broker.retained[TOPICS.topic("node_state", node=NODE)]

@@ -127,7 +127,7 @@ async def test_a_node_out_of_plans_is_so_under_the_next_orchestrator_too(world: 
 @pytest.mark.parametrize(
     ("verb", "payload", "words"),
     [
-        ("serve", b'{"transaction": "x", "model": "m"}', "manifest"),
+        ("serve", b'{"transaction": "x", "model": "m", "manifest": 1}', "manifest"),
         ("serve", b'{"transaction": "x", "v": 7}', "v"),
         ("stop", b'{"transaction": "x", "model": "no/name"}', "model"),
         ("dance", b'{"transaction": "x"}', "unknown verb"),
@@ -144,16 +144,25 @@ async def test_a_malformed_request_is_refused(
         assert words in response.error.message
 
 
-async def test_a_request_that_nobody_can_be_told_about_is_dropped(world: World) -> None:
+async def test_a_request_without_a_transaction_is_answered_without_one(world: World) -> None:
     async with world.orchestrator():
         await world.operator.send("serve", b"\xff")
         await world.operator.send("stop", b"[]")
+        await world.operator.send("health", b"{}")
+        await until(lambda: len(world.operator.responses) == 3)
+        for response, expected in zip(
+            world.operator.responses, ("ServeRequest", "StopRequest", "HealthRequest"), strict=True
+        ):
+            assert (response.transaction, response.status) == ("", "error")
+            assert response.error is not None
+            assert response.error.code is ErrorCode.BAD_INPUT
+            assert response.error.expected == f"{expected} as JSON"
         stopped = await world.operator.ask("stop", StopRequest(transaction="s", model="m"))
         assert stopped.error is not None
         assert stopped.error.code is ErrorCode.UNKNOWN_MODEL
         again = await world.operator.ask("replan", ReplanRequest(transaction="r", model="m"))
         assert again.error is not None
-        assert len(world.operator.responses) == 2
+        assert len(world.operator.responses) == 5
 
 
 async def refused(world: World, package: Model, transaction: str = "t", **more: Any) -> str:
@@ -329,9 +338,9 @@ async def test_without_a_broker_nothing_is_decided(world: World) -> None:
     stop = asyncio.Event()
     running = asyncio.create_task(orchestrator.run(stop))
     await until(lambda: orchestrator._loop is not None)
-    assert not orchestrator._restore.over
+    assert not orchestrator.restore.over
     world.broker.start()
-    await until(lambda: orchestrator._restore.over)
+    await until(lambda: orchestrator.restore.over)
     topic = TOPICS.topic("assignment", node="a")
     stages = json.loads(world.broker.retained[topic].payload)["stages"]
     assert len(stages) == len(held.stages)

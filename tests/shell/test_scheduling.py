@@ -124,7 +124,7 @@ async def test_explain_shows_the_latest_decision(tmp_path: Path) -> None:
             await world.answer()
 
             def told() -> bool:
-                known = orchestrator._dispatched
+                known = orchestrator.reporting.dispatched
                 return known is not None and any(model.decision for model in known.models)
 
             await until(told)
@@ -180,7 +180,7 @@ async def test_telemetry_reaches_the_rule_that_goes_by_it(tmp_path: Path) -> Non
             await world.answer()
 
             def passed_over() -> str:
-                known = orchestrator._dispatched
+                known = orchestrator.reporting.dispatched
                 decisions = [] if known is None else [model.decision for model in known.models]
                 return ", ".join(d.candidates[0].passed_over for d in decisions if d is not None)
 

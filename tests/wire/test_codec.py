@@ -66,7 +66,7 @@ def test_the_bytes_of_an_activation_do_not_change_unnoticed() -> None:
 def test_the_bytes_of_a_report_do_not_change_unnoticed() -> None:
     report = Report(node="pi-1", incarnation=3, revision=7)
     expected = (
-        b'{"node":"pi-1","incarnation":3,"revision":7,"term":0,"refused":0,"stages":[],'
+        b'{"text":"","node":"pi-1","incarnation":3,"revision":7,"term":0,"refused":0,"stages":[],'
         b'"forged":[],"v":1}'
     )
     assert encode_json(report) == expected

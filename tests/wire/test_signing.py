@@ -190,6 +190,7 @@ def test_the_table_says_what_needs_a_signature() -> None:
         "assignment": "orchestrator",
         "cordon": "orchestrator",
         "model_state": "orchestrator",
+        "orchestrator_info": "orchestrator",
         "orchestrator_state": "orchestrator",
         "request": "operator",
     }

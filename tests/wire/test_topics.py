@@ -15,7 +15,7 @@ from shared.topics import TABLE, Topics, TopicSpec
 VALUES = {
     "node": "pi-1", "model": "mobilenet_v2", "client": "cam", "job": "j-7", "pipeline": "m-0",
     "generation": "12", "stage": "2", "peer": "pi-1", "verb": "serve",
-    "standby": "host-1-2f",
+    "standby": "host-1-2f", "asker": "me",
 }  # fmt: skip
 
 

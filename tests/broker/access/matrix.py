@@ -71,7 +71,7 @@ def targets(topics: Topics, me: str) -> list[Target]:
             name = _NAMES.get(level, me)
             topic = topics.topic(
                 spec.name, node=name, client=name, peer=name, model="m", job="j", pipeline="p",
-                generation=1, stage=0, verb="serve", standby="s",
+                generation=1, stage=0, verb="serve", standby="s", asker="a",
             )  # fmt: skip
             label = spec.name if level == "any" else f"{spec.name} ({level})"
             found.append(Target(label, spec.name, level, topic, topics.pattern(spec.name)))
