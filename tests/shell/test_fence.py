@@ -20,6 +20,7 @@ HOLES = {
     "codec": ("deploy/flags.py", "import msgspec"),
     "http": ("deploy/text.py", "import aiohttp"),
     "camera": ("deploy/cli/infer.py", "import av"),
+    "terminal": ("deploy/cli/top.py", "from textual.app import App"),
     "torch": ("deploy/local.py", "import torch"),
 }
 
