@@ -192,6 +192,8 @@ def describe_model(model: ModelState, metrics: ModelMetrics | None = None) -> st
     for name, figures in (("predicted", model.predicted), ("measured", model.measured)):
         if figures.throughput_per_s is not None or figures.latency_s is not None:
             lines.append(f"  {name:<9} {_figures(figures)}")
+    if metrics is not None:
+        lines.append(f"  now       {_live(metrics)}")
     if model.cpu_reserved and model.options.rate_per_s is not None:
         shares = ", ".join(f"{share:.0%} of {n}" for n, share in model.cpu_reserved.items())
         lines.append(f"  CPU kept for {model.options.rate_per_s:g} jobs/s: {shares}")
@@ -219,6 +221,15 @@ def describe_model(model: ModelState, metrics: ModelMetrics | None = None) -> st
             up_to = f" (up to {batch.most})" if batch.most > batch.size else ""
             lines.append(f"  batches {batch.size} a message{up_to}: {batch.reason}")
     return "\n".join(lines)
+
+
+def _live(metrics: ModelMetrics) -> str:
+    """The last second."""
+    parts = [_per_second(metrics.answered_per_s)]
+    if metrics.latency_p50_s is not None:
+        parts.append(f"p50 {_ms(metrics.latency_p50_s)}, p95 {_ms(metrics.latency_p95_s)}")
+    parts.append(f"{metrics.queued} queued, {metrics.in_flight} sent")
+    return ", ".join(parts)
 
 
 def _cache(options: ServeOptions, now: CacheMetrics | None) -> str:

@@ -104,10 +104,13 @@ class Overview:
                 self.metrics = decode_json(payload, Metrics)
 
     def incomplete(self) -> bool:
-        """Whether a node has not been heard of yet: by its telemetry, or where it is gone in the metrics."""
+        """Whether something has not been heard of yet: a node by its telemetry, or what metrics say.
+
+        Those are each model's last second, and how it stands with nodes that are gone.
+        """
         led = self.orchestrator is not None and self.orchestrator.state == "online"
         untold = led and self.metrics is None
-        return any(
+        return (untold and bool(self.models)) or any(
             self._heard(name, state) is None if state.state == "online" else untold
             for name, state in self.nodes.items()
         )

@@ -466,6 +466,18 @@ def test_status_says_how_often_a_cache_helped() -> None:
     assert "answers" not in describe_model(replace(model, options=ServeOptions()))
 
 
+def test_status_shows_a_models_last_second() -> None:
+    model = ModelState(state="serving", model="m", generation=1)
+    told = ModelMetrics(
+        queued=2, in_flight=8, answered_per_s=87.46, latency_p50_s=0.092, latency_p95_s=0.1311
+    )
+    assert "  now       87.5/s, p50 92.0 ms, p95 131.1 ms, 2 queued, 8 sent" in (
+        describe_model(model, told).splitlines()
+    )
+    idle = replace(told, queued=0, in_flight=0, answered_per_s=0.0, latency_p50_s=None)
+    assert "  now       0.0/s, 0 queued, 0 sent" in describe_model(model, idle).splitlines()
+
+
 def test_keys_of_a_closed_broker_as_its_owner_meets_them(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     made = run("broker", "init", str(closed), "--host", "localhost")
