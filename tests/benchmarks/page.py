@@ -154,7 +154,7 @@ async def _tasks_by_cpu(browser: Browser, url: str, seconds: int) -> list[float]
     return [
         event["tdur"] / 1e3
         for event in trace
-        if (event["pid"], event["tid"]) in main and event["ph"] == "X" and "tdur" in event
+        if (event["pid"], event["tid"]) in main and "RunTask" in event["name"] and "tdur" in event
     ]
 
 
