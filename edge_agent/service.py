@@ -268,6 +268,9 @@ class Agent:
                     cpus=self._share.cpus,
                     runtimes=[f"{n} {v}" for n, v in self._runtimes.items()],
                 )
+                if not self._runtimes:
+                    mend = "pip install 'amp4ec[agent,onnx]'"
+                    log.warning("no runtime is installed: this node can run nothing", mend=mend)
                 try:
                     outcome = await self._ended
                     if outcome is None:

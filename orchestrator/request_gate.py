@@ -90,7 +90,7 @@ class RequestGate:
                 self._refuse(
                     verb,
                     message,
-                    "the request was signed at another time than now: set the clocks",
+                    "the clocks differ: the request was signed at another time than now; set both by NTP",
                     f"within {WINDOW_MS // 1000} s by the orchestrator's clock",
                     got,
                 )

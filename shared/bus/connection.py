@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
@@ -72,6 +74,21 @@ class ConnectionSettings:
     receive_maximum: int
     maximum_packet_bytes: int
     keepalive_s: int
+
+
+class _ClosedMeanwhile(logging.Filter):
+    """Leaves out asyncio's complaint that aiomqtt waits to write to a socket which was closed a moment ago.
+
+    That is how a port ends that another program has, and `Connection.open` says so.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        closed = isinstance(error, OSError) and error.errno == errno.EBADF
+        return not (closed and "add_writer" in record.getMessage())
+
+
+logging.getLogger("asyncio").addFilter(_ClosedMeanwhile())
 
 
 class Connection:

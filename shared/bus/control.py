@@ -394,7 +394,8 @@ class MqttControlBus:
             login = "no user name" if self._url.username is None else f"user {self._url.username!r}"
             raise BrokerUnreachableError(
                 f"the broker at {self._url.address} refused the login: {self._failure}",
-                expected="a login that it accepts, as in mqtt://user:password@host:port",
+                expected="a login that it accepts: mqtt://user:password@host, or a token of "
+                "`amp4ec join-token`",
                 got=login,
             )
         if not self._decided.is_set():
@@ -402,7 +403,8 @@ class MqttControlBus:
                 f"no connection to a broker at {self._url.address} within {timeout_s:g} s",
                 expected="an MQTT 5 broker there: start one with `amp4ec broker`, "
                 "or name another with --broker",
-                got=self._failure or "no answer",
+                got=self._failure
+                or "no MQTT answer: is that port another program's, or for TLS (mqtts://)?",
             )
 
     def _failed(self, why: str) -> None:

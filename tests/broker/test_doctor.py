@@ -323,6 +323,15 @@ async def test_a_cluster_in_which_one_thing_is_wrong(
     assert all(finding.mend for finding in found(findings, check))
 
 
+@pytest.mark.parametrize(
+    ("version", "old"), [("mosquitto version 1.6.9", True), ("mosquitto version 2.0.11", False)]
+)
+def test_a_mosquitto_that_is_too_old(version: str, old: bool) -> None:
+    heard = doctor_cluster.Heard(sys={"version": version})
+    findings = doctor_cluster.judge(heard, TOPICS, "1.0", sees_all=True, remove="clear")
+    assert bool(found(findings, "broker.version")) == old
+
+
 async def test_what_a_login_may_not_hear_is_not_taken_for_missing(stage: Stage) -> None:
     await stage.set(telemetry=None, metrics=None)
     heard = await doctor_cluster.listen(stage.url, TOPICS)
@@ -429,6 +438,12 @@ def test_a_runtime_that_cannot_be_imported(tmp_path: Path, monkeypatch: pytest.M
     (finding,) = doctor_machine.check_runtimes({"onnxruntime": "1.20"})
     assert finding.check == "runtime.broken"
     assert "libgomp.so.1" in finding.text
+
+
+def test_no_runtime_at_all() -> None:
+    (finding,) = doctor_machine.check_runtimes({})
+    assert (finding.check, finding.level) == ("runtime.none", Level.NOTE)
+    assert "pip install 'amp4ec[agent,onnx]'" in finding.mend
 
 
 def test_packages_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
