@@ -129,7 +129,7 @@ async def test_every_command_does_what_the_readme_says(cluster: LocalCluster) ->
     assert "ms" in output_of("from amp4ec import Client")
     assert '"status":"ok"' in output_of("infer/door/")
     assert '"status":"ok"' in output_of("response-topic")
-    assert '"state":"online"' in output_of("mosquitto_sub")
+    assert '"state":"online"' in output_of("node/+/state")
     assert "mobilenet_v2: serving" in output_of("amp4ec status")
     assert "resnet18" in output_of("amp4ec stop")
 

@@ -119,8 +119,11 @@ async def no_broker(_: Site) -> str:
 
 
 async def wrong_port(_: Site) -> str:
-    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"220 mail.example ready\r\n")  # no MQTT, and no word for what it is asked
+        with contextlib.suppress(ConnectionError):
+            await reader.read()
+        writer.close()
 
     async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
