@@ -84,7 +84,8 @@ def size_in_words(size_bytes: float) -> str:
 def _node(state: NodeState) -> str:
     if state.state != "online" or state.hardware is None:
         said = {"online": "is online", "offline": "left", "lost": "is lost"}[state.state]
-        return f"{state.node} {said}" + (f": {state.reason}" if state.reason else "")
+        why = "" if state.reason in ("", said) else f": {state.reason}"
+        return f"{state.node} {said}{why}"
     runtimes = [f"{name} {version}" for name, version in sorted(state.runtimes.items())]
     parts = [
         f"{state.hardware.cpu:.3g} CPUs",
@@ -152,7 +153,7 @@ def _orchestrator(state: OrchestratorState) -> str:
 
 
 def _metrics(metrics: Metrics) -> str:
-    parts = [f"{metrics.nodes_online} nodes online"]
+    parts = [f"{metrics.nodes_online} node{'' if metrics.nodes_online == 1 else 's'} online"]
     for name, load in list(metrics.models.items())[:_MOST_NAMED]:
         line = f"{name} {load.answered_per_s:.1f}/s"
         if load.latency_p50_s is not None and load.latency_p95_s is not None:

@@ -56,6 +56,7 @@ METRICS = Metrics(counters={}, models={"m": LOAD}, nodes_online=2, cpu_s=0.0, me
         (birth("a", cpu=0.66667), "a is online: 0.667 CPUs, 1.0 GB, torch 2, zone default"),
         (birth("a", runtimes={}), "a is online: 1 CPUs, 1.0 GB, no runtime, zone default"),
         (NodeState(state="offline", node="a", incarnation=1), "a left"),
+        (NodeState(state="offline", node="a", incarnation=1, reason="left"), "a left"),
         (NodeState(state="lost", node="a", incarnation=1, reason="cut"), "a is lost: cut"),
         (telemetry("a"), "a: CPU 50%, memory 1 B of 2 B"),
         (
@@ -82,6 +83,7 @@ METRICS = Metrics(counters={}, models={"m": LOAD}, nodes_online=2, cpu_s=0.0, me
             "x leads under term 2, y stands by",
         ),
         (OrchestratorState(state="lost", incarnation=1, leader="x"), "x is lost"),
+        (replace(METRICS, models={}, nodes_online=1), "1 node online"),
         (METRICS, "2 nodes online; m 42.1/s in 19.1 ms (p95 1.31 s), 3 wait, 4 in flight"),
     ],
 )
