@@ -54,5 +54,6 @@ async def http_server(
         earlier=lambda: [] if (life := leading()) is None else life.operators.events(_ALL_EVENTS),
     )
     site = Site(options=options, watch=watch, leading=leading)
-    async with watch.running(), serve(options.http, site, ROUTES, names=options.http_names):
+    # A port in use is said before anything else is begun.
+    async with serve(options.http, site, ROUTES, names=options.http_names), watch.running():
         yield
