@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from broker.launcher import find_mosquitto
 from shared.errors import BrokerError
+from shared.logs import OURS
 
 LAYERS = ("core", "wire", "shell", "broker", "cluster", "containers")
 NEED_MOSQUITTO = ("broker", "cluster")
@@ -41,3 +45,18 @@ def _why_no_mosquitto() -> str:
     except BrokerError as error:
         return str(error)
     return ""
+
+
+@pytest.fixture(autouse=True)
+def own_log() -> Iterator[None]:
+    """What a command does to its process's log ends with its test: levels, handlers, uncaught errors."""
+    root, hook = logging.getLogger(), threading.excepthook
+    levels = [(each, each.level) for each in (root, *map(logging.getLogger, OURS))]
+    handlers = list(root.handlers)
+    yield
+    for log, level in levels:
+        log.setLevel(level)
+    for handler in set(root.handlers) - set(handlers):
+        root.removeHandler(handler)
+    logging.captureWarnings(capture=False)
+    threading.excepthook = hook

@@ -231,7 +231,7 @@ def sequence() -> Any:
         (random(), "draws random numbers"),
         (open_ended(), r"the shape of output 'z' .* depends on what is put in"),
         (hidden("../../etc/passwd"), r"'secret' inside an operator has its values in another file"),
-        (sequence(), "'y'; expected a tensor; got list"),
+        (sequence(), "'y'; expected a tensor .*; got a sequence or a map"),
     ],
 )
 def test_what_cannot_be_served_whole_either_is_refused(

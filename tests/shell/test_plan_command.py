@@ -425,13 +425,13 @@ def test_an_input_from_nowhere_is_told(files: list[str]) -> None:
     assert "note" not in said
 
 
-def test_the_readme_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its two files are in the repository, so what it prints is known; when it changes, the README must."""
+def test_the_guide_shows_what_the_command_prints(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its two files are in the repository, so what it prints is known; when it changes, the guide must."""
     monkeypatch.delenv("COLUMNS", raising=False)  # pytest's own processes are told a width
     example = ROOT / "deploy" / "example"
     given = ["--profile", example / "mobilenet_v2.json", "--cluster", example / "three-pis.toml"]
     shown = invoke(*given, "--input-zone", "home", "--explain").stdout
-    assert shown in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert shown in (ROOT / "deploy" / "PLANNING.md").read_text(encoding="utf-8")
 
 
 def test_axes_are_objectives() -> None:
