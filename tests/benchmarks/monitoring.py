@@ -65,11 +65,17 @@ async def run(context: Context) -> list[Row]:
 def _rows(state: str, on: Usage, off: Usage, seconds: float) -> list[Row]:
     rows = []
     method = _METHOD.format(seconds=seconds)
-    for share, name in zip(SHARES, sorted(on.agents), strict=True):
-        with_s, without_s = on.agents[name], off.agents[name]
+    parts = [
+        (share, f"agent at {share:g} CPU", on.agents[name], off.agents[name])
+        for share, name in zip(SHARES, sorted(on.agents), strict=True)
+    ]
+    if state == "serving":  # which node has which stage differs between the two clusters
+        used = sum(on.agents.values()), sum(off.agents.values())
+        parts = [(sum(SHARES), "all agents together", *used)]
+    for share, what, with_s, without_s in parts:
         rows.append(
             Row.of(
-                "monitoring", f"agent at {share:g} CPU, {state}", "% of the node",
+                "monitoring", f"{what}, {state}", "% of the node",
                 [100.0 * (with_s - without_s) / on.seconds / share], method=method,
                 against=f"{1e3 * with_s / on.seconds:.2f} ms/s on, "
                 f"{1e3 * without_s / off.seconds:.2f} ms/s off",
