@@ -33,9 +33,9 @@ def node_left(context: Context, name: str, *, crashed: bool) -> None:
         _lose_on(context, generation, name, crashed=crashed)
     for served in context.models.values():
         if served.active is not None and _lose_on(context, served.active, name, crashed=crashed):
-            _after_loss(served, f"node {name} was lost")
+            _after_loss(served, f"node {name} is gone")
         if served.pending is not None and name in served.pending.nodes():
-            served.pending.fate = f"node {name} was lost"
+            served.pending.fate = f"node {name} is gone"
             served.pending = None
 
 
