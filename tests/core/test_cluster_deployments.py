@@ -71,7 +71,7 @@ def test_each_end_has_its_reason() -> None:
         assert not first.active
         fates.append(first.fate)
     assert fates == [
-        "node b was lost",
+        "node b is gone",
         "the model was stopped",
         "something else was asked for under this name",
         "could not be loaded on b: no memory",
