@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ def layer_of(path: Path) -> str | None:
         return None
     first = path.relative_to(TESTS).parts[0]
     return first if first in LAYERS else None
+
+
+def pytest_configure() -> None:
+    """Ctrl-C is tested, and a shell hands down to what it runs in the background that it is ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -137,8 +137,9 @@ def test_recovery_counts_jobs_sent_after_the_fault() -> None:
 
 def test_ghosts_are_what_nobody_alive_accounts_for() -> None:
     expected = expected_topics("r", ["a"], ["m"])
+    own = ("state", "beat", "info")
     found = frozenset(
-        {"r/orchestrator/state", "r/orchestrator/beat", "r/model/m/state", "r/node/a/state"}
+        {*(f"r/orchestrator/{each}" for each in own), "r/model/m/state", "r/node/a/state"}
     )
     assert expected.fits(found)
     assert expected.fits(found | {"r/node/a/assignment"}), "idle nodes have none, others do"

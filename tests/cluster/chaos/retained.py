@@ -76,9 +76,13 @@ def expected_topics(root: str, nodes: Iterable[str], models: Iterable[str]) -> E
             {
                 topics.topic("orchestrator_state"),
                 topics.topic("orchestrator_beat"),
+                topics.topic("orchestrator_info"),
                 *(topics.topic("model_state", model=model) for model in models),
                 *(topics.topic("node_state", node=node) for node in living),
             }
         ),
-        sometimes=frozenset(topics.topic("assignment", node=node) for node in living),
+        # What is well from the beginning says nothing of its health.
+        sometimes=frozenset(
+            {topics.topic("health"), *(topics.topic("assignment", node=node) for node in living)}
+        ),
     )
