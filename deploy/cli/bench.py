@@ -126,7 +126,7 @@ def bench_command(
 
     Nodes are processes with a share of one CPU each, kept by cgroup: this needs root. Every figure stands
     beside that of one process which runs the whole model with the same runtime and one CPU. All of it
-    takes about 25 minutes on two quiet cores.
+    takes about 40 minutes on two quiet cores.
 
     \b
     Example:
