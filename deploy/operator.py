@@ -2,6 +2,9 @@
 
 A request is sent again with the same transaction after a reconnection, when a new orchestrator takes over,
 and after a long silence: serving and stopping end in the same state however often they are asked for.
+
+On a closed cluster only operators may ask. Whoever else does learns it at once: from the own token, which has
+nothing to sign with, or from the broker, whose list says so.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 
 from shared.bus import BrokerUrl, ControlBus, Message, MqttControlBus, Properties
 from shared.codec import decode_json, encode_json
-from shared.errors import Amp4ecError, JobError, ProtocolError
+from shared.errors import Amp4ecError, JobError, NotPermittedError, ProtocolError
 from shared.logs import get_log
 from shared.messages.cordon import CordonRequest, DrainRequest, UncordonRequest
 from shared.messages.health import HealthRequest
@@ -102,7 +105,9 @@ class Operator:
         topics: Topics,
         peer: str,
         source: BlobSource,
+        *,
         signer: Signer | None = None,
+        outsider: str | None = None,
     ) -> None:
         """Prepare; nothing is sent yet.
 
@@ -112,8 +117,10 @@ class Operator:
             peer: the name under which blobs are given.
             source: has the blobs that the orchestrator may fetch.
             signer: vouches for requests, on a closed cluster.
+            outsider: who we are, where that is nobody who may ask.
         """
         self.peer = peer
+        self._outsider = outsider
         self._bus = bus
         self._topics = topics
         self._signer = signer
@@ -140,8 +147,11 @@ class Operator:
         Raises:
             JobError: the orchestrator refused, or failed at it.
             NotAnsweredError: it did not answer in time.
+            NotPermittedError: only operators may ask, and this login is not one's.
         """
         verb = _VERBS[type(request)]
+        if self._outsider is not None:
+            raise _not_permitted(verb, f"the token of {self._outsider}, which cannot sign requests")
         waiting = _Open(asyncio.get_running_loop().create_future(), progress)
         self._open[request.transaction] = waiting
         try:
@@ -163,7 +173,10 @@ class Operator:
             await self._wait_for_orchestrator(waiting.progress)
             waiting.again.clear()
             topic = self._topics.topic("request", verb=verb)
-            await self._bus.publish(topic, payload, properties=self._signed(topic, payload))
+            try:
+                await self._bus.publish(topic, payload, properties=self._signed(topic, payload))
+            except NotPermittedError as error:
+                raise _not_permitted(verb, error.got) from error
             again = asyncio.ensure_future(waiting.again.wait())
             try:
                 await asyncio.wait(
@@ -271,10 +284,14 @@ async def connect(
         ConfigurationError: the token's keys cannot be used.
     """
     signer = signer_of(broker.credentials)
+    # Tokens from before there were signatures have no credentials: then the broker's list alone decides.
+    outsider = broker.login if broker.credentials is not None and signer is None else None
     peer = f"operator-{uuid.uuid4().hex[:12]}"
     topics = Topics(root)
     bus = MqttControlBus(broker, client_id=f"amp4ec-{peer}", first_connect_timeout_s=CONNECT_S)
-    operator = Operator(bus, topics, peer, source or MemoryBlobs({}), signer)
+    operator = Operator(
+        bus, topics, peer, source or MemoryBlobs({}), signer=signer, outsider=outsider
+    )
     bus.on_connect(operator.connected)
     async with bus:
         pump = asyncio.create_task(operator.run(), name=f"{peer}: receive")
@@ -285,6 +302,15 @@ async def connect(
             pump.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
+
+
+def _not_permitted(verb: str, got: str | None) -> NotPermittedError:
+    return NotPermittedError(
+        f"only an operator may ask this cluster's orchestrator for {verb!r}",
+        expected="an operator's token as --broker: tokens/operator of the directory of `amp4ec broker init`, "
+        "or one of `amp4ec join-token NAME --role operator`",
+        got=got,
+    )
 
 
 def new_transaction() -> str:

@@ -15,7 +15,8 @@
     ├── StageError                a stage that cannot be loaded or run
     ├── BrokerError               Mosquitto cannot be started or found
     │   └── BrokerUnreachableError   nobody answers at the broker's address
-    │       └── BrokerTimeoutError      it was lost, and not back in the time a caller gave; a TimeoutError
+    │   │   └── BrokerTimeoutError      it was lost, and not back in the time a caller gave; a TimeoutError
+    │   └── NotPermittedError        a closed broker does not let this login say that
     └── ConfigurationError        an option, URL or file that makes no sense
 
 Fields, not only text: `expected` and `got` say what should have come and what came.
@@ -171,6 +172,10 @@ class StageError(Amp4ecError):
 
 class BrokerError(Amp4ecError):
     """Mosquitto cannot be started or found."""
+
+
+class NotPermittedError(BrokerError):
+    """This login may not say what it wanted to on a closed cluster: another token is needed."""
 
 
 class BrokerUnreachableError(BrokerError):

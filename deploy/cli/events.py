@@ -14,6 +14,7 @@ from deploy.cli.output import note, print_json, print_line
 from deploy.operator import NotAnsweredError, connect, new_transaction
 from deploy.watch import watch
 from shared.codec import convert
+from shared.errors import NotPermittedError
 from shared.messages.operation import EventsRequest, Happening, KeptEvents
 
 ANSWER_S = 10.0
@@ -100,7 +101,7 @@ async def _follow(common: Common, request: EventsRequest, show: Show) -> None:
         if request.most:
             try:
                 kept = await _kept(common, request)
-            except NotAnsweredError as error:
+            except (NotAnsweredError, NotPermittedError) as error:
                 note(f"what happened before is not known: {error}")
         for event in kept:
             show(event)

@@ -18,7 +18,7 @@ from deploy.operator import NotAnsweredError, connect, new_transaction
 from deploy.story import Entry, Memory, story_of_job, story_of_model, story_of_node
 from shared.client import Client, ClusterStatus
 from shared.codec import convert
-from shared.errors import Amp4ecError, BrokerUnreachableError, JobError
+from shared.errors import Amp4ecError, BrokerUnreachableError, JobError, NotPermittedError
 from shared.logs import one_line, utc
 from shared.messages.life import JobLives, JobRequest
 from shared.messages.operation import (
@@ -153,7 +153,7 @@ async def _remembered(common: Common, kind: str, name: str, notes: list[str]) ->
             if kind == "job":
                 sought = JobRequest(transaction=new_transaction(), job=name)
                 lives = convert((await operator.ask(sought, _ANSWER_S, note)).data, JobLives).jobs
-    except (NotAnsweredError, JobError) as error:
+    except (NotAnsweredError, NotPermittedError, JobError) as error:
         notes.append(f"from the logs alone: {error}")
         return Memory()
     return Memory(events=events, deployments=deployments[::-1], lives=lives)

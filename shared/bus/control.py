@@ -25,13 +25,14 @@ from shared.bus.fence import ASK_AGAIN_S, Fence
 from shared.bus.limits import MAX_PACKET_BYTES
 from shared.bus.message import Message, Properties, Publication, Qos
 from shared.bus.url import BrokerUrl
-from shared.errors import BrokerError, BrokerUnreachableError
+from shared.errors import BrokerError, BrokerUnreachableError, NotPermittedError
 from shared.logs import get_log
 
 _logger = get_log(__name__)
 
 # A filter that nobody subscribes to: the broker answers, and nothing else happens.
 _PROBE_FILTER: Final = "round-trip/never-subscribed"
+_NOT_AUTHORIZED: Final = 0x87  # MQTT 5, 3.4.2.1
 
 
 class MqttControlBus:
@@ -154,6 +155,7 @@ class MqttControlBus:
 
         Raises:
             BrokerUnreachableError: not sent within `timeout_s` (the bus's own when None).
+            NotPermittedError: our login may not publish there.
             BrokerError: the broker refused the message, or takes none of this size.
             ValueError: the topic is no topic.
         """
@@ -170,6 +172,12 @@ class MqttControlBus:
                 continue
             except TimeoutError:
                 raise self._unreachable(f"publishing to {topic}") from None
+            if answer is not None and answer.value == _NOT_AUTHORIZED:
+                raise NotPermittedError(
+                    f"the broker at {self._url.address} refused a message on {topic}",
+                    expected="a login that may publish there",
+                    got=f"{self._url.login}: {answer}",
+                )
             if answer is not None and answer.is_failure:
                 raise BrokerError(
                     f"the broker at {self._url.address} refused {len(payload)} bytes for {topic}",
@@ -391,12 +399,11 @@ class MqttControlBus:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._decided.wait(), timeout_s)
         if self._bad_login:
-            login = "no user name" if self._url.username is None else f"user {self._url.username!r}"
             raise BrokerUnreachableError(
                 f"the broker at {self._url.address} refused the login: {self._failure}",
                 expected="a login that it accepts: mqtt://user:password@host, or a token of "
                 "`amp4ec join-token`",
-                got=login,
+                got=self._url.login,
             )
         if not self._decided.is_set():
             raise BrokerUnreachableError(

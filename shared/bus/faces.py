@@ -60,6 +60,7 @@ class ControlBus(Protocol):
 
         Raises:
             BrokerUnreachableError: not sent within `timeout_s` (the bus's own when None).
+            NotPermittedError: our login may not publish there.
             BrokerError: the broker refused the message.
         """
 

@@ -105,6 +105,11 @@ class BrokerUrl:
         """Whether the user name is one program's or device's own, from a join token: then it names it."""
         return self.username is not None and self.ca_pem is not None
 
+    @property
+    def login(self) -> str:
+        """Who logs in, for people."""
+        return "no user name" if self.username is None else f"user {self.username!r}"
+
     def client_id(self, name: str) -> str:
         """The MQTT client id of the session that its owner calls `name`.
 

@@ -24,6 +24,7 @@ from shared.errors import (
     ErrorCode,
     JobError,
     JobTimeoutError,
+    NotPermittedError,
     ProtocolError,
 )
 from shared.ids import check_name
@@ -139,6 +140,7 @@ class Conversation:
         Raises:
             JobError: there is no orchestrator, or the payload is too large.
             JobTimeoutError, BrokerTimeoutError: no answer within the wishes' `timeout_s`.
+            NotPermittedError: a closed broker lets this login send no jobs.
             ConfigurationError: no model can have this name, or the client is not connected.
         """
         check_name("model", model)
@@ -200,6 +202,12 @@ class Conversation:
             await first_of(publish, pending.answer)
             if publish.done():
                 publish.result()
+        except NotPermittedError as error:
+            raise NotPermittedError(
+                "this login may not send jobs",
+                expected="a client's token: `amp4ec join-token NAME --role client` where the broker is",
+                got=error.got,
+            ) from error
         finally:
             if not publish.done():
                 publish.cancel()

@@ -10,6 +10,7 @@ import signal
 import ssl
 import stat
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,8 +19,15 @@ from click.testing import CliRunner
 from broker.access import Role, User
 from broker.closed import ClosedBroker
 from deploy.cli.app import cli
+from deploy.operator import Request, connect
+from deploy.supervisor import child_environment, command
 from shared.bus import BrokerUrl, MqttControlBus
-from shared.errors import BrokerUnreachableError, ConfigurationError
+from shared.codec import encode_json
+from shared.errors import BrokerUnreachableError, ConfigurationError, NotPermittedError
+from shared.messages.cordon import DrainRequest
+from shared.messages.health import HealthRequest
+from shared.messages.operation import OrchestratorState, StopRequest
+from shared.messages.settings import SetRequest
 from shared.signing import signer_of
 from tests.broker.access.site import NOW, Site, closed_site, make
 from tests.broker.conftest import until
@@ -94,6 +102,61 @@ async def test_a_login_made_while_it_runs_works_and_a_revoked_one_is_out(site: S
     again = site.url("pi-1", "agent")
     async with bus(again, "pi-1") as agent:
         assert agent.connected
+
+
+REQUESTS: tuple[Request, ...] = (
+    DrainRequest(transaction="1", node="pi-1"),
+    SetRequest(transaction="2", settings={"cool_down_s": 60}),
+    StopRequest(transaction="3", model="tiny"),
+    HealthRequest(transaction="4"),
+)
+
+
+@pytest.mark.parametrize("role", ["client", "monitor", "agent", "home-assistant"])
+async def test_who_may_not_ask_is_told_at_once_also_where_no_orchestrator_is(
+    site: Site, role: str
+) -> None:
+    async with (
+        connect(site.url("somebody", role), site.topics.root) as operator,
+        asyncio.timeout(10),
+    ):
+        for request in REQUESTS:
+            with pytest.raises(NotPermittedError, match="only an operator may") as caught:
+                await operator.ask(request, 60, lambda _: None)
+            assert "join-token NAME --role operator" in (caught.value.expected or "")
+            assert "'somebody'" in (caught.value.got or "")
+
+
+async def test_without_keys_in_the_token_the_brokers_own_word_counts(site: Site) -> None:
+    keyless = replace(site.url("camera", "client"), credentials=None)
+    state = OrchestratorState(state="online", incarnation=1)
+    async with bus(site.first("orchestrator"), "orchestrator") as orchestrator:
+        topic = site.topics.topic("orchestrator_state")
+        await orchestrator.publish(topic, encode_json(state), retain=True)
+        async with connect(keyless, site.topics.root) as operator, asyncio.timeout(10):
+            for request in REQUESTS:
+                with pytest.raises(NotPermittedError, match="only an operator may") as caught:
+                    await operator.ask(request, 60, lambda _: None)
+                assert "Not authorized" in (caught.value.got or "")
+
+
+async def test_a_command_with_a_clients_token_says_which_one_it_needs(
+    site: Site, tmp_path: Path
+) -> None:
+    token = tmp_path / "camera.token"
+    token.write_text(site.url("camera", "client").token())
+    drain = await asyncio.create_subprocess_exec(
+        *command("drain", "pi-1", "--broker", f"@{token}", "--json"),
+        stdout=asyncio.subprocess.PIPE,
+        env=child_environment(),
+    )
+    # Its own --timeout is two minutes.
+    output, _ = await asyncio.wait_for(drain.communicate(), 60)
+    assert drain.returncode == 1
+    error = json.loads(output)["error"]
+    assert error["message"] == "only an operator may ask this cluster's orchestrator for 'drain'"
+    assert "--role operator" in error["expected"]
+    assert "'camera'" in error["got"]
 
 
 async def test_a_program_that_takes_no_token_logs_in_with_what_plain_prints(site: Site) -> None:
