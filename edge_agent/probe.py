@@ -17,6 +17,7 @@ import psutil
 
 from edge_agent.cgroup import Cgroups
 from edge_agent.core.stability import Stability
+from edge_agent.kernel_file import KernelFile
 from edge_agent.thermometer import Thermometer
 from shared.messages.node import Hardware
 
@@ -24,6 +25,7 @@ DECLARED = "declared"
 """What limits a share that nothing but its own word does."""
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _LIMITS_S = 5.0
 """Samples read limits so often: it takes a dozen files, half of a sample's CPU."""
 
@@ -86,6 +88,9 @@ class Probe:
         self._declared_cpus = declared_cpus
         self._cgroups = Cgroups(root)
         self._process = psutil.Process()
+        self._stat = KernelFile(root / "proc/stat", 512)
+        self._memory_table = KernelFile(root / "proc/meminfo", 8192)
+        self._statm = KernelFile(Path("/proc/self/statm"), 128)
         self._stability = Stability()
         self._thermometer = Thermometer(root)
         self._cpu_s = time.process_time()
@@ -114,7 +119,14 @@ class Probe:
         limit = self._cgroups.memory_limit()
         if limit is not None and limit.limit_bytes < total_bytes:
             return limit.used_bytes, limit.limit_bytes, True
-        return self._process.memory_info().rss, total_bytes, False
+        return self._resident_bytes(), total_bytes, False
+
+    def _resident_bytes(self) -> int:
+        """This process's memory; psutil where there is no `/proc`."""
+        try:
+            return int(self._statm.read().split()[1]) * _PAGE_BYTES
+        except OSError:
+            return int(self._process.memory_info().rss)
 
     def hardware(self) -> Hardware:
         """What the birth says about this device."""
@@ -142,7 +154,7 @@ class Probe:
         limits = self._limits
         ratio = own_s / elapsed / limits.cpus
         self._cpu_s, self._at = cpu_s, now
-        own = self._process.memory_info().rss
+        own = self._resident_bytes()
         used, limit = own, limits.total_bytes
         if limits.cgroup:
             used, limit, _ = self._memory(limits.total_bytes)
@@ -166,13 +178,13 @@ class Probe:
     def _machine_times(self) -> tuple[float, float] | None:
         """(busy, all) CPU seconds of the whole machine since its start."""
         try:
-            first, *fields = (self._root / "proc/stat").read_text().split("\n", 1)[0].split()
+            first, *fields = self._stat.read().split(b"\n", 1)[0].split()
             user, nice, system, idle, waiting, *other = (
                 int(each) / _TICKS_PER_S for each in fields
             )
         except (OSError, ValueError):
             return None
-        if first != "cpu":
+        if first != b"cpu":
             return None
         # Behind interrupts and what a hypervisor took come guests, which are in `user` already.
         busy = user + nice + system + sum(other[:3])
@@ -189,12 +201,10 @@ class Probe:
     def _meminfo(self, name: str, otherwise: int) -> int:
         """A line of the kernel's memory table in bytes, where it has that line."""
         try:
-            for line in (self._root / "proc/meminfo").read_text().splitlines():
-                if line.startswith(f"{name}:"):
-                    return int(line.split()[1]) * 1024
+            _, found, rest = self._memory_table.read().partition(f"{name}:".encode())
+            return int(rest.split(maxsplit=1)[0]) * 1024 if found else otherwise
         except (OSError, ValueError, IndexError):
             return otherwise
-        return otherwise
 
     def _cpu_model(self) -> str:
         """The board where the device tree names it (a Raspberry Pi's `/proc/cpuinfo` names no CPU)."""
