@@ -35,6 +35,8 @@ log = get_log(__name__)
 ROWS = ("orchestrator_state", "orchestrator_beat", "standby")
 """What it reads; a connection for it need not take larger packets (`shared.topics.largest_packet`)."""
 _TURN_S = 0.1
+_LEADING_TURN_S = 0.25
+"""Who leads has a beat to send, and nothing to be quick at: each turn costs CPU that jobs want."""
 _KEPT_EACH = 2
 """Once a second is often enough for the disk."""
 _PAUSE_S = 0.2
@@ -172,7 +174,7 @@ class LeaderWatch(threading.Thread):
             raise
 
     def _turn(self) -> None:
-        self._bus.poll(_TURN_S)
+        self._bus.poll(_LEADING_TURN_S if self._core.role is Role.LEADING else _TURN_S)
         now = time.monotonic()
         if self._connected and (self._bus.sessions != self._sessions or not self._bus.connected):
             self._connected = False

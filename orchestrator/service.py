@@ -75,7 +75,6 @@ SESSION_EXPIRY_S = 24 * 3600
 RECEIVE_MAXIMUM = 65535
 """Of the dispatcher: requests are acknowledged with their answers, and must not keep the results out that
 they wait for. How many may wait is the queue's bound, which says `overloaded`."""
-TICK_S = 0.1
 LAST_WORDS_S = 2.0
 
 
@@ -457,7 +456,7 @@ class Orchestrator:
 
     async def _tick(self) -> None:
         while True:
-            await asyncio.sleep(TICK_S)
+            await asyncio.sleep(self._cluster.next_tick_s(time.monotonic()))
             self._tenure.lease.turned()
             if self._dispatcher.error is not None:
                 log.error("stopping: the dispatcher died", error=repr(self._dispatcher.error))

@@ -35,6 +35,7 @@ from orchestrator.core import (
     deployments,
     ghosts,
     model_view,
+    pace,
 )
 from orchestrator.core.assignments import Assignments
 from orchestrator.core.changes import (
@@ -217,6 +218,10 @@ class Cluster:
         self._settle(event.now)
         actions, context.actions = context.actions, []
         return actions
+
+    def next_tick_s(self, now: float) -> float:
+        """Seconds from `now` until the next `Tick` should come."""
+        return pace.next_tick_s(self._context, now)
 
     def model_state(self, name: str, measured: Figures) -> ModelState | None:
         """The retained state of a model, or None when it is not served."""
