@@ -20,10 +20,13 @@ _LISTEN_S = 2.5
 _CONNECT_S = 5.0
 
 
-async def clocks_ahead_s(broker: BrokerUrl, root: str, nodes: Collection[str]) -> dict[str, float]:
+async def clocks_ahead_s(
+    broker: BrokerUrl, root: str, nodes: Collection[str], *, roughly: bool = False
+) -> dict[str, float]:
     """Seconds that the clock of each of `nodes` is ahead of the orchestrator's; those missing are not known.
 
     Good to the difference of two messages' ways through the broker: milliseconds in a quiet network.
+    `roughly` is content with one message of each, which is about a second quicker.
 
     Raises:
         BrokerUnreachableError: nobody answers at the broker's address.
@@ -50,6 +53,8 @@ async def clocks_ahead_s(broker: BrokerUrl, root: str, nodes: Collection[str]) -
                     heard("", decode_json(message.payload, Metrics).sent_at_ms)
                 elif levels["node"] in nodes:
                     heard(levels["node"], decode_json(message.payload, Telemetry).sent_at_ms)
+            if roughly and behind_s.keys() >= {"", *nodes}:
+                return
 
     async with bus:
         await bus.subscribe(topics.topic("metrics"), 0)

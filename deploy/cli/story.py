@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -32,6 +32,8 @@ _ANSWER_S = 10.0
 _MOST = 1000
 _WORTH_SAYING_S = 0.05
 """Of a clock's difference: below it nobody sees a thing out of order."""
+_ANOTHER_CLOCK_S = 0.5
+"""Of a node that seems to be on the orchestrator's machine: what is less is a message's way."""
 
 
 class NothingKnownError(Amp4ecError):
@@ -165,7 +167,12 @@ async def _clocks(
     """How far the clocks are ahead of the orchestrator's of those whose logs we have, from other machines."""
     leader = "" if status.orchestrator is None else status.orchestrator.host
     hosts = {node.state.node: node.state.host for node in status.nodes}
-    elsewhere = {node for node in _agents(memory) if hosts.get(node) != leader}
+    agents = _agents(memory)
+    elsewhere = {node for node in agents if hosts.get(node) != leader}
+    # Devices as they come have one name: the clock tells which of them are other machines.
+    if alike := {node.state.node for node in status.online} & (agents - elsewhere):
+        rough_s = await clocks_ahead_s(common.broker, common.root, alike, roughly=True)
+        elsewhere |= {node for node, s in rough_s.items() if abs(s) >= _ANOTHER_CLOCK_S}
     if not elsewhere:
         return {}
     clocks_s = await clocks_ahead_s(common.broker, common.root, elsewhere)
@@ -181,7 +188,7 @@ async def _clocks(
     return clocks_s
 
 
-def _agents(memory: Memory) -> Collection[str]:
+def _agents(memory: Memory) -> set[str]:
     lines = (line.facts for line in memory.lines if line.facts.get("process") == "agent")
     return {str(facts["node"]) for facts in lines if "node" in facts}
 

@@ -7,8 +7,11 @@ set does.
 from __future__ import annotations
 
 import asyncio
+import json
 import re
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from deploy.local import LocalCluster
 from deploy.watch import watch
 from shared.client import ClusterStatus
 from tests.cluster.conftest import JPEG, MODEL, ROOT, RawClient
+from tests.cluster.test_drain import amp4ec
 
 LONG = re.compile(r"silent for \d{4,}")
 LIBRARIES = [
@@ -70,6 +74,20 @@ async def cluster(
         yield cluster
 
 
+@pytest.fixture
+def raw_for() -> Iterator[Callable[[int], RawClient]]:
+    """Clients of the brokers at these ports."""
+    made: list[RawClient] = []
+
+    def make(port: int) -> RawClient:
+        made.append(RawClient(port))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
 def incarnations(status: ClusterStatus) -> dict[str, int]:
     return {node.state.node: node.state.incarnation for node in status.online}
 
@@ -96,6 +114,50 @@ async def works(raw: RawClient) -> None:
     for deadline_ms, status in (("10000", "ok"), ("0", "error")):
         answer = await asyncio.to_thread(raw.ask, JPEG, user=(("deadline_ms", deadline_ms),))
         assert answer["status"] == status, answer
+
+
+async def test_a_story_puts_the_clock_of_a_node_right_and_says_so(
+    tmp_path: Path, raw_for: Callable[[int], RawClient]
+) -> None:
+    """Its host name is the orchestrator's here, as it is among Pis that nobody gave names."""
+    ahead_s = 90.0
+    clock = [
+        "env", f"LD_PRELOAD={LIBRARIES[0]}", f"FAKETIME=+{ahead_s:g}", "FAKETIME_DONT_FAKE_MONOTONIC=1",
+    ]  # fmt: skip
+    began = time.time()
+    async with LocalCluster(tmp_path, agents=1) as cluster:
+        await cluster.add_agent("ahead", wrap=clock)
+        await cluster.wait_for_nodes(2)
+        await cluster.serve(MODEL, ServeFlags(weights="none", min_stages=2, max_stages=2))
+        await cluster.wait_for_model(MODEL)
+        answer = await asyncio.to_thread(raw_for(cluster.broker.port).ask, JPEG)
+        assert "ahead" in answer["nodes"]
+        code, out, err = await amp4ec(cluster, "story", "node", "ahead", "--json")
+        assert code == 0, err
+        told = json.loads(out)
+        assert told["clocks_s"]["ahead"] == pytest.approx(ahead_s, abs=1.0)
+        entries = told["entries"]
+        own = [entry for entry in entries if entry["source"] == "ahead"]
+        now = time.time()
+        assert own
+        assert all(
+            began - 1.0 <= datetime.fromisoformat(entry["at"]).timestamp() <= now + 1.0
+            for entry in entries
+        )
+        where = {
+            words: next(i for i, entry in enumerate(entries) if words in entry["text"])
+            for words in ("agent started", "node ahead joined", "stage ready", "is active")
+        }
+        # Each causes the next, by turns on either machine.
+        assert list(where.values()) == sorted(where.values()), entries
+        code, _, err = await amp4ec(cluster, "story", "job", answer["job"])
+        assert code == 0, err
+        code, _, err = await amp4ec(cluster, "story", "node", "ahead")
+        assert code == 0, err
+        assert re.search(r"the clock of ahead is (89|90)\.\d\d s ahead of the orchestrator's", err)
+        name = next(name for name in cluster.agents if name != "ahead")
+        code, out, err = await amp4ec(cluster, "story", "node", name, "--json")
+        assert json.loads(out)["clocks_s"] == {}, "whose clock is right keeps its own times"
 
 
 @pytest.mark.parametrize("offset", ["-1d", "+1d", "+0"])
