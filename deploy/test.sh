@@ -55,9 +55,9 @@ for layer in $layers; do
     case $layer in
     # What the pure cores are covered by says most when the pure tests alone do it.
     core) how="--numprocesses 2 --dist worksteal --cov --cov-report=" ;;
-    # A file's tests share the models that they import.
-    shell) how="--numprocesses 2 --dist loadfile" ;;
-    # What times a link, or runs three agents, wants both cores for itself.
+    # A file's tests share the models that they import; a broker's mostly wait.
+    shell | broker) how="--numprocesses 2 --dist loadfile" ;;
+    # What runs three agents wants both cores for itself.
     *) how="" ;;
     esac
     # shellcheck disable=SC2086 # several words
