@@ -9,10 +9,10 @@ import click
 
 from deploy.cli.options import Common, common_options, json_option
 from deploy.cli.output import note, print_json, print_line
+from deploy.health import health_of
 from deploy.operator import Request, connect, new_transaction
 from shared.codec import convert, decode_json, encode_json, to_builtins
 from shared.errors import ConfigurationError, ProtocolError
-from shared.messages.health import Health, HealthRequest
 from shared.messages.settings import InfoRequest, OrchestratorInfo, SetRequest
 
 _ANSWER_S = 10.0
@@ -66,14 +66,13 @@ def options_command(
 def health_command(*, common: Common, as_json: bool) -> int:
     """Say whether anything is wrong, and what: models without an answer, nodes lost, queues, the disk.
 
-    Exits with 1 when jobs of some model get no answer (`failing`).
+    Exits with 1 when jobs of some model get no answer or nobody leads (`failing`). A monitor's token will do.
 
     \b
     Example:
         amp4ec health
     """  # noqa: D301
-    request = HealthRequest(transaction=new_transaction())
-    health = convert(asyncio.run(_ask(common, request)), Health)
+    health = asyncio.run(health_of(common.broker, common.root, note))
     if as_json:
         print_json(health)
     elif health.findings:

@@ -19,13 +19,14 @@ from click.testing import CliRunner
 from broker.access import Role, User
 from broker.closed import ClosedBroker
 from deploy.cli.app import cli
+from deploy.health import health_of
 from deploy.operator import Request, connect
 from deploy.supervisor import child_environment, command
 from shared.bus import BrokerUrl, MqttControlBus
 from shared.codec import encode_json
 from shared.errors import BrokerUnreachableError, ConfigurationError, NotPermittedError
 from shared.messages.cordon import DrainRequest
-from shared.messages.health import HealthRequest
+from shared.messages.health import Health, HealthRequest
 from shared.messages.operation import OrchestratorState, StopRequest
 from shared.messages.settings import SetRequest
 from shared.signing import signer_of
@@ -157,6 +158,31 @@ async def test_a_command_with_a_clients_token_says_which_one_it_needs(
     assert error["message"] == "only an operator may ask this cluster's orchestrator for 'drain'"
     assert "--role operator" in error["expected"]
     assert "'camera'" in error["got"]
+
+
+async def test_a_monitor_reads_how_the_cluster_is_and_a_client_may_not(site: Site) -> None:
+    monitor, client = site.url("wall", "monitor"), site.url("camera", "client")
+    state = OrchestratorState(state="online", incarnation=1, host="hub", pid=7)
+    said = Health(text="ok: 2 nodes online, serving m", health="ok")
+    async with bus(site.first("orchestrator"), "orchestrator") as orchestrator:
+
+        async def retain(name: str, value: object) -> None:
+            await orchestrator.publish(site.topics.topic(name), encode_json(value), retain=True)
+
+        async def seen_by(url: BrokerUrl) -> Health:
+            return await health_of(url, site.topics.root, lambda _: None)
+
+        await retain("orchestrator_state", state)
+        await retain("health", said)
+        assert await seen_by(monitor) == said
+        with pytest.raises(NotPermittedError, match="only an operator may"):
+            await seen_by(client)
+        await retain("orchestrator_state", replace(state, state="lost"))
+        for url, last in ((monitor, "The last word"), (client, "jobs wait")):
+            health = await seen_by(url)
+            assert health.health == "failing"
+            assert "the orchestrator is lost, last on hub (pid 7)" in health.text
+            assert last in health.text
 
 
 async def test_a_program_that_takes_no_token_logs_in_with_what_plain_prints(site: Site) -> None:
