@@ -127,6 +127,7 @@ async def test_who_is_there_what_runs_where_and_how_fast(browser: Browser, tmp_p
             throughput = page.locator("#throughput-caption")
             await expect(throughput).to_have_text(re.compile(r"now: mobilenet_v2 \d+\.\d/s"))
             await expect(page.locator("#latency-caption")).to_contain_text("p95")
+            await expect(page.locator("#plans-legend")).to_contain_text("in force")
             await expect(page.locator("#plans-list tr")).to_have_count(4)
             await page.keyboard.press("Tab")
             await node(page, "pi-0").focus()
@@ -149,10 +150,32 @@ async def test_join_leave_and_a_new_plan(browser: Browser, tmp_path: Path) -> No
             gone = node(page, "pi-1")
             await expect(gone).to_have_attribute("aria-label", re.compile("pi-1: lost"))
             await there.cluster.plan([[0, 7]], "pi-1 was lost")
-            await expect(page.locator("#picture svg")).to_contain_text("generation 2")
+            await expect(page.locator("#picture .drawing")).to_contain_text("generation 2")
             await expect(node(page, "pi-7")).to_have_attribute("aria-label", re.compile("stage 1"))
             await expect(page.locator("#plans-why")).to_have_text("pi-1 was lost")
             await expect(page.locator("#figure-nodes")).to_have_text("2 of 3")
+            # What is marked in the charts is named below them.
+            await there.cluster.event("node_left", "pi-1 was lost", "pi-1")
+            await there.cluster.second(1.0)
+            legend = page.locator("#throughput-legend")
+            await expect(legend).to_contain_text("node left", timeout=TIMEOUT_MS)
+
+
+async def test_every_node_of_many_can_be_opened(browser: Browser, tmp_path: Path) -> None:
+    """They stand in several drawings, which lie over each other."""
+    async with world(tmp_path, 75, *([i, i + 1, i + 2] for i in range(0, 60, 3))) as there:
+        await there.cluster.born()
+        async with there.seconds_pass(), page_of(browser, there.url) as page:
+            await expect(page.locator("#picture .node")).to_have_count(75, timeout=TIMEOUT_MS)
+            assert await page.locator("#picture .layer").count() > 3
+            for name in ("pi-0", "pi-20", "pi-59", "pi-74"):
+                await node(page, name).click()
+                await expect(page.locator("#node-name")).to_have_text(name)
+                await page.keyboard.press("Escape")
+            await node(page, "pi-19").focus()
+            for name in ("pi-20", "pi-21"):  # from one drawing into the next
+                await page.keyboard.press("ArrowRight")
+                await expect(page.locator(":focus")).to_have_attribute("data-node", name)
 
 
 async def test_an_empty_cluster_says_what_to_do_next(browser: Browser, tmp_path: Path) -> None:
@@ -163,6 +186,8 @@ async def test_an_empty_cluster_says_what_to_do_next(browser: Browser, tmp_path:
         await expect(page.locator("#picture")).to_contain_text(
             f"amp4ec agent --broker {there.broker.url}"
         )
+        # The address is this machine's own.
+        await expect(page.locator("#picture")).to_contain_text("From another device")
         await expect(page.locator("#drop-text")).to_contain_text("amp4ec serve")
 
 
@@ -200,8 +225,10 @@ async def test_the_broker_restarts(browser: Browser, tmp_path: Path) -> None:
             )
             await expect(page.locator("#away")).to_contain_text("tried again by itself")
             await expect(node(page, "pi-0")).to_have_count(1)
+            await expect(page.locator("main")).to_have_class("is-old")
             await there.broker.start()
             await connected(page)
+            await expect(page.locator("main")).to_have_class("")
             await there.cluster.join(5)
             await shows(page, "pi-5")
 

@@ -66,6 +66,7 @@ async def test_a_dropped_picture_is_answered_with_the_way_it_took(
     )
     width = await answer.locator("svg.gantt").evaluate("(drawing) => drawing.width.baseVal.value")
     assert len(bars) == 6
+    await expect(answer.locator("svg.gantt")).to_contain_text("0 ms")
     assert [at for at, _ in bars] == sorted(at for at, _ in bars)
     assert bars[-1][0] + bars[-1][1] == pytest.approx(width, rel=0.02)
     preview = page.locator("#preview")
@@ -99,7 +100,7 @@ async def test_join_replan_and_loss(cluster: LocalCluster, page: Page) -> None:
     code, out, err = await amp4ec(cluster, "drain", min(await used(cluster)))
     assert code == 0, out + err
     after = await cluster.wait_for_model(MODEL, newer_than=before)
-    drawing = page.locator("#picture svg")
+    drawing = page.locator("#picture .drawing")
     await expect(drawing).to_contain_text(f"generation {after.generation}", timeout=REPLANNED_MS)
     await expect(page.locator("#picture")).to_contain_text("drained")
     victim = min(await used(cluster))

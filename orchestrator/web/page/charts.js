@@ -1,6 +1,6 @@
 // Throughput and latency over the last ten minutes, with what changed the cluster marked in them.
 
-import { byId, setText, svg } from "./dom.js";
+import { byId, el, setText, svg } from "./dom.js";
 import { ago, rate, seconds, trimmed } from "./format.js";
 import { compareNames } from "./layout.js";
 import { ceiling } from "./scale.js";
@@ -12,8 +12,8 @@ const LEAST_SPAN_MS = 60_000;
 const COLOURS = 6;
 /** Events that explain a step in a line. */
 const MARKED = new Map([
-  ["node_joined", "joined"],
-  ["node_left", "left"],
+  ["node_joined", "node joined"],
+  ["node_left", "node left"],
   ["pipeline_active", "new plan"],
 ]);
 const MOST_MARKS = 24;
@@ -29,6 +29,7 @@ class Chart {
     this.frame = byId(id);
     this.caption = byId(`${id}-caption`);
     this.legend = byId(`${id}-legend`);
+    this.legendForm = "";
     this.width = 0;
     this.at = null;
     this.lines = svg("g");
@@ -37,7 +38,8 @@ class Chart {
     this.cursor = svg("line", { class: "cursor", y1: PAD.top, y2: HEIGHT - PAD.bottom, x1: -9, x2: -9 });
     this.drawing = svg("svg", { height: HEIGHT, role: "img" }, this.axes, this.marks, this.lines, this.cursor);
     this.frame.append(this.drawing);
-    store.watch(["metrics", "models", "choice", "events", "reset"], () => this.draw());
+    // Marks come with the next second's figures: not each event is worth a drawing.
+    store.watch(["metrics", "models", "choice", "reset"], () => this.draw());
     new ResizeObserver(([entry]) => {
       this.width = Math.floor(entry.contentRect.width);
       this.drawing.setAttribute("viewBox", `0 0 ${this.width} ${HEIGHT}`);
@@ -62,7 +64,7 @@ class Chart {
     const y = (value) => HEIGHT - PAD.bottom - (HEIGHT - PAD.top - PAD.bottom) * (value / top);
     this.scale = { x, moments, series, values };
     this.drawAxes(top, y, x, end, span);
-    this.drawMarks(x, end - span);
+    const marked = this.drawMarks(x, end - span);
     this.lines.replaceChildren(
       ...series.map((one, index) =>
         svg("path", {
@@ -71,15 +73,19 @@ class Chart {
         }),
       ),
     );
-    this.legend.replaceChildren(
-      ...series.map((one) => {
-        const item = document.createElement("li");
-        item.className = `colour-${one.colour % COLOURS}${one.dashed ? " is-dashed" : ""}`;
-        item.textContent = one.name;
-        return item;
-      }),
-    );
+    this.drawLegend(series, marked);
     this.say();
+  }
+
+  /** The lines' names, and the words for what is marked by dots. */
+  drawLegend(series, marked) {
+    const kind = (one) => `colour-${one.colour % COLOURS}${one.dashed ? " is-dashed" : ""}`;
+    const items = series.map((one) => [kind(one), one.name]);
+    if (marked.length > 0) items.push(["is-mark", `${marked.join(", ")} (see events)`]);
+    const form = JSON.stringify(items);
+    if (form === this.legendForm) return;
+    this.legendForm = form;
+    this.legend.replaceChildren(...items.map(([name, text]) => el("li", { class: name }, text)));
   }
 
   drawAxes(top, y, x, end, span) {
@@ -97,18 +103,18 @@ class Chart {
   drawMarks(x, begin) {
     const told = this.store.events.filter((event) => MARKED.has(event.event));
     const found = told.slice(-MOST_MARKS).map((event) => ({ event, at: Date.parse(event.at) }));
+    const shown = found.filter(({ at }) => at >= begin);
     this.marks.replaceChildren(
-      ...found
-        .filter(({ at }) => at >= begin)
-        .map(({ event, at }) =>
-          svg(
-            "g",
-            {},
-            svg("line", { x1: x(at), x2: x(at), y1: PAD.top, y2: HEIGHT - PAD.bottom }),
-            svg("title", {}, `${MARKED.get(event.event)}: ${event.text}`),
-          ),
+      ...shown.map(({ event, at }) =>
+        svg(
+          "g",
+          {},
+          svg("line", { x1: x(at), x2: x(at), y1: PAD.top, y2: HEIGHT - PAD.bottom }),
+          svg("title", {}, `${MARKED.get(event.event)}: ${event.text}`),
         ),
+      ),
     );
+    return [...MARKED].filter(([name]) => shown.some(({ event }) => event.event === name)).map(([, word]) => word);
   }
 
   point(offset) {

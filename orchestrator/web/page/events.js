@@ -49,21 +49,23 @@ export class Events {
     const found = this.store.events.filter((event) => this.matches(event));
     const shown = found.slice(-MOST_SHOWN).reverse();
     this.list.replaceChildren(...shown.slice(0, AT_ONCE).map(row));
-    this.older = shown.slice(AT_ONCE);
     this.drawn = this.store.eventCount;
     this.count();
+    this.older = shown.slice(AT_ONCE);
     this.rest(this.older);
   }
 
   /** Older rows in the next frames. */
   rest(older) {
     if (older.length === 0) return;
-    requestAnimationFrame(() => {
-      if (this.older !== older) return; // others are wanted by now
-      this.list.append(...older.slice(0, AT_ONCE).map(row));
-      this.older = older.slice(AT_ONCE);
-      this.rest(this.older);
-    });
+    this.store.inFrames([
+      () => {
+        if (this.older !== older) return; // others are wanted by now
+        this.list.append(...older.slice(0, AT_ONCE).map(row));
+        this.older = older.slice(AT_ONCE);
+        this.rest(this.older);
+      },
+    ]);
   }
 
   count() {

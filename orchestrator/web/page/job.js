@@ -6,6 +6,7 @@ import { sentence } from "./plans.js";
 
 const BAR = 20;
 const LINE = 30;
+const AXIS = 20;
 const PARTS = ["transit_s", "queue_s", "compute_s"];
 
 export class Job {
@@ -126,11 +127,12 @@ function gantt(told, width) {
   if (told.trace.length === 0) return [];
   const total = told.trace.reduce((sum, entry) => sum + PARTS.reduce((part, name) => part + entry[name], 0), 0);
   const scale = total > 0 ? width / total : 0;
+  const lanes = told.trace.length * LINE;
   const drawing = svg("svg", {
-    class: "gantt",
+    class: "gantt axes",
     width,
-    height: told.trace.length * LINE,
-    viewBox: `0 0 ${width} ${told.trace.length * LINE}`,
+    height: lanes + AXIS,
+    viewBox: `0 0 ${width} ${lanes + AXIS}`,
     role: "img",
     "aria-label": "where the time went, stage after stage; the table below has the figures",
   });
@@ -149,6 +151,13 @@ function gantt(told, width) {
       at += size;
     }
   });
+  for (const [share, anchor] of [[0, "start"], [0.5, "middle"], [1, "end"]]) {
+    const x = share * width;
+    drawing.append(
+      svg("line", { x1: x, x2: x, y1: 0, y2: lanes }),
+      svg("text", { x, y: lanes + 13, "text-anchor": anchor }, seconds(share * total)),
+    );
+  }
   const head = ["stage", "node", "transit", "queue", "compute"];
   const table = el(
     "table",

@@ -19,6 +19,7 @@ function head(store) {
   const [text, state] = connection(store);
   setText(status, text);
   status.dataset.state = state;
+  byId("main").classList.toggle("is-old", store.server !== "open" || !store.connected);
   byId("away").hidden = state === "good";
   setText(byId("away"), advice(store));
 }

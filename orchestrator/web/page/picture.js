@@ -6,8 +6,13 @@ import { compareNames, layout } from "./layout.js";
 
 const CHARACTER = 7.4; // of a name, in pixels
 const BUSY_PERCENT = 90;
-/** Boxes and links that are made in one frame. */
-const AT_ONCE = 20;
+/** Boxes or links that are made in one frame; they are a layer. */
+const MADE_AT_ONCE = 20;
+/** Boxes and links that get new figures in one frame: two layers of boxes. */
+const FILLED_AT_ONCE = 40;
+/** Of badges and figures over the edges of their boxes, in pixels. */
+const OVERHANG = 24;
+const LOOPBACK = /^mqtts?:\/\/(localhost|127\.|\[::1\])/;
 /** What may change where things stand. */
 const PLACES = ["nodes", "models", "orchestrator", "reset"];
 
@@ -18,7 +23,6 @@ export class Picture {
     this.frame = byId("picture");
     this.width = 0;
     this.form = "";
-    this.drawing = null;
     this.fillers = [];
     this.rows = new Map();
     store.watch([...PLACES, "telemetry", "metrics"], (_, dirty) => this.draw(dirty));
@@ -42,53 +46,53 @@ export class Picture {
         this.build();
       }
     }
-    for (const filler of this.fillers) filler(this.store);
+    this.store.inFrames(slices(this.fillers, FILLED_AT_ONCE).map((some) => () => some.forEach((filler) => filler(this.store))));
   }
 
   build() {
     const active = document.activeElement;
     const focused = this.frame.contains(active) ? active.getAttribute("data-box") : null;
-    const found = layout(this.store, this.width);
-    const drawing = svg("svg", {
-      viewBox: `0 0 ${this.width} ${found.height}`,
-      width: this.width,
-      height: found.height,
-      role: "group",
-      "aria-label": describe(this.store),
-    });
+    const { titles, boxes, links, height } = layout(this.store, this.width);
     this.fillers = [];
-    for (const title of found.titles) {
-      drawing.append(
-        svg(
-          "text",
-          { x: title.x, y: title.y, class: "title" },
-          title.text,
-          svg("tspan", title.below ? { x: 0, dy: 17, class: "detail" } : { dx: 10, class: "detail" }, title.detail),
-        ),
-      );
-    }
-    this.frame.replaceChildren(found.boxes.length > 0 ? drawing : empty(this.store));
-    const makers = [
-      ...found.links.map((link) => () => this.link(link, found.boxes)),
-      ...found.boxes.map((box, index) => () => this.box(box, index)),
-    ];
-    this.drawing = drawing;
-    this.fill(drawing, makers, focused);
-  }
-
-  /** A part of what stands in the picture now, the rest in the next frames: laying out much text takes long. */
-  fill(drawing, makers, focused) {
-    if (this.drawing !== drawing) return; // another has been begun
-    const filled = this.fillers.length;
-    drawing.append(...makers.slice(0, AT_ONCE).map((make) => make()));
-    for (const filler of this.fillers.slice(filled)) filler(this.store);
-    if (makers.length > AT_ONCE) {
-      requestAnimationFrame(() => this.fill(drawing, makers.slice(AT_ONCE), focused));
+    byId("picture-key").hidden = boxes.length === 0;
+    if (boxes.length === 0) {
+      this.frame.replaceChildren(empty(this.store));
       return;
     }
-    const again = focused === null ? null : drawing.querySelector(`[data-box="${CSS.escape(focused)}"]`);
-    (again ?? drawing.querySelector(".node"))?.setAttribute("tabindex", "0");
-    again?.focus();
+    const drawing = el("div", { class: "drawing", role: "group", "aria-label": describe(this.store) });
+    drawing.style.height = `${height}px`;
+    drawing.append(this.layer(0, height, titles.map(heading)));
+    this.frame.replaceChildren(drawing);
+    // A part now, the rest in the next frames: laying out much text takes long.
+    const numbered = boxes.map((box, index) => ({ box, index }));
+    this.store.inFrames([
+      ...slices(links, MADE_AT_ONCE).map((some) => () => {
+        const ends = some.flatMap((link) => [boxes[link.from], boxes[link.to]]);
+        this.add(drawing, ends, () => some.map((link) => this.link(link, boxes)));
+      }),
+      ...slices(numbered, MADE_AT_ONCE).map((some) => () => {
+        this.add(drawing, some.map(({ box }) => box), () => some.map(({ box, index }) => this.box(box, index)));
+      }),
+      () => focusAgain(drawing, focused),
+    ]);
+  }
+
+  /** What `make` makes, with its figures, in a layer of its own, which is as high as `boxes` need. */
+  add(drawing, boxes, make) {
+    const filled = this.fillers.length;
+    const top = Math.min(...boxes.map((box) => box.y)) - OVERHANG;
+    const bottom = Math.max(...boxes.map((box) => box.y + box.height)) + OVERHANG;
+    const children = make();
+    for (const filler of this.fillers.slice(filled)) filler(this.store);
+    drawing.append(this.layer(top, bottom, children));
+  }
+
+  /** A drawing of its own: when a figure in it changes, no other is laid out and painted again. */
+  layer(top, bottom, children) {
+    const [width, height] = [this.width, bottom - top];
+    const drawing = svg("svg", { class: "layer", viewBox: `0 ${top} ${width} ${height}`, width, height }, children);
+    drawing.style.top = `${top}px`;
+    return drawing;
   }
 
   box(box, index) {
@@ -229,6 +233,23 @@ export class Picture {
   }
 }
 
+const heading = (title) =>
+  svg(
+    "text",
+    { x: title.x, y: title.y, class: "title" },
+    title.text,
+    svg("tspan", title.below ? { x: 0, dy: 17, class: "detail" } : { dx: 10, class: "detail" }, title.detail),
+  );
+
+const slices = (all, size) => Array.from({ length: Math.ceil(all.length / size) }, (_, index) => all.slice(index * size, (index + 1) * size));
+
+/** The box that had the focus in an earlier drawing has it again; else the first is where the Tab key stops. */
+function focusAgain(drawing, focused) {
+  const again = focused === null ? null : drawing.querySelector(`[data-box="${CSS.escape(focused)}"]`);
+  (again ?? drawing.querySelector(".node"))?.setAttribute("tabindex", "0");
+  again?.focus();
+}
+
 /** Half over the upper edge, and clear of the name below it. */
 const badge = () =>
   svg("g", { class: "slowest" }, svg("rect", { x: 8, y: -12, width: 82, height: 16, rx: 8 }), svg("text", { x: 49, y: -0.5 }, "bottleneck"));
@@ -325,11 +346,12 @@ function fillLink(store, link, carried, each, title) {
 /** From one box to the next: straight in a line, around the corner into the next line. */
 function way(from, to) {
   const [y, next] = [middle(from), middle(to)];
+  const end = to.y - (to.slowest ? 19 : 7); // above the badge
   if (to.y > from.y + from.height - 1) {
     const x = Math.min(from.x + from.width / 2, to.x + to.width / 2);
-    if (Math.abs(from.x - to.x) < to.width) return `M${x} ${from.y + from.height}V${to.y - 7}`;
+    if (Math.abs(from.x - to.x) < to.width) return `M${x} ${from.y + from.height}V${end}`;
     const turn = (from.y + from.height + to.y) / 2;
-    return `M${from.x + from.width / 2} ${from.y + from.height}V${turn}H${to.x + to.width / 2}V${to.y - 7}`;
+    return `M${from.x + from.width / 2} ${from.y + from.height}V${turn}H${to.x + to.width / 2}V${end}`;
   }
   const start = from.x + from.width;
   const half = (start + to.x) / 2;
@@ -353,5 +375,6 @@ function empty(store) {
     { class: "empty" },
     el("p", {}, "No node yet. On a device that shall take part:"),
     el("pre", {}, `amp4ec agent --broker ${address}`),
+    LOOPBACK.test(address) ? el("p", { class: "muted" }, "From another device, put this machine's own name or address in place of that one, which only this machine knows.") : null,
   );
 }

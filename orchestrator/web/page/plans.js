@@ -60,6 +60,7 @@ export class Plans {
     byId("plans-table").hidden = model === undefined;
     if (model === undefined) {
       this.plot.replaceChildren();
+      byId("plans-legend").hidden = true;
       list.replaceChildren();
       setText(byId("plans-why"), "Plans are shown when a model is served: amp4ec serve mobilenet_v2");
       return;
@@ -83,6 +84,8 @@ export class Plans {
     for (const point of this.front?.points ?? []) add(point.predicted, "front", shape(point.pipelines));
     for (const other of model.alternatives) add(other.figures, "other", other.text);
     add(model.predicted, "chosen", "in force, predicted");
+    byId("plans-legend").hidden = points.length === 0;
+    byId("plans-legend-front").hidden = this.front === null;
     if (points.length === 0 || this.width < 120) {
       this.plot.replaceChildren();
       return;

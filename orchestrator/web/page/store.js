@@ -4,8 +4,6 @@ const MOST_EVENTS = 1000;
 const MOST_MOMENTS = 600;
 /** Between two drawings of what changes all the time. */
 const EVERY_MS = 300;
-/** Of drawing in one frame; views that are left have their turn in the next. */
-const FRAME_MS = 6;
 /** Counters are compared over at least this long: two messages may come together. */
 const LEAST_SPAN_S = 0.5;
 
@@ -16,8 +14,9 @@ export class Store {
     this.why = "";
     this.views = [];
     this.dirty = new Set();
+    this.steps = [];
     this.drawnAt = 0;
-    this.asked = false;
+    this.planned = false;
   }
 
   clear() {
@@ -145,40 +144,44 @@ export class Store {
 
   changed(...kinds) {
     for (const kind of kinds) this.dirty.add(kind);
-    if (!this.asked) {
-      this.asked = true;
-      const waitMs = Math.max(0, this.drawnAt + EVERY_MS - performance.now());
-      setTimeout(() => requestAnimationFrame(() => this.draw()), waitMs);
-    }
+    this.plan();
+  }
+
+  /** Draw soon, unless a drawing is under way: then what has changed has its turn after it. */
+  plan() {
+    if (this.planned || this.steps.length > 0 || this.dirty.size === 0) return;
+    this.planned = true;
+    setTimeout(() => this.draw(), Math.max(0, this.drawnAt + EVERY_MS - performance.now()));
   }
 
   draw() {
     const { dirty } = this;
     this.dirty = new Set();
-    this.drawSome(this.views.filter((view) => view.kinds.some((kind) => dirty.has(kind))), dirty);
+    this.planned = false;
+    const views = this.views.filter((view) => view.kinds.some((kind) => dirty.has(kind)));
+    this.inFrames(views.map((view) => () => view.draw(this, dirty)));
   }
 
-  /** As many views as a frame has time for: each has its own layout and paint. */
-  drawSome(views, dirty) {
-    const began = performance.now();
-    // After a snapshot each view has everything to draw, and gets a frame of its own.
-    const mostMs = dirty.has("reset") ? 0 : FRAME_MS;
-    let next = 0;
-    while (next < views.length && (next === 0 || performance.now() - began < mostMs)) {
-      try {
-        views[next].draw(this, dirty);
-      } catch (error) {
-        reportError(error); // a fault of one view: the others go on
-      }
-      next += 1;
+  /** Have `steps` done, one a frame: styles, layout and paint, which follow each, cost more than the scripts do. */
+  inFrames(steps) {
+    if (steps.length === 0) return;
+    if (this.steps.length === 0) requestAnimationFrame(() => this.step());
+    this.steps.push(...steps);
+  }
+
+  step() {
+    try {
+      this.steps[0]();
+    } catch (error) {
+      reportError(error); // a fault of one view: the others go on
     }
-    if (next < views.length) {
-      requestAnimationFrame(() => this.drawSome(views.slice(next), dirty));
+    this.steps.shift();
+    if (this.steps.length > 0) {
+      requestAnimationFrame(() => this.step());
       return;
     }
     this.drawnAt = performance.now();
-    this.asked = false;
-    if (this.dirty.size > 0) this.changed();
+    this.plan();
   }
 
   // --- what several views ask
