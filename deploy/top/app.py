@@ -184,7 +184,7 @@ class Top(App[None]):
             self._put(
                 "#head",
                 f" no connection to {self._source.address} for {away_s:.0f} s, trying again; "
-                "what stands below is old",
+                "below is old",
             )
         nodes = view.node_rows(status, sort=self._sort, wanted=self._wanted)
         models = view.model_rows(status, self._source.rates, wanted=self._wanted)
@@ -198,13 +198,13 @@ class Top(App[None]):
         self._title("nodes", f"NODES by {self._sort}{shown}", none=not nodes, hint="amp4ec agent")
         self._title("models", f"MODELS{shown}", none=not models, hint="amp4ec serve MODEL")
         reason = "" if chosen is None else f" of {chosen.model}: {chosen.reason}"
-        self._title("stages", f"STAGES{reason}", none=False)
+        self._title("stages", f"STAGES{reason}", none=not stages)
         self._draw_events()
 
     def _title(self, of: str, text: str, *, none: bool, hint: str = "") -> None:
         """A part's title; an empty part has no table, but a word on how it is filled."""
         self.query_one(f"#{of}", Table).display = not none
-        if none and not self._wanted:
+        if none and hint and not self._wanted:
             text += f": none yet; `{hint}` makes one"
         self._put(f"#{of}-title", text)
 

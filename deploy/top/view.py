@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -51,7 +52,7 @@ class Row:
 
 def node_rows(status: ClusterStatus, *, sort: Sort = "name", wanted: str = "") -> list[Row]:
     """A row per node whose name, state or stages have `wanted` in them."""
-    nodes = sorted(status.nodes, key=lambda node: (_rank(node, sort), node.state.node))
+    nodes = sorted(status.nodes, key=lambda node: (_rank(node, sort), _natural(node.state.node)))
     rows = [_node(node) for node in nodes]
     return [row for row in rows if _has(row, wanted)]
 
@@ -217,6 +218,12 @@ def _rank(node: NodeView, sort: Sort) -> float:
             return -now.memory_used_bytes
         case "queue":
             return -float(now.queue)
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts pi-2 before pi-10: words and numbers in turn; of numbers the longer is the larger."""
+    parts = [part.lstrip("0") if part.isdecimal() else part for part in re.split("([0-9]+)", name)]
+    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(parts)]
 
 
 def _has(row: Row, wanted: str) -> bool:

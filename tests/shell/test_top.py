@@ -158,11 +158,17 @@ async def test_any_size_and_any_number(size: tuple[int, int]) -> None:
         await screen.until("none yet; `amp4ec ")
 
 
+def test_nodes_stand_in_the_order_of_their_numbers() -> None:
+    names = ["pi-2", "pi-10", "pi-1", "pi-02b", "cam", "9", "10"]
+    rows = view.node_rows(cluster([node(name) for name in names], []))
+    assert [row.key for row in rows] == ["9", "10", "cam", "pi-1", "pi-2", "pi-02b", "pi-10"]
+
+
 async def test_a_lost_connection_is_shown_and_heals() -> None:
     async with shown(usual()) as screen:
         await screen.until("orchestrator on kitchen")
         screen.source.away_s = 3.2
-        await screen.until("no connection to 127.0.0.1:1883 for 3 s")
+        await screen.until("no connection to 127.0.0.1:1883 for 3 s", "below is old")
         screen.source.away_s = 4.9
         await screen.until("for 5 s")
         await screen.until("pi-1", "online")
