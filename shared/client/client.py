@@ -123,13 +123,19 @@ class Client:
     ) -> Result:
         """Run `model` on one input.
 
+        ::
+
+            result = await client.infer("mobilenet_v2", "cat.jpg", deadline_s=2.0)
+            print(result.best.label, result.best.probability, result.latency_s, result.nodes)
+
         Args:
-            model: the name under which the model is served.
+            model: the name under which the model is served; `status` lists them.
             image: a path, a file's bytes (JPEG, PNG, WebP or .npy), a PIL image, a uint8 array
                 [height, width] or [height, width, 1, 3 or 4] (a photograph), any other array (a tensor,
                 taken as it is), or a mapping of arrays by the names of the model's inputs.
             timeout_s: how long to wait here.
-            deadline_s: how long the cluster may take; beyond it the answer is an error, `deadline`.
+            deadline_s: how long the cluster may take; beyond it the answer is an error, `deadline`. None
+                lets it take its time.
             tensors: whether to return the model's raw outputs, too (`Result.tensors`).
             priority: 0 to 9; of what waits, the highest goes first.
             latest: for a camera's frames: while this one waits in the queue, a newer one that this client
@@ -137,6 +143,10 @@ class Client:
             retry: whether a job that is refused as `overloaded` is sent again after the time that the
                 refusal names, and longer each time, as long as `timeout_s` and `deadline_s` allow; never
                 with `latest`, where a newer frame is worth more.
+
+        Returns:
+            The answer, a `Result`: `best` and `top` (labels), `latency_s`, `nodes`, `trace`, `exact`,
+            `cached`, `tensors` (see `help(amp4ec.Result)`).
 
         Raises:
             JobError: the job ended in an error; `code`, `message`, `expected`, `got`, `retry_after_s`.
@@ -258,9 +268,18 @@ class Client:
     async def status(self, *, wait_s: float = _TELEMETRY_S) -> ClusterStatus:
         """The orchestrator, nodes and models as their retained topics say.
 
+        ::
+
+            status = await client.status()
+            print([model.model for model in status.models if model.state == "serving"])
+            print([view.state.node for view in status.online])
+
         Args:
             wait_s: how long to wait for what is not retained: the telemetry of nodes that are online,
                 and what the orchestrator says of those that are not.
+
+        Raises:
+            ConfigurationError: a client that is not connected.
         """
         talk = self._conversation
         await talk.watch()
