@@ -26,7 +26,7 @@ class Role(StrEnum):
     ORCHESTRATOR = "orchestrator"
     """Decides and deploys: every topic below the root."""
     OPERATOR = "operator"
-    """Asks for models to be served, and uploads them; sees what a monitor sees."""
+    """Asks for models to be served, and uploads them; sees what a monitor sees, does what a client may."""
     AGENT = "agent"
     """One node: speaks for itself only, computes stages."""
     CLIENT = "client"
@@ -80,6 +80,13 @@ class Grant:
         return topics.pattern(self.topic, **levels)
 
 
+_JOBS: tuple[Grant, ...] = (
+    # The bare `infer` topic is closed: a job there could name anybody's topic for its answer.
+    Grant("write", "infer_311", own="client"),
+    Grant("read", "result", own="client"),
+)
+"""Jobs in one's own name."""
+
 GRANTS: dict[Role, tuple[Grant, ...]] = {
     Role.AGENT: (
         # Read, too: an agent looks whether another one has its name, and hears its own late will.
@@ -95,15 +102,11 @@ GRANTS: dict[Role, tuple[Grant, ...]] = {
         Grant("readwrite", "activation"),
         Grant("write", "stage_result"),
     ),
-    Role.CLIENT: (
-        # The bare `infer` topic is closed: a job there could name anybody's topic for its answer.
-        Grant("write", "infer_311", own="client"),
-        Grant("read", "result", own="client"),
-        *(Grant("read", name) for name in OPEN_TO_ALL),
-    ),
+    Role.CLIENT: (*_JOBS, *(Grant("read", name) for name in OPEN_TO_ALL)),
     Role.MONITOR: tuple(Grant("read", name) for name in WATCHED),
     Role.HOME_ASSISTANT: tuple(Grant("read", name) for name in WATCHED),
     Role.OPERATOR: (
+        *_JOBS,
         *(Grant("read", name) for name in WATCHED),
         Grant("write", "request"),
         Grant("read", "response"),

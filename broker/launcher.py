@@ -304,7 +304,7 @@ class _PortTakenError(BrokerError):
     def __init__(self, port: int) -> None:
         super().__init__(
             f"port {port} is in use",
-            expected="a free port; 0 takes any",
+            expected="a free port: end that program, or choose another with --port",
             got="a port that another program listens on",
         )
 
