@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from edge_agent.options import AgentOptions
 from shared.bus import ControlBus, Message, MqttControlBus
 from shared.codec import decode_json, encode_json
-from shared.errors import BrokerError, ConfigurationError, ProtocolError
+from shared.errors import BrokerUnreachableError, ConfigurationError, ProtocolError
 from shared.logs import get_log
 from shared.messages.node import NodeState, Ping
 from shared.messages.stage import Report
@@ -90,7 +90,7 @@ async def look(
 
     Raises:
         ConfigurationError: another agent answers, or is being born; the message names it.
-        BrokerError: the broker refused a subscription.
+        BrokerError: the broker refused a subscription, or the question: this login is another's.
     """
     seen, asked = _Look(), Ping(node=node)
     ping = topics.topic("ping", node=node)
@@ -101,8 +101,9 @@ async def look(
         try:
             remaining_s = answer_s
             while not reader.done() and remaining_s > 0.0:
-                with contextlib.suppress(BrokerError):  # none there yet: asked again
-                    await control.publish(ping, encode_json(worded(asked)), 0)
+                # No broker yet: asked again. At QoS 1, so that one that refuses says so.
+                with contextlib.suppress(BrokerUnreachableError):
+                    await control.publish(ping, encode_json(worded(asked)), 1)
                 await asyncio.wait((reader,), timeout=min(ask_every_s, remaining_s))
                 if seen.complete:
                     remaining_s -= ask_every_s
@@ -115,7 +116,7 @@ async def look(
     if seen.answered:
         raise ConfigurationError(
             f"another agent has the name {node!r} (process {state.pid} on {state.host})",
-            expected="each agent with a name of its own (--name)",
+            expected="each agent with a name of its own (--name), or a token of its own",
             got=f"its incarnation {state.incarnation} answers",
         )
     if state.state == "online":

@@ -175,12 +175,13 @@ class MqttControlBus:
             if answer is not None and answer.value == _NOT_AUTHORIZED:
                 raise NotPermittedError(
                     f"the broker at {self._url.address} refused a message on {topic}",
-                    expected="a login that may publish there",
+                    expected="a login that may: a token is for one name and role (`amp4ec join-token NAME`)",
                     got=f"{self._url.login}: {answer}",
                 )
             if answer is not None and answer.is_failure:
                 raise BrokerError(
                     f"the broker at {self._url.address} refused {len(payload)} bytes for {topic}",
+                    expected=_MAY if answer.value == _NOT_AUTHORIZED else None,
                     got=str(answer),
                 )
             return

@@ -142,7 +142,9 @@ async def test_three_devices_with_a_broker_that_is_closed(tmp_path: Path) -> Non
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
     run_here = " ".join(command())
-    script = re.sub(r"(?m)^(sudo apt-get|git clone|pip|~/amp4ec-venv/bin/pip) .*\n", "", lines)
+    script = re.sub(
+        r"(?m)^(sudo apt-get|git clone|python3 -m venv|pip|~/amp4ec-venv/bin/pip) .*\n", "", lines
+    )
     script = script.replace('--host "$(hostname)"', f"--host localhost --port {port}")
     script = script.replace("broker --directory", "broker --bind 127.0.0.1 --directory")
     script = re.sub(r"(?m)^(~/amp4ec-venv/bin/amp4ec agent .*)$", r"\1 &", script)

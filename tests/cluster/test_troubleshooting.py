@@ -177,6 +177,12 @@ async def one_name_twice(site: Site) -> str:
         return await said("agent", *words, "--broker", site.ours.url)
 
 
+async def token_of_another(site: Site) -> str:
+    token = f"@{site.closed.token_file('operator')}"
+    words = ("--name", "pi-9", "--cache-dir", str(site.directory / "pi-9"))
+    return await said("agent", *words, "--broker", token)
+
+
 async def wrong_clock(site: Site) -> str:
     if not LIBRARIES:
         pytest.skip("there is no libfaketime: install the package faketime")
@@ -204,6 +210,7 @@ MISTAKES: dict[str, Callable[[Site], Awaitable[str]]] = {
     "no runtime is installed": no_runtime,
     "no number of stages helps": no_memory,
     "another agent has the name": one_name_twice,
+    "Not authorized": token_of_another,
     "the clocks differ": wrong_clock,
     "no model named": unknown_model,
 }
