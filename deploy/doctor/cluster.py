@@ -298,7 +298,7 @@ def _versions(status: ClusterStatus, version: str) -> Iterator[Finding]:
         yield warning(
             "version",
             f"not all run the same version ({parts})",
-            "install one version everywhere: pip install --upgrade 'amp4ec[...]'",
+            "install one version everywhere: the same commit of the clone, then `pip install` as at first",
         )
     elif status.orchestrator is not None:
         yield ok("version", f"all run {version}")

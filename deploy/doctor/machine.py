@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 import psutil
-from packaging.requirements import InvalidRequirement, Requirement
 
 from deploy.doctor.finding import Finding, error, note, ok, warning
 from edge_agent.cgroup import Cgroups
@@ -101,7 +100,16 @@ def _import_error(modules: Iterable[str]) -> str:
 def _packages() -> Iterator[Finding]:
     """Installed packages that do not fit what we, or torchvision, ask for."""
     asking = [name for name in ("amp4ec", "torchvision", "onnxruntime") if _installed(name)]
-    misfits = [misfit for name in asking for misfit in misfitting(name)]
+    try:
+        misfits = [misfit for name in asking for misfit in misfitting(name)]
+    except ImportError:
+        # An agent needs it for nothing else.
+        yield note(
+            "package.unseen",
+            "whether installed packages fit each other is not seen without the package packaging",
+            "pip install packaging",
+        )
+        return
     for package, requirement, have in sorted(set(misfits)):
         yield error(
             "package",
@@ -113,7 +121,13 @@ def _packages() -> Iterator[Finding]:
 
 
 def misfitting(package: str) -> Iterator[tuple[str, str, str]]:
-    """(package, requirement, installed version) for what is installed and does not fit."""
+    """(package, requirement, installed version) for what is installed and does not fit.
+
+    Raises:
+        ImportError: packaging is not installed.
+    """
+    from packaging.requirements import InvalidRequirement, Requirement
+
     for text in importlib.metadata.requires(package) or ():
         try:
             requirement = Requirement(text)

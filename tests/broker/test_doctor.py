@@ -460,6 +460,17 @@ def test_packages_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert have
 
 
+def test_an_agent_without_packaging_is_still_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "packaging.requirements", None)
+    monkeypatch.setattr(doctor_machine, "available_runtimes", dict)
+    findings = doctor_machine.examine(doctor_machine.Looks((tmp_path,)), None)
+    (unseen,) = [finding for finding in findings if finding.check == "package.unseen"]
+    assert (unseen.level, unseen.mend) == (Level.NOTE, "pip install packaging")
+    assert {"cpu", "disk"} <= {finding.check.split(".")[0] for finding in findings}
+
+
 # The command
 
 
