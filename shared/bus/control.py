@@ -181,7 +181,6 @@ class MqttControlBus:
             if answer is not None and answer.is_failure:
                 raise BrokerError(
                     f"the broker at {self._url.address} refused {len(payload)} bytes for {topic}",
-                    expected=_MAY if answer.value == _NOT_AUTHORIZED else None,
                     got=str(answer),
                 )
             return
