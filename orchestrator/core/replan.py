@@ -149,7 +149,7 @@ def necessity(served: Served, choice: Choice) -> str | None:
     """Why the plan that was chosen has to be taken, whatever it gains; None where it has to pay."""
     active, entry = served.active, served.entry
     if active is None:
-        return "nothing runs any more" if served.ran else "nothing runs yet"
+        return "nothing ran any more" if served.ran else "its first plan"
     if served.replaces:
         return "it replaces the model served before"
     if misses_stages(active):

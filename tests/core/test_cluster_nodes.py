@@ -115,7 +115,7 @@ def test_the_last_node_leaves_and_another_comes() -> None:
     world.join("b")
     world.settle()
     assert world.stages() == [["b"]]
-    assert "nothing runs any more" in world.state().reason
+    assert "nothing ran any more" in world.state().reason
 
 
 def test_a_late_will_and_a_late_birth_of_an_earlier_life_change_nothing() -> None:

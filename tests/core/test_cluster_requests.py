@@ -39,7 +39,7 @@ def test_the_asker_hears_how_it_goes_and_then_the_end_once() -> None:
     lines = [a for a in world.log if isinstance(a, Progress | Finish)]
     assert [a.text if isinstance(a, Progress) else a.error for a in lines] == [
         "unserved: waits for 2 nodes, 1 are here",
-        "loading: node b joined; nothing runs yet",
+        "loading: node b joined; its first plan",
         None,
     ]
     first_publish = next(
@@ -56,7 +56,7 @@ def test_nodes_that_do_not_come_are_waited_for_a_little_and_then_missed_until_th
     world.serve(entry(min_stages=3), timeout_s=10)
     world.wait(4)
     assert world.state().state == "serving"
-    assert world.state().reason == "nothing runs yet; 1 of the 3 stages asked for: 1 node is here"
+    assert world.state().reason == "its first plan; 1 of the 3 stages asked for: 1 node is here"
     assert not world.finished()
     world.wait(8)
     assert [f.error for f in world.finished()] == [

@@ -70,7 +70,7 @@ def test_a_node_of_it_is_gone() -> None:
     world.restart(ENTRIES)
     assert not since(world, mark, ActivatePipeline)
     assert world.state().generation == 2
-    assert world.state().reason.startswith("the orchestrator started anew; nothing runs any more")
+    assert world.state().reason.startswith("the orchestrator started anew; nothing ran any more")
     assert world.checks.assigned["b"] == (), "its retained assignment becomes empty"
     world.settle()
     assert world.stages() == [["a", "c"]]

@@ -68,7 +68,7 @@ def test_what_loads_or_is_held_back_counts_and_what_is_stopped_when_it_is_out() 
     assert world.state("n").state == "unserved", "m drains"
     world.drains()
     assert world.state("n").state == "loading"
-    assert world.state("n").reason == "m made room; nothing runs yet"
+    assert world.state("n").reason == "m made room; its first plan"
 
 
 def test_a_runtime_is_there_once() -> None:
