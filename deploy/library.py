@@ -350,7 +350,9 @@ def _content(source: ModelSource) -> tuple[str, ...] | None:
                 weights = _file_digest("weights", Path(weights), expected)
             return (source.kind.value, source.reference, weights)
         case SourceKind.ONNX | SourceKind.EXPORTED:
-            path, expected = Path(source.reference), f"a {source.kind} file"
+            path = Path(source.reference)
+            onnx = source.kind is SourceKind.ONNX
+            expected = "an ONNX file" if onnx else "an archive that torch.export saved"
             digest = _file_digest("the model", path, expected)
             beside = files_beside(source)
             others = (_file_digest("weights", file, "the file beside it") for file in beside)

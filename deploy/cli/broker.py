@@ -125,7 +125,10 @@ def broker_command(
     if print_config:
         print_line(config.render().rstrip())
         return 0
-    return run_foreground(config, on_ready=lambda broker: note(f"broker ready at {broker.url}"))
+    everywhere = ", and by every other address of this machine" * (bind in ("0.0.0.0", "::"))  # noqa: S104
+    return run_foreground(
+        config, on_ready=lambda broker: note(f"broker ready at {broker.url}{everywhere}")
+    )
 
 
 @broker_command.command("init")

@@ -306,7 +306,7 @@ def serve_options(function: F) -> F:
         type=DURATION,
         default="120s",
         show_default=True,
-        help="How long to wait until the model is served.",
+        help="How long the cluster may take to serve it, once it is exported here.",
     )
     @functools.wraps(function)
     def wrapper(**values: Any) -> Any:

@@ -225,6 +225,7 @@ def _nodes(status: ClusterStatus) -> Iterator[Finding]:
             yield from found
         elif view.state.state == "online":
             yield ok("node", f"{view.state.node} is well")
+    yield from _neighbours(status)
 
 
 def _node(view: NodeView) -> Iterator[Finding]:
@@ -256,18 +257,46 @@ def _node(view: NodeView) -> Iterator[Finding]:
             f"node {name} uses {now.memory_used_bytes / 1e6:.0f} of {now.memory_limit_bytes / 1e6:.0f} MB",
             "raise its limit, or serve less there (`amp4ec status` shows its stages)",
         )
-    if now.cpu_others_ratio is not None and now.cpu_others_ratio > OTHERS_RATIO:
-        yield warning(
-            "node.cpu",
-            f"other programs take {now.cpu_others_ratio:.0%} of the CPU of node {name}'s machine",
-            "move them, or declare a smaller share: `amp4ec agent --cpus`",
-        )
     if now.disk_free_bytes is not None and now.disk_free_bytes < DISK_BYTES:
         yield warning(
             "node.disk",
             f"node {name} has {now.disk_free_bytes / 1e6:.0f} MB left for weights",
             "make room there, or a smaller cache elsewhere: `amp4ec agent --cache-dir --cache-size`",
         )
+
+
+def _neighbours(status: ClusterStatus) -> Iterator[Finding]:
+    """What programs that are none of the cluster's take of a machine: its agents see each other as others."""
+    hosts: dict[str, list[NodeView]] = {}
+    for view in status.online:
+        hosts.setdefault(view.state.host or view.state.node, []).append(view)
+    for views in hosts.values():
+        own = {view.state.node: _used_cpus(view) for view in views}
+        all_others = [
+            view.telemetry.cpu_others_ratio * _cores(view)
+            + own[view.state.node]
+            - sum(own.values())
+            for view in views
+            if view.telemetry is not None and view.telemetry.cpu_others_ratio is not None
+        ]
+        ratio = max(all_others, default=0.0) / max(map(_cores, views))
+        if ratio > OTHERS_RATIO:
+            names = ", ".join(sorted(own))
+            yield warning(
+                "node.cpu",
+                f"other programs take {ratio:.0%} of the CPU of the machine of {names}",
+                "move them, or declare a smaller share: `amp4ec agent --cpus`",
+            )
+
+
+def _cores(view: NodeView) -> int:
+    return 1 if view.state.hardware is None else max(view.state.hardware.cores, 1)
+
+
+def _used_cpus(view: NodeView) -> float:
+    if view.telemetry is None or view.state.hardware is None:
+        return 0.0
+    return view.telemetry.cpu_percent / 100.0 * view.state.hardware.cpu
 
 
 def _models(status: ClusterStatus) -> Iterator[Finding]:
@@ -280,6 +309,12 @@ def _models(status: ClusterStatus) -> Iterator[Finding]:
             )
         elif model.state == "serving":
             yield ok("model", f"{model.model} is served")
+        elif model.state == "unserved":
+            yield warning(
+                "model.unserved",
+                f"{model.model} is not served: {model.reason}; jobs for it wait",
+                "start an agent that has room for it: `amp4ec agent`",
+            )
         else:
             yield note("model", f"{model.model} is {model.state}: {model.reason}")
 
@@ -318,7 +353,8 @@ def _clocks(heard: Heard) -> Iterator[Finding]:
             yield warning("clock", text, mend)
     if heard.clocks_s and not wrong:
         most = max(abs(off) for off in heard.clocks_s.values())
-        yield ok("clock", f"{len(heard.clocks_s)} clocks within {most:.1f} s of this one")
+        count = len(heard.clocks_s)
+        yield ok("clock", f"{count} clock{'s' * (count != 1)} within {most:.1f} s of this one")
 
 
 def _leftovers(heard: Heard, topics: Topics, remove: str) -> Iterator[Finding]:

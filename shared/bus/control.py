@@ -408,8 +408,7 @@ class MqttControlBus:
         if not self._decided.is_set():
             raise BrokerUnreachableError(
                 f"no connection to a broker at {self._url.address} within {timeout_s:g} s",
-                expected="an MQTT 5 broker there: start one with `amp4ec broker`, "
-                "or name another with --broker",
+                expected=_expected_of(self._failure),
                 got=self._failure
                 or "no MQTT answer: is that port another program's, or for TLS (mqtts://)?",
             )
@@ -432,3 +431,13 @@ class MqttControlBus:
     def _deadline(self, timeout_s: float | None) -> float:
         wait_s = self._publish_timeout_s if timeout_s is None else timeout_s
         return asyncio.get_running_loop().time() + wait_s
+
+
+def _expected_of(failure: str | None) -> str:
+    """What would mend a connection that failed for that reason."""
+    if failure is not None and "certificate" in failure:
+        return (
+            "a broker that an authority known here vouches for, by this very name: come with a token of "
+            "`amp4ec join-token`, and see that `amp4ec broker init --host` was given the name"
+        )
+    return "an MQTT 5 broker there: start one with `amp4ec broker`, or name another with --broker"

@@ -231,7 +231,8 @@ class Conversation:
             )
         return JobTimeoutError(
             ErrorCode.DEADLINE,
-            f"no answer from {pending.model!r} within {timeout_s:g} s, though the orchestrator is online",
+            f"no answer from {pending.model!r} within {timeout_s:g} s, though the orchestrator is online: "
+            "`amp4ec status` says whether the model is served",
             waited_for="answer",
             timeout_s=timeout_s,
         )

@@ -304,6 +304,15 @@ HOUR_AGO_MS = time.time_ns() // 10**6 - 3_600_000
             },
             "9 GB",
         ),
+        (
+            "model.unserved",
+            {
+                "model_state": ModelState(
+                    state="unserved", model="m", generation=1, reason="no node is here"
+                )
+            },
+            "no node is here; jobs for it wait",
+        ),
         ("version", {"node_state": node_state(version="0.9")}, "0.9: node pi-1; 1.0"),
         ("clock", {"metrics": metrics(sent_at_ms=HOUR_AGO_MS)}, "refuses requests"),
         ("clock", {"telemetry": telemetry(sent_at_ms=HOUR_AGO_MS)}, "node pi-1"),
@@ -321,6 +330,23 @@ async def test_a_cluster_in_which_one_thing_is_wrong(
     findings = await stage.findings()
     assert any(says in finding.text for finding in found(findings, check)), findings
     assert all(finding.mend for finding in found(findings, check))
+
+
+@pytest.mark.parametrize(
+    ("host", "busy"), [("shed", False), ("attic", True)], ids=["of one machine", "of two"]
+)
+async def test_agents_of_one_machine_are_not_its_other_programs(
+    stage: Stage, host: str, busy: bool
+) -> None:
+    # Of two cores each uses nine tenths of one, which the other sees as somebody else's.
+    hardware = Hardware(cpu=1.0, cores=2, memory_bytes=10**9, architecture="aarch64")
+    used = {"cpu_percent": 90.0, "cpu_others_ratio": 0.55}
+    await stage.set(node_state=node_state(hardware=hardware), telemetry=telemetry(**used))
+    await stage.say(
+        "node_state", node_state(node="pi-2", host=host, hardware=hardware), node="pi-2"
+    )
+    await stage.say("telemetry", telemetry(node="pi-2", **used), node="pi-2")
+    assert bool(found(await stage.findings(), "node.cpu")) == busy
 
 
 @pytest.mark.parametrize(
