@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import ClassVar, Protocol, Self
 
 from deploy.flags import ServeFlags
+from deploy.page_address import page_address
 from deploy.supervisor import child_environment, command
 from shared.bus import BrokerUrl
 from shared.client import Client, ClusterStatus
@@ -209,6 +210,11 @@ class Cluster(ABC):
     def url(self) -> BrokerUrl:
         """The broker's address, as an operator has it."""
         return BrokerUrl.parse(self.address("operator"))
+
+    @property
+    def page(self) -> str | None:
+        """Where the orchestrator's page is; None without one, and before it listens."""
+        return None if self.orchestrator is None else page_address(self.orchestrator.log)
 
     def address(self, name: str) -> str:
         """The broker's address as `name` has it: an agent, `orchestrator`, `operator` or `client`."""

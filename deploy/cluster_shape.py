@@ -10,6 +10,7 @@ from deploy import settings
 from deploy.cluster import Cluster
 from deploy.containers.profile import Node, find_profile
 from deploy.local import LocalCluster
+from orchestrator.web.address import HttpAddress
 from shared.errors import ConfigurationError
 from shared.profile import DEFAULT_ZONE
 from shared.topics import DEFAULT_ROOT
@@ -87,6 +88,7 @@ def make_cluster(
     root: str = DEFAULT_ROOT,
     log_level: str = "info",
     orchestrator_arguments: Sequence[str] = (),
+    http: HttpAddress | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Cluster:
     """The cluster, not started yet; arguments as of `LocalCluster`.
@@ -98,6 +100,7 @@ def make_cluster(
         root: the root topic.
         log_level: of every part.
         orchestrator_arguments: further flags of `amp4ec orchestrator`.
+        http: where the orchestrator's page is to be on this machine; None for none.
         on_step: gets what is being done before the start, where that takes long.
 
     Raises:
@@ -112,7 +115,10 @@ def make_cluster(
             port=port,
             root=root,
             log_level=log_level,
-            orchestrator_arguments=orchestrator_arguments,
+            orchestrator_arguments=[
+                *orchestrator_arguments,
+                *([] if http is None else [f"--http={http}"]),
+            ],
         )
     # An extra: whoever runs processes needs no docker.
     from deploy.containers.cluster import DockerCluster
@@ -126,6 +132,7 @@ def make_cluster(
         root=root,
         log_level=log_level,
         orchestrator_arguments=orchestrator_arguments,
+        http=http,
         on_step=on_step,
     )
 

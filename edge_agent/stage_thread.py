@@ -48,7 +48,8 @@ of its inbox."""
 MAX_BYTES = 64 * 1024 * 1024
 """Of their payloads; one is always taken. The inbox has the same bound."""
 _PROBE_AGAIN_S = 1.0
-_IDLE_S = 1.0
+_IDLE_S = 10.0
+"""Whatever is to be done then comes by the connection or the mailbox, and wakes the thread."""
 _LAST_WORD_S = 1.0
 """How long what must be known first is waited for."""
 

@@ -20,7 +20,7 @@ from shared.topics import Topics
 from shared.transfer import Transfers
 
 log = get_log(__name__)
-_TRIP_S = 5.0
+_TRIP_S = 10.0
 """So often the round trip is measured: it takes CPU as well, and changes slowly."""
 
 

@@ -24,7 +24,6 @@ from deploy.cli.scheduling import scheduler_arguments, scheduler_options
 from deploy.cluster import ChildEndedError, Cluster, Part
 from deploy.cluster_shape import ClusterShape, make_cluster
 from deploy.flags import ServeFlags
-from deploy.page_address import page_address
 from deploy.photo import photo_to_type
 from orchestrator.core.scheduler_settings import SchedulerSettings
 from orchestrator.web.address import HttpAddress
@@ -123,11 +122,6 @@ def up_command(
     """  # noqa: D301
     if flags.name is not None and len(models) > 1:
         raise click.UsageError("--name names one model; there are several --serve.")
-    if http is not None and docker:
-        raise click.UsageError(
-            "--http is of processes: containers publish no port but the broker's. Run a standby with a page "
-            "beside them: amp4ec orchestrator --broker URL --http PORT"
-        )
     for model in models:
         flags.source(model)  # wrong usage is said before anything is started
     shape = ClusterShape(
@@ -151,9 +145,9 @@ def up_command(
                 *scheduler_arguments(scheduling),
                 f"--zone={zone}",
                 f"--broker-zone={zone}",
-                *([] if http is None else [f"--http={http}"]),
                 *([] if home_assistant is None else [f"--home-assistant={home_assistant}"]),
             ],
+            http=http,
             on_step=note,
         )
         return asyncio.run(_up(cluster, asked))
@@ -213,7 +207,7 @@ async def _run(cluster: Cluster, asked: _Asked) -> None:
 
 async def _serve(cluster: Cluster, asked: _Asked) -> None:
     await cluster.wait_for_nodes()
-    page = _page(cluster)
+    page = cluster.page  # the orchestrator has it before it is online
     if page is not None:
         note(f"the page is at {page}")
     states: list[ModelState] = []
@@ -243,11 +237,6 @@ async def _serve(cluster: Cluster, asked: _Asked) -> None:
     if not states:
         print_line(f"ready {cluster.broker.url} {len(cluster.agents)} agents, no model yet")
     print_line(_next(cluster, states[0].model if states else None))
-
-
-def _page(cluster: Cluster) -> str | None:
-    """Where the page is, if one was asked for: it is there before the orchestrator is online."""
-    return None if cluster.orchestrator is None else page_address(cluster.orchestrator.log)
 
 
 async def _watch(cluster: Cluster) -> NoReturn:

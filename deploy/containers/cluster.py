@@ -41,6 +41,7 @@ from deploy.containers.engine import (
 from deploy.containers.images import AgentKind, Images, ensure_images
 from deploy.containers.links import ContainerLinks
 from deploy.containers.profile import Node
+from orchestrator.web.address import HttpAddress
 from shared.errors import BrokerError, ConfigurationError
 from shared.topics import DEFAULT_ROOT
 
@@ -48,6 +49,7 @@ T = TypeVar("T")
 
 _HOME: Final = "/var/lib/amp4ec"
 _MQTT_PORT: Final = 1883
+_PAGE_PORT: Final = 8080
 _PORT_ATTEMPTS: Final = 8
 _LOGS: Final = LogConfig(type="json-file", config={"max-size": "16m", "max-file": "2"})
 
@@ -161,6 +163,7 @@ class DockerCluster(Cluster):
         agent_arguments: Sequence[str] = (),
         orchestrator_arguments: Sequence[str] = (),
         orchestrator_limits: Limits = Limits(),  # noqa: B008 - frozen
+        http: HttpAddress | None = None,
         environment: Mapping[str, str] | None = None,
         base: str | None = None,
         broker_base: str | None = None,
@@ -178,6 +181,7 @@ class DockerCluster(Cluster):
             agent_arguments: further flags of `amp4ec agent`.
             orchestrator_arguments: further flags of `amp4ec orchestrator`.
             orchestrator_limits: what the orchestrator may use.
+            http: where its page is published on this machine; None for no page.
             environment: further variables of every part.
             base: the image with Python to build upon, as in `ensure_images`.
             broker_base: the one with Mosquitto.
@@ -194,6 +198,7 @@ class DockerCluster(Cluster):
         self._agent_arguments = tuple(agent_arguments)
         self._orchestrator_arguments = tuple(orchestrator_arguments)
         self._orchestrator_limits = orchestrator_limits
+        self._http = http
         self._broker = DockerBroker(self, port)
         self._launches: dict[str, _Launch] = {}
         self._asked: set[asyncio.Task[Any]] = set()
@@ -233,6 +238,11 @@ class DockerCluster(Cluster):
         if self._client is None:
             raise ConfigurationError("this cluster is not started")
         return self._client
+
+    @property
+    def page(self) -> str | None:
+        """Where the orchestrator's page is published."""
+        return None if self._http is None else self._http.url
 
     async def start(self) -> None:
         """Remove what others left, build images where need be, and start every container.
@@ -277,11 +287,19 @@ class DockerCluster(Cluster):
 
     async def start_orchestrator(self) -> Container:
         """Start the orchestrator; it finds the state of the one before."""
+        arguments: list[str] = []
+        options: dict[str, Any] = {}
+        if self._http is not None:
+            # One that is free, and the same after a restart.
+            self._http = replace(self._http, port=self._http.port or _free_port())
+            arguments = [f"--http=0.0.0.0:{_PAGE_PORT}", f"--http-name={self._http.host}"]
+            options["ports"] = {f"{_PAGE_PORT}/tcp": (_ip(self._http.host), self._http.port)}
         self.orchestrator = await self._run(
             "orchestrator",
             self.images.orchestrator.name,
-            ["orchestrator", *self._flags(), *self._orchestrator_arguments],
+            ["orchestrator", *self._flags(), *arguments, *self._orchestrator_arguments],
             self._orchestrator_limits,
+            **options,
         )
         return self.orchestrator
 
@@ -452,6 +470,20 @@ def engine_cpus(client: DockerClient) -> float:
     """
     with asking("the engine does not say how many CPUs it has"):
         return float(client.info()["NCPU"])
+
+
+def _ip(host: str) -> str:
+    """What an engine publishes ports on: it takes no names.
+
+    Raises:
+        ConfigurationError: nothing here has that name.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0])
+    except OSError:
+        raise ConfigurationError(
+            "no address to listen on", expected="an address or a name of this machine", got=host
+        ) from None
 
 
 def _free_port() -> int:

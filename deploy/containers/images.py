@@ -45,7 +45,7 @@ _EXTRAS: Final = {
     AgentKind.BOTH: "agent,onnx,torch",
 }
 # The orchestrator plans and hands bytes on; graphs are the business of who serves a model, and of agents.
-_ORCHESTRATOR_EXTRAS: Final = "agent"
+_ORCHESTRATOR_EXTRAS: Final = "agent,web"
 Step = Callable[[str], None]
 
 

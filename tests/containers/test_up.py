@@ -7,6 +7,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,7 +47,8 @@ def cluster_of(up: Up) -> str:
 
 def test_from_start_to_end(engine: DockerClient, profile: str, images: Images) -> None:
     serve = ["--serve", MODEL, "--weights", "none"]
-    with running("--docker", "--port", "0", "--profile", profile, *serve) as up:
+    with running("--docker", "--port", "0", "--http", "0", "--profile", profile, *serve) as up:
+        page = up.line("the page is at ").rpartition(" ")[2]
         ready = up.line("ready ")
         assert ready == f"ready {ready.split()[1]} {MODEL} in 1 stage"
         assert any(line.endswith("0.5 CPU, 512 MiB") for line in up.err)
@@ -54,6 +56,8 @@ def test_from_start_to_end(engine: DockerClient, profile: str, images: Images) -
         nodes = listed(cluster)
         assert sorted(nodes) == ["broker", "orchestrator", "solo"]
         assert {each["state"] for each in nodes.values()} == {"running"}
+        with urllib.request.urlopen(page, timeout=10) as answer:
+            assert b"<title>AMP4EC" in answer.read()
         assert amp4ec("docker", "kill", "solo", "--cluster", cluster).returncode == 0
         up.line(f"solo (pid {nodes['solo']['pid']}) ended with signal 9")
         assert up.end(signal.SIGTERM) == 0
