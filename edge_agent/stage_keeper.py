@@ -19,7 +19,7 @@ from edge_agent.core import desired
 from edge_agent.loader import Loader, LoaderThread
 from edge_agent.stage_thread import Attached, Detached, Forged, Notice, StageThread, ThreadEnded
 from edge_agent.terms import TermFile
-from shared.artifact_store import SPARE_BYTES
+from shared.artifact_part import SPARE_BYTES
 from shared.bus import ControlBus, DataBus
 from shared.codec import encode_json
 from shared.errors import Amp4ecError, ArtifactError, BrokerError, StorageFullError

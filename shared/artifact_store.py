@@ -22,7 +22,6 @@ which the kernel drops when its holder dies; a `.part` file belongs to whoever h
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import os
@@ -36,12 +35,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self, cast
 
+from shared.artifact_part import SPARE_BYTES, Part, disk_full, storage_error
 from shared.errors import ArtifactError, StorageFullError
 from shared.ids import DIGEST
 
-READ_BYTES = 1024 * 1024
-SPARE_BYTES = 256 * 1024
-"""Of the disk, left to whoever else writes a word to it: our own small files lie there as well."""
 _STALE_PART_S = 7 * 86400.0
 _COUNTED_S = 30.0
 """For so long a count of the files is believed: another process may add some."""
@@ -57,106 +54,6 @@ class _Counted:
 
     bytes: int = 0
     at: float = float("-inf")
-
-
-class Part:
-    """A blob on its way in: bytes are appended in order and hashed as they come.
-
-    `offset` is how many bytes are there. Owned by one caller; not safe for several threads at once.
-    """
-
-    def __init__(self, store: ArtifactStore, digest: str, size: int, file: IO[bytes]) -> None:
-        self.digest = digest
-        self.size = size
-        self.offset = 0
-        self._store = store
-        self._file = file
-        self.path = Path(file.name)
-        self._hash = hashlib.sha256()
-        while block := file.read(READ_BYTES):
-            self._hash.update(block)
-            self.offset += len(block)
-        if self.offset > size:
-            self.restart()
-
-    @property
-    def left_bytes(self) -> int:
-        """What is still to come."""
-        return self.size - self.offset
-
-    def write(self, data: bytes | memoryview) -> None:
-        """Append `data`.
-
-        Raises:
-            ArtifactError: more than `size` bytes.
-            StorageFullError: the disk is full; then the part is removed.
-        """
-        if self.offset + len(data) > self.size:
-            raise ArtifactError(
-                f"blob {self.digest[:12]} is longer than it should be",
-                expected=f"{self.size} bytes",
-                got=f"{self.offset + len(data)} bytes",
-            )
-        try:
-            self._file.write(data)
-        except OSError as error:
-            self.discard()
-            raise _storage_error(self.path, self.size, error) from error
-        self._hash.update(data)
-        self.offset += len(data)
-
-    def restart(self) -> None:
-        """Throw away what is there and begin at offset 0."""
-        self.truncate(0)
-
-    def truncate(self, offset: int) -> None:
-        """Keep the first `offset` bytes only."""
-        self._file.seek(0)
-        self._hash = hashlib.sha256(self._file.read(offset))
-        self.offset = self._file.truncate(offset)
-
-    @property
-    def complete(self) -> bool:
-        """Whether all bytes are there and hash to the digest."""
-        return self.offset == self.size and self._hash.hexdigest() == self.digest
-
-    def commit(self) -> Path:
-        """Put the finished blob in its place.
-
-        Raises:
-            ArtifactError: the bytes are not those of the digest, or the disk is full.
-        """
-        if not self.complete:
-            raise ArtifactError(
-                "a blob that was received is damaged",
-                expected=f"{self.size} bytes with SHA-256 {self.digest}",
-                got=f"{self.offset} bytes with {self._hash.hexdigest()}",
-            )
-        try:
-            # The flush may meet the full disk that a buffered write did not.
-            self._file.flush()
-            target = self._store._admit(self.path, self.digest)  # noqa: SLF001
-        except OSError as error:
-            self.discard()
-            raise _storage_error(self.path, self.size, error) from error
-        self._store._ended(self)  # noqa: SLF001
-        self._file.close()
-        return target
-
-    def keep(self) -> None:
-        """Stop here; a later `open_part` goes on from `offset`."""
-        self._store._ended(self)  # noqa: SLF001
-        if self.path.suffix == ".tmp":
-            self.path.unlink(missing_ok=True)  # no later one would find it
-        with contextlib.suppress(
-            OSError
-        ):  # a full disk loses the tail: the next one resumes earlier
-            self._file.close()
-
-    def discard(self) -> None:
-        """Stop and remove what is there."""
-        self.path.unlink(missing_ok=True)
-        self.keep()
 
 
 class ArtifactStore:
@@ -229,11 +126,11 @@ class ArtifactStore:
                 ) as file:
                     name = file.name
                     file.write(data)
-                self._admit(Path(name), digest)
+                self.admit(Path(name), digest)
             except OSError as error:
                 if name:
                     Path(name).unlink(missing_ok=True)
-                raise _storage_error(self._file(digest), len(data), error) from error
+                raise storage_error(self._file(digest), len(data), error) from error
         return digest
 
     def expect(self, blobs: Mapping[str, int]) -> None:
@@ -265,7 +162,7 @@ class ArtifactStore:
         try:
             part = Part(self, digest, size, self._open_part_file(path))
         except OSError as error:
-            raise _storage_error(path, size, error) from error
+            raise storage_error(path, size, error) from error
         with self._lock:
             self._open.add(part)
             try:
@@ -348,6 +245,27 @@ class ArtifactStore:
         except OSError:
             return None
 
+    def admit(self, source: Path, digest: str) -> Path:
+        """Put a verified file in a blob's place; parts do.
+
+        Raises:
+            OSError: the disk refuses.
+        """
+        target = self._file(digest)
+        target.parent.mkdir(exist_ok=True)
+        source.replace(target)
+        status = target.stat()
+        self._verified[digest] = _mark(status)
+        self._counted.bytes += status.st_size
+        return target
+
+    def ended(self, part: Part) -> None:
+        """A part comes no further; it says so itself."""
+        with self._lock:
+            if part in self._open:
+                self._open.remove(part)
+                self._counted.bytes += part.offset
+
     def close(self) -> None:
         """Let go of all pins."""
         with self._lock:
@@ -394,21 +312,6 @@ class ArtifactStore:
                 if path.stat().st_ino == os.fstat(file.fileno()).st_ino:
                     return file
             file.close()
-
-    def _admit(self, source: Path, digest: str) -> Path:
-        target = self._file(digest)
-        target.parent.mkdir(exist_ok=True)
-        source.replace(target)
-        status = target.stat()
-        self._verified[digest] = _mark(status)
-        self._counted.bytes += status.st_size
-        return target
-
-    def _ended(self, part: Part) -> None:
-        with self._lock:
-            if part in self._open:
-                self._open.remove(part)
-                self._counted.bytes += part.offset
 
     def _blobs(self) -> Iterator[tuple[float, int, Path]]:
         """(last use, size, path) of every blob."""
@@ -459,7 +362,7 @@ class ArtifactStore:
                 got=f"{max(0, self.max_bytes - total + to_come)} bytes",
             )
         if not self._fits_on_disk(to_come):
-            raise _disk_full(self.directory, to_come)
+            raise disk_full(self.directory, to_come)
 
     def _fits_on_disk(self, to_come: int) -> bool:
         free_bytes = self.disk_free_bytes()
@@ -509,19 +412,3 @@ def _files(folder: Path | str) -> Iterator[tuple[float, int, Path]]:
         with contextlib.suppress(FileNotFoundError):  # evicted by another process meanwhile
             status = entry.stat()
             yield status.st_atime, status.st_size, Path(entry.path)
-
-
-def _storage_error(path: Path, size: int, error: OSError) -> ArtifactError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        folder = next((p for p in path.parents if p.is_dir()), Path("/"))
-        return _disk_full(folder, size)
-    return ArtifactError(f"cannot store a blob at {path}: {error}")
-
-
-def _disk_full(folder: Path, needed_bytes: int) -> StorageFullError:
-    return StorageFullError(
-        f"the disk is full at {folder}",
-        expected=f"{needed_bytes + SPARE_BYTES} bytes free",
-        got=f"{shutil.disk_usage(folder).free} bytes",
-        on_disk=True,
-    )

@@ -19,7 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, assert_never
 
-from shared.artifact_store import ArtifactStore, Part
+from shared.artifact_part import Part
+from shared.artifact_store import ArtifactStore
 from shared.bus.faces import ControlBus
 from shared.bus.message import Message
 from shared.codec import decode_msgpack, encode_msgpack

@@ -9,7 +9,7 @@ constants that are read and not run::
     NAME = "mine"                       its name in births and plans
     NEEDS = ("mine_package",)           what it imports, first what it is built on
     EXTRA = "amp4ec[mine]"              the extra that brings those
-    INT8 = False                        whether it runs int8 graphs (`shared.graph.QUANTISED`)
+    INT8 = False                        whether it runs int8 graphs (`shared.operators.QUANTISED`)
 
 and has `open_runtime()`, which gives a `Runtime`. Births offer it, models are timed with it where they are
 prepared, and held against the original's answers, with nothing else to be told.

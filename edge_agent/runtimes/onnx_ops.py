@@ -30,7 +30,7 @@ def convert_node(writer: Writer) -> str:
 
 
 def supported() -> frozenset[str]:
-    """The operators converted here; a test holds them equal to `shared.graph.OPS`."""
+    """The operators converted here; a test holds them equal to `shared.operators.OPS`."""
     return frozenset(_TABLE)
 
 

@@ -72,7 +72,7 @@ def bind(binding: Binding) -> Step:
 
 
 def supported() -> frozenset[str]:
-    """The operators bound here; a test holds them equal to `shared.graph.OPS` less the int8 ones."""
+    """The operators bound here; a test holds them equal to `shared.operators.OPS` less the int8 ones."""
     return frozenset(_TABLE)
 
 

@@ -23,7 +23,8 @@ from edge_agent.runtimes.torch_convolution import bind_fusion, find_fusions, is_
 from edge_agent.runtimes.torch_ops import FRESH, Binding, Slots, Step, bind
 from edge_agent.runtimes.torch_weights import StageWeights
 from shared.errors import StageError
-from shared.graph import QUANTISED, WHOLE, Kernels, Node, StageGraph, Value, validate
+from shared.graph import Kernels, Node, StageGraph, Value, validate
+from shared.operators import QUANTISED, WHOLE
 
 NAME = "torch"
 NEEDS = ("torch", "safetensors")

@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from orchestrator.models.macs import macs
-from shared.graph import OPS, Graph
+from shared.graph import Graph
 from shared.manifest import Block
+from shared.operators import OPS
 from shared.profile import CutProfile
 
 

@@ -19,8 +19,9 @@ from orchestrator.models.onnx_file import OnnxFile
 from orchestrator.models.onnx_values import RANDOM, Session, fixed, open_session, tensor_spec
 from orchestrator.models.reference import Reference
 from shared.errors import ModelError
-from shared.graph import WHOLE, Graph, Kernels, Node, TensorSpec, Value, Weight, validate
+from shared.graph import Graph, Kernels, Node, TensorSpec, Value, Weight, validate
 from shared.manifest import Block, Level, Manifest, WeightsMark
+from shared.operators import WHOLE
 from shared.tensor import Array
 
 FRAMEWORK = "onnxruntime"

@@ -9,7 +9,8 @@ import pytest
 
 from shared.batching import _RULES, FIRST, Batching, Place, cuts_apart, find_batching, open_batch
 from shared.codec import decode_json, encode_json
-from shared.graph import OPS, WHOLE, Graph, Kernels, Node, TensorSpec, Value, Weight, validate
+from shared.graph import Graph, Kernels, Node, TensorSpec, Value, Weight, validate
+from shared.operators import OPS, WHOLE
 
 Step = tuple[str, str, tuple[Any, ...], dict[str, Any], tuple[int, ...]]
 """Name, operator, operands, attributes, the result's shape."""

@@ -17,8 +17,9 @@ from orchestrator.models.macs import macs
 from orchestrator.models.slice import slice_stage
 from shared.codec import decode_json, encode_json
 from shared.errors import ConfigurationError, GraphError
-from shared.graph import OPS, Graph, GraphBuilder, Node, TensorSpec, validate
+from shared.graph import Graph, GraphBuilder, Node, TensorSpec, validate
 from shared.manifest import Level, Manifest, WeightsMark, validate_manifest
+from shared.operators import OPS
 
 CONV: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
 SHAPE = (1, 4, 2, 2)

@@ -20,7 +20,8 @@ from orchestrator.models.exported_archive import read_archive
 from orchestrator.models.onnx_file import external_files, read_onnx
 from orchestrator.models.weights import read_state
 from shared.errors import ModelError, StageError
-from shared.graph import WHOLE, Node, StageGraph, TensorSpec, Value, Weight
+from shared.graph import Node, StageGraph, TensorSpec, Value, Weight
+from shared.operators import WHOLE
 from tests.fuzz.target import Target
 
 _FILE = Path(tempfile.gettempdir()) / f"amp4ec-fuzz-model-{id(object()):x}"

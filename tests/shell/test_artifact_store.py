@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from shared.artifact_store import SPARE_BYTES, ArtifactStore
+from shared.artifact_part import SPARE_BYTES
+from shared.artifact_store import ArtifactStore
 from shared.errors import ArtifactError, StorageFullError
 
 

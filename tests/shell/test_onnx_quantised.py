@@ -14,7 +14,8 @@ import torch
 from edge_agent.runtimes import int8_runtimes, open_runtime
 from edge_agent.runtimes.onnx_quantised import TABLE
 from shared.errors import StageError
-from shared.graph import QUANTISED, Graph, GraphBuilder
+from shared.graph import Graph, GraphBuilder
+from shared.operators import QUANTISED
 from shared.tensor import Array
 
 X, Y, OUT = (0.05073, 120), (0.03119, 7), (0.04137, 99)

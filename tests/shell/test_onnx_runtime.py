@@ -25,18 +25,8 @@ from orchestrator.models.importer import ImportedModel, import_module, import_to
 from orchestrator.models.slice import slice_stage
 from orchestrator.models.zoo import build
 from shared.errors import GraphError, StageError
-from shared.graph import (
-    OPS,
-    QUANTISED,
-    WHOLE,
-    Graph,
-    GraphBuilder,
-    Kernels,
-    Node,
-    TensorSpec,
-    Value,
-    Weight,
-)
+from shared.graph import Graph, GraphBuilder, Kernels, Node, TensorSpec, Value, Weight
+from shared.operators import OPS, QUANTISED, WHOLE
 from tests.shell.test_torch_runtime import (
     BASE,
     Tangle,

@@ -25,7 +25,8 @@ from orchestrator.models.importer import ImportedModel, import_module, import_to
 from orchestrator.models.slice import slice_stage
 from orchestrator.models.zoo import build
 from shared.errors import GraphError, StageError
-from shared.graph import OPS, QUANTISED, WHOLE, Graph, GraphBuilder, TensorSpec
+from shared.graph import Graph, GraphBuilder, TensorSpec
+from shared.operators import OPS, QUANTISED, WHOLE
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
