@@ -30,6 +30,8 @@ NEEDS = ("onnxruntime",)
 EXTRA = "amp4ec[onnx]"
 INT8 = True
 
+_SMALLER_RUNS = 64
+"""After so many runs of fewer items than the largest before them its memory is let go: 45 ms of CPU."""
 _FATAL = 4
 """Log level: its errors are raised as well, and stand in ours."""
 
@@ -90,6 +92,7 @@ class OnnxStage:
         self._outputs = outputs
         self._session = session
         self._values = values
+        self._arena = _Arena()
 
     @property
     def graph(self) -> StageGraph:
@@ -114,10 +117,14 @@ class OnnxStage:
                 got=", ".join(sorted(inputs)),
             )
         check_items(self._graph, inputs)
+        items = len(next(iter(inputs.values()))) if self._graph.open_batch else 1
+        shrinking = self._arena.before(items)
         try:
-            arrays = self._session.run(list(self._outputs.values()), feed)
+            arrays = self._session.run(list(self._outputs.values()), feed, shrinking)
         except Exception as error:  # its exceptions have no other base
             raise StageError(f"stage {self._graph.name}: {_first_line(error)}") from error
+        if shrinking is not None:
+            give_back()
         results = dict(zip(self._outputs, arrays, strict=True))
         # What only passes through is the caller's own array.
         results.update((name, inputs[name]) for name in self._passed)
@@ -163,6 +170,31 @@ class OnnxStage:
                 got=_form(array),
             )
         return array
+
+
+class _Arena:
+    """When a session's allocator is told to let go: by itself it keeps what its largest run took.
+
+    A size that was only tried, or was common for a while, would hold a small device's memory for good:
+    MobileNetV2 takes 99 MB with one item at a time and 544 MB once 32 were computed together.
+    """
+
+    def __init__(self) -> None:
+        self._largest = 1
+        self._smaller = 0
+        self._shrinking = onnxruntime.RunOptions()
+        self._shrinking.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+    def before(self, items: int) -> Any:
+        """What to run so many items with: options that let go afterwards, or None."""
+        if items >= self._largest:
+            self._largest, self._smaller = items, 0
+            return None
+        self._smaller += 1
+        if self._smaller < _SMALLER_RUNS:
+            return None
+        self._largest, self._smaller = items, 0
+        return self._shrinking
 
 
 def open_runtime() -> OnnxRuntime:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.torch
 import torch
@@ -466,6 +467,25 @@ def test_weights_that_were_repacked_are_not_held_twice(tmp_path: Path) -> None:
     # What is let go of is still there to be read.
     again = open_runtime("onnxruntime").load(graph, paths).run({graph.inputs[0].name: x})
     np.testing.assert_array_equal(again[graph.outputs[0]], before)
+
+
+def test_memory_of_many_items_is_let_go_once_there_are_few() -> None:
+    builder, shape = GraphBuilder("wide"), (1, 64, 112, 112)
+    x = builder.input("x", shape)
+    roots, powers = builder.node("sqrt", x, shape=shape), builder.node("exp", x, shape=shape)
+    graph = builder.build(builder.node("add", roots, powers, alpha=1.0, shape=shape))
+    loaded, process = stage(replace(graph, open_batch=True)), psutil.Process()
+    one, many = (np.full((items, *shape[1:]), 0.5, np.float32) for items in (1, 32))
+    expected = loaded.run({"x": one})
+    before = process.memory_info().rss
+    loaded.run({"x": many})
+    grown = process.memory_info().rss - before
+    assert grown > many.nbytes, "else this test shows nothing"
+    for _ in range(64):
+        results = loaded.run({"x": one})
+    assert process.memory_info().rss - before < grown / 2
+    for name, result in results.items():
+        np.testing.assert_array_equal(result, expected[name])
 
 
 def resident_bytes(path: Path) -> int:
