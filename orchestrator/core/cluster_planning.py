@@ -125,7 +125,7 @@ def consider(
             served.reason = f"waits for {wanted} nodes, {len(nodes)} are here"
             return None
     try:
-        found = _best(context, served, everyone)
+        found = _best_of_sizes(context, served, everyone)
     except (PlanError, ConfigurationError) as error:
         why = cluster_sharing.why_not(context, served, str(error) if nodes else "")
         served.stuck = why
@@ -206,6 +206,22 @@ def _offered(context: Context, now: float, served: Served, entry: ModelEntry) ->
         if served.blocked.get(node.name, now) <= now and _may_hold(context, served, node.name)
     ]
     return _Offered(entry, offers, nodes)
+
+
+def _best_of_sizes(context: Context, served: Served, everyone: list[_Offered]) -> _Found:
+    """The best plan for jobs of the size that comes; where none fits and nothing runs, of the usual size.
+
+    Of a model that nothing fits for no job is ever sent, so that none would show another size.
+
+    Raises:
+        PlanError, ConfigurationError: as of `_best`.
+    """
+    try:
+        return _best(context, served, everyone)
+    except PlanError:
+        if served.active is not None or not served.inputs.forget():
+            raise
+    return _best(context, served, everyone)
 
 
 def _best(context: Context, served: Served, everyone: list[_Offered]) -> _Found:

@@ -47,6 +47,12 @@ class InputsSeen:
             self.planned_bytes = max(round(self._mean_bytes), 1)
             self._made.clear()
 
+    def forget(self) -> bool:
+        """Go by the profile until further jobs come; whether plans went by another size before."""
+        seen, self.planned_bytes, self._mean_bytes = self.planned_bytes, None, None
+        self._made.clear()
+        return seen is not None
+
     def profile(self, profile: ModelProfile) -> ModelProfile:
         """A profile of the model, with jobs of the size that comes."""
         if self.planned_bytes is None:

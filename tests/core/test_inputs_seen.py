@@ -72,3 +72,21 @@ def test_a_thin_link_no_longer_hides_which_cut_is_better() -> None:
     world.serve(replace(model, manifest="b" * 64))
     world.settle()
     assert world.state().predicted.throughput_per_s == pytest.approx(before, rel=0.05)
+
+
+def test_a_size_that_nothing_fits_with_does_not_keep_a_model_unserved() -> None:
+    """No job would ever be sent, and so none would show that smaller ones come."""
+    world = World()
+    world.join("a", memory=60_000_000)
+    world.serve(entry())
+    world.wait(3)
+    assert world.state().state == "serving"
+    world.send(InputsCounted(world.now, "m", MANY, MANY * 10_000_000))
+    world.wait(30)
+    assert world.state().state == "serving", "what runs goes on"
+    world.kill("a", "offline")
+    world.wait(3)
+    assert world.state().state == "unserved"
+    world.join("a", memory=60_000_000)
+    world.wait(3)
+    assert world.state().state == "serving"
