@@ -14,7 +14,7 @@
     │   └── StorageFullError         one for which there is no room: the disk is full, or the cache
     ├── StageError                a stage that cannot be loaded or run
     ├── BrokerError               Mosquitto cannot be started or found
-    │   └── BrokerUnreachableError   nobody answers at the broker's address
+    │   ├── BrokerUnreachableError   nobody answers at the broker's address
     │   │   └── BrokerTimeoutError      it was lost, and not back in the time a caller gave; a TimeoutError
     │   └── NotPermittedError        a closed broker does not let this login say that
     └── ConfigurationError        an option, URL or file that makes no sense

@@ -125,9 +125,10 @@ def broker_command(
     if print_config:
         print_line(config.render().rstrip())
         return 0
-    everywhere = ", and by every other address of this machine" * (bind in ("0.0.0.0", "::"))  # noqa: S104
+    everywhere = bind in ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
+    others = ", and at every other address of this machine" if everywhere else ""
     return run_foreground(
-        config, on_ready=lambda broker: note(f"broker ready at {broker.url}{everywhere}")
+        config, on_ready=lambda broker: note(f"broker ready at {broker.url}{others}")
     )
 
 
