@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice
-from typing import Self
+from typing import NamedTuple, Self
 
 from deploy.cluster import Cluster
 from deploy.experiments.case import Engine, Lab, Measured
@@ -137,6 +137,7 @@ async def site(
     shares: Sequence[float] = PROFILE,
     *,
     orchestrator_arguments: Sequence[str] = (),
+    agent_arguments: Sequence[str] = (),
     runtime: str = "onnxruntime",
     isolated: bool = False,
     fresh: bool = False,
@@ -149,11 +150,18 @@ async def site(
         lab: of the round.
         shares: the agents' CPUs as in the paper; the lab's scale is applied here.
         orchestrator_arguments: further flags of `amp4ec orchestrator`.
+        agent_arguments: further flags of `amp4ec agent`.
         runtime: the only one that the agents have, so that no other is in their memory.
         isolated: each node in a network of its own.
         fresh: one that nobody had before or has afterwards, since its nodes come or go.
     """
-    key = (tuple(shares), tuple(orchestrator_arguments), runtime, isolated)
+    key = _Key(
+        tuple(shares),
+        tuple(orchestrator_arguments),
+        (f"--runtime={runtime}", *agent_arguments),
+        runtime,
+        isolated,
+    )
     found = lab.bench
     new = fresh or not isinstance(found, _Standing) or found.key != key
     if new:
@@ -167,20 +175,26 @@ async def site(
             await lab.clear()
 
 
-_Key = tuple[tuple[float, ...], tuple[str, ...], str, bool]
+class _Key(NamedTuple):
+    """What tells one cluster from another."""
+
+    shares: tuple[float, ...]
+    orchestrator_arguments: tuple[str, ...]
+    agent_arguments: tuple[str, ...]
+    runtime: str
+    isolated: bool
 
 
 def _make(lab: Lab, key: _Key) -> Cluster:
-    shares, arguments, runtime, isolated = key
-    cpus = lab.settings.cpus(shares)
+    cpus = lab.settings.cpus(key.shares)
     if lab.settings.engine is Engine.LOCAL:
         return LocalCluster(
             lab.directory / "cluster",
-            agents=len(shares),
+            agents=len(key.shares),
             cpus=cpus,
-            agent_arguments=[f"--runtime={runtime}"],
-            orchestrator_arguments=arguments,
-            isolated=isolated,
+            agent_arguments=key.agent_arguments,
+            orchestrator_arguments=key.orchestrator_arguments,
+            isolated=key.isolated,
             log_level="warning",
         )
     # An extra: whoever runs processes needs no docker.
@@ -190,13 +204,14 @@ def _make(lab: Lab, key: _Key) -> Cluster:
 
     nodes = [
         Node(name=f"agent-{index}", cpus=cpu, memory_bytes=memory_bytes(share))
-        for index, (cpu, share) in enumerate(zip(cpus, shares, strict=True), 1)
+        for index, (cpu, share) in enumerate(zip(cpus, key.shares, strict=True), 1)
     ]
     return DockerCluster(
         lab.directory / "cluster",
         nodes,
-        kind=AgentKind(runtime),
-        orchestrator_arguments=arguments,
+        kind=AgentKind(key.runtime),
+        agent_arguments=key.agent_arguments,
+        orchestrator_arguments=key.orchestrator_arguments,
         log_level="warning",
         on_step=lab.say,
     )
@@ -219,7 +234,7 @@ class _Standing:
             await cluster.wait_for_nodes()
             await cluster.wait_for("calibrations", calibrated, _CALIBRATION_S)
             client = await stack.enter_async_context(cluster.client())
-            names = dict(zip(cluster.agents, key[0], strict=True))
+            names = dict(zip(cluster.agents, key.shares, strict=True))
             made, running = Site(lab, cluster, client, names), stack.pop_all()
         return cls(key, made, running)
 

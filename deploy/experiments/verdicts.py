@@ -109,7 +109,12 @@ def verdicts(found: Summaries) -> list[Verdict]:
             _of(found, "table-1", OURS, "scheduling_ms"),
         ),
         _below(
-            "monitoring, of the device's CPU where it is most, %",
+            "monitoring (telemetry), of the device's CPU where it is most, %",
+            1.0,
+            _worst(found, "monitoring", "telemetry_cpu_percent"),
+        ),
+        _below(
+            "all that an idle device uses, connections included, where it is most, %",
             1.0,
             _worst(found, "monitoring", "worst_cpu_percent"),
         ),

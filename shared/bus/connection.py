@@ -19,6 +19,7 @@ import contextlib
 import errno
 import logging
 import socket
+import ssl
 from collections.abc import AsyncGenerator, Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NoReturn, cast
@@ -47,8 +48,6 @@ from shared.bus.url import BrokerUrl
 from shared.logs import get_log
 
 if TYPE_CHECKING:
-    import ssl
-
     from paho.mqtt.properties import Properties as PahoProperties
 
 _logger = get_log(__name__)
@@ -89,6 +88,20 @@ class _ClosedMeanwhile(logging.Filter):
 
 
 logging.getLogger("asyncio").addFilter(_ClosedMeanwhile())
+
+
+class _TlsSocket(ssl.SSLSocket):
+    """Closed when its handshake fails: paho leaves that to the garbage collector."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """See `ssl.SSLSocket`."""
+        try:
+            super().do_handshake(block)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            self.close()
+            raise
 
 
 class Connection:
@@ -366,6 +379,8 @@ def _reason(error: aiomqtt.MqttError) -> int | None:
 
 def _new_client(settings: ConnectionSettings, *, clean_start: bool) -> aiomqtt.Client:
     will = settings.will
+    if settings.tls_context is not None:
+        settings.tls_context.sslsocket_class = _TlsSocket
     client = aiomqtt.Client(
         settings.url.host,
         settings.url.port,

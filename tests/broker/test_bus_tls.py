@@ -88,8 +88,6 @@ async def test_the_data_face_trusts_no_stranger(tls_url: BrokerUrl) -> None:
     stranger.close()
 
 
-# paho does not close the socket of a failed handshake; the collector does, and shall do so here
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_a_certificate_that_is_not_trusted(tls_url: BrokerUrl) -> None:
     stranger = BrokerUrl(host="localhost", port=tls_url.port, tls=True)
     with pytest.raises(BrokerUnreachableError, match="CERTIFICATE_VERIFY_FAILED"):

@@ -61,8 +61,6 @@ async def test_nobody_without_a_login(site: Site) -> None:
                 pass
 
 
-# paho leaves the socket of a handshake that failed to the garbage collector, which complains
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 async def test_another_authority_does_not_vouch_for_it(site: Site, tmp_path: Path) -> None:
     other = make(tmp_path / "other")
     url = site.first("operator")
