@@ -10,7 +10,7 @@ import pytest
 
 from deploy.experiments.case import Engine, Lab, Settings
 from deploy.experiments.peers.environments import Environment, EnvironmentMissingError
-from deploy.experiments.peers.experiment import PEERS
+from deploy.experiments.peers.experiment import PEERS, Stages
 from deploy.experiments.peers.systems import SYSTEMS, Bench
 from deploy.experiments.records import Record
 from deploy.experiments.results import write_results
@@ -26,6 +26,21 @@ def test_all_systems_get_the_same_cpu_together() -> None:
     for system in SYSTEMS:
         shares = system.shares(BENCH) or tuple(system.options(BENCH)["shares"])
         assert sum(shares) == pytest.approx(1.0)
+
+
+def test_a_peers_stages_get_the_cpu_that_the_same_stages_have_with_us() -> None:
+    # The planner put the first stage on the second device.
+    plan = Stages.of({"cuts": [15, 42], "shares": [0.3, 0.5, 0.2]})
+    for system in SYSTEMS:
+        bench = plan.given_to(system, BENCH)
+        match system.limits:
+            case "stages":
+                assert system.shares(bench) == (0.3, 0.5, 0.2)
+            case "sum":
+                assert system.shares(bench) == (pytest.approx(1.0),)
+            case "own":
+                assert system.options(bench)["shares"] == (0.5, 0.3, 0.2)
+    assert plan.notes() == {"cuts": "15, 42", "CPUs of the stages": "0.3, 0.5, 0.2"}
 
 
 def test_another_pin_is_another_environment(tmp_path: Path) -> None:

@@ -12,10 +12,12 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any, Self
 
 from deploy.cgroup import CpuLimit, limit_cpu
 from deploy.experiments.case import Case, Engine, Experiment, Lab, Measured, Say, Settings
@@ -33,7 +35,8 @@ from shared.errors import ConfigurationError, ModelError
 WINDOW = default_window(len(PAPER_SHARES))
 WATCH_S = 30.0
 """How long after the kill a system may come back; at 0.3 CPU a process needs 10 s to import torch alone."""
-_PLAN_S = 12.0
+_PLAN_S = 20.0
+_PLANS = 6
 _KILL_RATE_PER_S = 20.0
 _KILL_SHARE = 0.4
 """Items come at this share of the throughput that was measured, so that a system has room to catch up."""
@@ -54,6 +57,33 @@ def _cases(settings: Settings) -> Sequence[Case]:
     ]
 
 
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """A plan as the peers are given it: at which blocks it cuts, and the CPUs of each stage in turn."""
+
+    cuts: tuple[int, ...] = ()
+    shares: tuple[float, ...] = ()
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> Self:
+        """What AMP4EC's own driver tells of its plan."""
+        return cls(tuple(map(int, facts["cuts"])), tuple(map(float, facts["shares"])))
+
+    def given_to(self, system: System, bench: Bench) -> Bench:
+        """The bench of a system whose stages are told their CPUs: stage by stage, as in this plan.
+
+        AMP4EC's agents have theirs before there is a plan.
+        """
+        return replace(bench, shares=self.shares) if system.limits == "stages" else bench
+
+    def notes(self) -> dict[str, str]:
+        """For the record."""
+        return {
+            "cuts": ", ".join(map(str, self.cuts)),
+            "CPUs of the stages": ", ".join(f"{share:g}" for share in self.shares),
+        }
+
+
 async def _measure(system: System, lab: Lab) -> Measured:
     """One round of one system.
 
@@ -72,7 +102,8 @@ async def _measure(system: System, lab: Lab) -> Measured:
         shares=tuple(lab.settings.cpus(PAPER_SHARES)),
         window=WINDOW,
     )
-    cuts = await prepare(bench, lab.say)
+    given = await prepare(bench, lab.say)
+    bench = given.given_to(system, bench)
     python = await _python(system, lab.say)
     began = time.monotonic()
     async with _started(system, bench, python) as driver:
@@ -80,33 +111,42 @@ async def _measure(system: System, lab: Lab) -> Measured:
         figures |= await _steady(bench, driver, lab.settings)
         facts = driver.facts  # as it was measured; the kill moves the cuts
         figures |= await _kill(driver, float(figures["throughput_per_s"] or 0.0))
-    own = facts.pop("cuts", cuts) if system.staged else []
-    notes = {"used as": system.way, "cuts": ", ".join(map(str, own))}
-    return Measured(figures=figures, notes={**notes, **{k: str(v) for k, v in facts.items()}})
+    notes = {"used as": system.way}
+    if system.limits == "own":
+        notes |= Stages.of(facts).notes()
+    else:
+        notes |= {name: str(value) for name, value in facts.items()}
+        notes |= given.notes() if system.staged else {}
+    return Measured(figures=figures, notes=notes)
 
 
-async def prepare(bench: Bench, say: Say) -> list[int]:
-    """Export the model, once for a directory, cut where AMP4EC's plan has it; the cuts.
+async def prepare(bench: Bench, say: Say) -> Stages:
+    """Export the model, once for a directory, cut where AMP4EC's plan for torch stages has it; that plan.
 
-    The plan is the one that it keeps after some load, as measured stage times may have moved the cuts.
+    It is the one that it keeps under load: measured stage times move cuts and stages at first, and a peer
+    that is given those of the beginning has one stage that is too large.
 
     Raises:
         ModelError: the model cannot be exported.
         ConfigurationError: this process may not limit CPU.
     """
-    kept = bench.files / "cuts.json"
+    kept = bench.files / "stages.json"
     if kept.is_file():
-        return decode_json(kept.read_bytes(), list[int])
+        return decode_json(kept.read_bytes(), Stages)
     say(f"writing {MODEL} to files")
-    await _export(bench, [])
+    await _export(bench, ())
     say("asking AMP4EC where to cut")
+    stages = Stages()
     async with _started(SYSTEMS[0], bench, await _python(SYSTEMS[0], say)) as driver:
-        load = await driver.load(Ask(seconds=_PLAN_S, window=bench.window))
-        await load.finish()
-        cuts = [int(cut) for cut in driver.facts["cuts"]]
-    await _export(bench, cuts)
-    kept.write_bytes(encode_json(cuts))
-    return cuts
+        for _ in range(_PLANS):
+            load = await driver.load(Ask(seconds=_PLAN_S, window=bench.window))
+            await load.finish()
+            before, stages = stages, Stages.of(driver.facts)
+            if stages == before:
+                break
+    await _export(bench, stages.cuts)
+    kept.write_bytes(encode_json(stages))
+    return stages
 
 
 async def _export(bench: Bench, cuts: Sequence[int]) -> None:
@@ -236,11 +276,11 @@ PEERS = Experiment(
     name="peers",
     title="Beside its peers",
     text="What somebody would take instead, on the same cores: the same MobileNetV2 (for the peers with "
-    "BatchNorm folded and channels-last), cut at the same blocks, three stages with the same CPU quotas "
-    f"(`alone`: their sum), one thread each, {WINDOW} images under way, every answer compared with the "
-    "original model's. Then SIGKILL to the middle stage under a steady load; nobody starts it again but the "
-    "system itself. (What torchrun or an init system would do, starting everything again, takes `start_s` "
-    "and loses what was under way.)",
+    "BatchNorm folded and channels-last), in three stages as AMP4EC's plan for torch settles, each with "
+    f"the same CPU quota as there (`alone`: their sum), one thread each, {WINDOW} images under way, every "
+    "answer compared with the original model's. Then SIGKILL to the middle stage under a steady load; nobody "
+    "starts it again but the system itself. (What torchrun or an init system would do, starting everything "
+    "again, takes `start_s` and loses what was under way.)",
     cases=_cases,
     figures={
         "throughput_per_s": "Right answers per second.",

@@ -38,6 +38,7 @@ async def start(setup: Setup) -> AsyncIterator[Started]:
         await cluster.wait_for("calibrations", _calibrated, _START_S)
         await cluster.serve(model, flags)
         facts: dict[str, Any] = {}
+        cpus = dict(zip(cluster.agents, shares, strict=True))
         async with cluster.client() as client:
 
             async def infer(image: Array) -> Array:
@@ -49,6 +50,7 @@ async def start(setup: Setup) -> AsyncIterator[Started]:
                 rows = (await cluster.wait_for_model(model)).pipelines[0].stages
                 # Measured stage times may have moved them since.
                 facts["cuts"] = [row.blocks[0] for row in rows[1:]]
+                facts["shares"] = [cpus[row.node] for row in rows]
                 return [cluster.agents[row.node].pid for row in rows]
 
             yield Started(infer, stages, facts)
