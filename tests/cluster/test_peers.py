@@ -22,17 +22,18 @@ from deploy.experiments.peers.outcome import Counts, count
 from deploy.experiments.peers.systems import MODEL, SYSTEMS, Bench
 from shared.errors import ModelError
 
-CUTS = [15, 36]
-
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
     """The model, exported as a run exports it."""
     bench = Bench(directory=tmp_path_factory.mktemp("peers"), shares=(0.5, 0.3, 0.2), window=4)
     export.weigh(MODEL, bench.files)
+    cuts, shares = export.balance(MODEL, bench.files, bench.shares)
+    assert 0 < cuts[0] < cuts[1]
+    assert sorted(shares) == sorted(bench.shares)
     with pytest.raises(ModelError, match="cannot cut there"):
-        export.cut(MODEL, bench.files, CUTS[::-1])
-    export.cut(MODEL, bench.files, CUTS)
+        export.cut(MODEL, bench.files, cuts[::-1])
+    export.cut(MODEL, bench.files, cuts)
     return bench
 
 

@@ -1,8 +1,8 @@
 """AMP4EC beside its peers: each system is started, loaded, robbed of its middle stage, and ended.
 
 `python -m deploy.experiments peers`. An environment is made for each peer the first time (`environments`);
-the model is exported once a run to files that all read, and cut for the peers where AMP4EC cuts it
-(`prepare`).
+the model is exported once a run to files that all read, and cut for the peers where it suits them
+(`drivers.export`).
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from shared.errors import ConfigurationError, ModelError
 WINDOW = default_window(len(PAPER_SHARES))
 WATCH_S = 30.0
 """How long after the kill a system may come back; at 0.3 CPU a process needs 10 s to import torch alone."""
-_PLAN_S = 20.0
-_PLANS = 6
 _KILL_RATE_PER_S = 20.0
 _KILL_SHARE = 0.4
 """Items come at this share of the throughput that was measured, so that a system has room to catch up."""
@@ -59,7 +57,7 @@ def _cases(settings: Settings) -> Sequence[Case]:
 
 @dataclass(frozen=True, slots=True)
 class Stages:
-    """A plan as the peers are given it: at which blocks it cuts, and the CPUs of each stage in turn."""
+    """At which of AMP4EC's blocks a model is cut, and the CPUs of each stage in turn."""
 
     cuts: tuple[int, ...] = ()
     shares: tuple[float, ...] = ()
@@ -70,7 +68,7 @@ class Stages:
         return cls(tuple(map(int, facts["cuts"])), tuple(map(float, facts["shares"])))
 
     def given_to(self, system: System, bench: Bench) -> Bench:
-        """The bench of a system whose stages are told their CPUs: stage by stage, as in this plan.
+        """The bench of a system whose stages are told their CPUs: these, stage by stage.
 
         AMP4EC's agents have theirs before there is a plan.
         """
@@ -121,42 +119,27 @@ async def _measure(system: System, lab: Lab) -> Measured:
 
 
 async def prepare(bench: Bench, say: Say) -> Stages:
-    """Export the model, once for a directory, cut where AMP4EC's plan for torch stages has it; that plan.
-
-    It is the one that it keeps under load: measured stage times move cuts and stages at first, and a peer
-    that is given those of the beginning has one stage that is too large.
+    """Export the model, once for a directory, in stages that suit the peers; those stages.
 
     Raises:
         ModelError: the model cannot be exported.
-        ConfigurationError: this process may not limit CPU.
     """
     kept = bench.files / "stages.json"
-    if kept.is_file():
-        return decode_json(kept.read_bytes(), Stages)
-    say(f"writing {MODEL} to files")
-    await _export(bench, ())
-    say("asking AMP4EC where to cut")
-    stages = Stages()
-    async with _started(SYSTEMS[0], bench, await _python(SYSTEMS[0], say)) as driver:
-        for _ in range(_PLANS):
-            load = await driver.load(Ask(seconds=_PLAN_S, window=bench.window))
-            await load.finish()
-            before, stages = stages, Stages.of(driver.facts)
-            if stages == before:
-                break
-    await _export(bench, stages.cuts)
-    kept.write_bytes(encode_json(stages))
-    return stages
-
-
-async def _export(bench: Bench, cuts: Sequence[int]) -> None:
-    given = encode_json({"files": str(bench.files), "model": MODEL, "cuts": cuts}).decode()
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-P", "-m", f"{__package__}.drivers.export", given,
-        stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, env=child_environment(),
-    )  # fmt: skip
-    if await process.wait() != 0:
-        raise ModelError(f"{MODEL} cannot be exported for the peers; the reason stands above")
+    if not kept.is_file():
+        say(f"writing {MODEL} to files, and timing it to cut it for the peers")
+        given = {
+            "files": str(bench.files),
+            "model": MODEL,
+            "shares": bench.shares,
+            "stages": str(kept),
+        }
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", f"{__package__}.drivers.export", encode_json(given).decode(),
+            stdin=asyncio.subprocess.DEVNULL, stdout=sys.stderr, env=child_environment(),
+        )  # fmt: skip
+        if await process.wait() != 0:
+            raise ModelError(f"{MODEL} cannot be exported for the peers; the reason stands above")
+    return decode_json(kept.read_bytes(), Stages)
 
 
 async def _python(system: System, say: Say) -> Path:
@@ -276,11 +259,12 @@ PEERS = Experiment(
     name="peers",
     title="Beside its peers",
     text="What somebody would take instead, on the same cores: the same MobileNetV2 (for the peers with "
-    "BatchNorm folded and channels-last), in three stages as AMP4EC's plan for torch settles, each with "
-    f"the same CPU quota as there (`alone`: their sum), one thread each, {WINDOW} images under way, every "
-    "answer compared with the original model's. Then SIGKILL to the middle stage under a steady load; nobody "
-    "starts it again but the system itself. (What torchrun or an init system would do, starting everything "
-    "again, takes `start_s` and loses what was under way.)",
+    "BatchNorm folded and channels-last), in three stages with the same CPU quotas (`alone`: their sum), one "
+    f"thread each, {WINDOW} images under way. AMP4EC cuts as its planner does, live; the peers are given the "
+    "cuts and the order of devices that balance their own modules best, by timing them beforehand. Every "
+    "answer is compared with the original model's. Then SIGKILL to the middle stage under a steady load; "
+    "nobody starts it again but the system itself. (What torchrun or an init system would do, starting "
+    "everything again, takes `start_s` and loses what was under way.)",
     cases=_cases,
     figures={
         "throughput_per_s": "Right answers per second.",
