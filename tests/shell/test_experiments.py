@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+import deploy.experiments
 from deploy.cli.experiment import experiment_command
 from deploy.experiments.baseline import PAPER, STRICT
 from deploy.experiments.case import Case, Experiment, Lab, Measured, Settings
@@ -385,3 +387,14 @@ def test_the_command_writes_results_of_nothing(tmp_path: Path) -> None:
     made = CliRunner().invoke(experiment_command, ["--results", "--output", str(tmp_path)])
     assert made.exit_code == 0, made.output
     assert "Nothing was measured yet" in (tmp_path / "RESULTS.md").read_text()
+
+
+def test_the_committed_results_are_what_the_committed_data_give(tmp_path: Path) -> None:
+    committed = Path(deploy.experiments.__file__).parent
+    shutil.copytree(committed / "data", tmp_path / "data")
+    made = write_results(tmp_path)
+    assert made.read_text() == (committed / "RESULTS.md").read_text(), (
+        "write it again: amp4ec experiment --results --output deploy/experiments"
+    )
+    drawn = {path.name for path in (tmp_path / "drawings").iterdir()}
+    assert drawn == {path.name for path in (committed / "drawings").iterdir()}
