@@ -28,8 +28,8 @@ def test_all_systems_get_the_same_cpu_together() -> None:
         assert sum(shares) == pytest.approx(1.0)
 
 
-def test_a_peers_stages_get_the_cpu_that_the_same_stages_have_with_us() -> None:
-    # The planner put the first stage on the second device.
+def test_a_peers_stages_get_the_cpu_that_they_were_cut_for() -> None:
+    # The first stage suits the second device.
     plan = Stages.of({"cuts": [15, 42], "shares": [0.3, 0.5, 0.2]})
     for system in SYSTEMS:
         bench = plan.given_to(system, BENCH)

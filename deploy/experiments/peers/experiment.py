@@ -59,8 +59,8 @@ def _cases(settings: Settings) -> Sequence[Case]:
 class Stages:
     """At which of AMP4EC's blocks a model is cut, and the CPUs of each stage in turn."""
 
-    cuts: tuple[int, ...] = ()
-    shares: tuple[float, ...] = ()
+    cuts: tuple[int, ...]
+    shares: tuple[float, ...]
 
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Self:

@@ -6,7 +6,7 @@ serve), a module for each stage and one for the whole model, inputs, and the ori
 them, computed before anything was folded; `stages` a file with the cuts and the share of each stage.
 
 The cuts are not AMP4EC's, which balance its own kernels and messages, but those that balance these modules by
-their own times: with ours the peers had one stage that was too large, and a quarter less throughput.
+their own times: with ours the peers had one stage that was too large for its share.
 """
 
 from __future__ import annotations
