@@ -41,6 +41,11 @@ class Machine:
     commit: str
     versions: dict[str, str]
 
+    @property
+    def processor(self) -> str:
+        """What figures must have in common to be compared."""
+        return f"{self.cpu_model}, {self.cores} cores"
+
 
 def this_machine() -> Machine:
     """The machine as it is now."""

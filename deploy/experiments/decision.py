@@ -164,5 +164,5 @@ def _ratio(
     """One figure against another; None where one is missing or not to be relied on."""
     if any(starved(summary, case) is not None for case in (ours, other)):
         return None
-    mine, theirs = summary.median(ours, figure), summary.median(other, figure)
-    return mine / theirs if mine is not None and theirs else None
+    ratio = summary.ratio(ours, other, figure)
+    return None if ratio is None else ratio.median

@@ -5,7 +5,7 @@ Where something else is better than we are, it says so first.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from deploy.experiments.decision import decision
 from deploy.experiments.drawings import bars, over_time
 from deploy.experiments.records import Record
 from deploy.experiments.run import DATA, record_file
-from deploy.experiments.summary import Summary, markdown, number, page, spread, summarise
+from deploy.experiments.summary import Figure, Summary, markdown, number, page, spread, summarise
 from deploy.experiments.table_one import FIGURES
 from deploy.experiments.verdicts import disturbed, starved, verdicts, worse
 from shared.files import write_whole
@@ -25,9 +25,10 @@ from shared.files import write_whole
 NAME = "RESULTS.md"
 DRAWINGS = "drawings"
 _READ = """\
-- Every comparison here is on the same cores: cases take turns, round by round, and each page says when its
-  data were measured and at which commits. The paper's figures are of another machine with another
-  engine; only their ratios can be put beside ours.
+- Every comparison here is on the same cores: cases take turns, round by round, and a round of a page is of
+  one machine. Ratios are of figures of the same round (median, least..largest), and so need not be those of
+  the medians. Each page says when its data were measured and at which commits. The paper's figures are of
+  another machine with another engine; only their ratios can be put beside ours.
 - A baseline gets the CPU of all devices together in one process. No split can use CPU better than that;
   what it costs to split is what the ratio to it shows. What a split buys is memory per device, a model on
   devices that are too small for it, and answers when one of them is lost.
@@ -211,7 +212,7 @@ def _section(experiment: Experiment | None, summary: Summary, output: Path) -> l
         [
             case,
             *(spread(summary.figure(case, name)) for name in names),
-            *(number(_ratio(summary, case, which)) for _, which in ratios),
+            *(spread(_ratio(summary, case, which)) for _, which in ratios),
             summary.length(case),
             _notes(summary, case),
         ]
@@ -237,13 +238,12 @@ _STRICT = (
 _RATIOS = (_PAPER, _STRICT)
 
 
-def _ratio(summary: Summary, case: str, which: int) -> float | None:
+def _ratio(summary: Summary, case: str, which: int) -> Figure | None:
     """A case's throughput against the paper's baseline (0) or the strict one (1), where those are sound."""
     other = summary.beside.get(case, ("", ""))[which]
     if not other or starved(summary, other) is not None:
         return None
-    mine, theirs = (summary.median(one, "throughput_per_s") for one in (case, other))
-    return mine / theirs if mine is not None and theirs else None
+    return summary.ratio(case, other, "throughput_per_s")
 
 
 def _origin(summary: Summary) -> list[str]:
@@ -251,6 +251,9 @@ def _origin(summary: Summary) -> list[str]:
     records = summary.records
     dates = sorted(record.machine.at for record in records)
     commits = Counter(record.machine.commit for record in records)
+    machines: defaultdict[str, set[int]] = defaultdict(set)
+    for record in records:
+        machines[record.machine.processor].add(record.round)
     said = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
     seconds = sum(record.seconds for record in records)
     file = f"{DATA}/{summary.experiment}.jsonl"
@@ -260,7 +263,20 @@ def _origin(summary: Summary) -> list[str]:
         + ", ".join(f"{commit} ({count} records)" for commit, count in commits.items())
         + f". Raw: [`{file}`]({file})"
         + (f"; {summary.left_out} other records are left out." if summary.left_out else "."),
+        *(
+            [
+                "Machines: "
+                + "; ".join(f"{_rounds(each)} {name}" for name, each in machines.items())
+                + "."
+            ]
+            if len(machines) > 1
+            else []
+        ),
     ]
+
+
+def _rounds(numbers: set[int]) -> str:
+    return f"round{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))} on"
 
 
 def _notes(summary: Summary, case: str) -> str:

@@ -47,26 +47,32 @@ def record_file(output: Path, experiment: str) -> RecordFile:
 def missing(experiments: Iterable[Experiment], settings: Settings, output: Path) -> list[Round]:
     """The rounds that are not recorded yet, in the order in which they are to be made, each once.
 
+    A round of an experiment is of one machine, its baselines included: what another machine left unfinished
+    is begun again here.
+
     Raises:
         ProtocolError: the recorded data cannot be read.
     """
-    rounds = [
-        Round(experiment, case, number)
-        for number in range(1, settings.repeat + 1)
-        for experiment in experiments
-        for case in experiment.every(settings)
-    ]
-    known: defaultdict[str, dict[object, float]] = defaultdict(dict)
-    for home in {each.home for each in rounds}:
+    every = [(experiment, experiment.every(settings)) for experiment in experiments]
+    machines: defaultdict[object, set[str]] = defaultdict(set)
+    for home in {case.home or experiment.name for experiment, cases in every for case in cases}:
         for record in record_file(output, home).read():
-            key = _key(record.case, record.round, record.parameters)
-            minutes = float(record.parameters.get("minutes") or 0.0)
-            known[home][key] = max(minutes, known[home].get(key, 0.0))
+            if float(record.parameters.get("minutes") or 0.0) >= settings.minutes:
+                key = _key(record.case, record.round, record.parameters)
+                machines[home, key].add(record.machine.processor)
+    here = this_machine().processor
     wanted: dict[object, Round] = {}
-    for each in rounds:
-        key = _key(each.case.name, each.number, _parameters(each.case, settings))
-        if known[each.home].get(key, 0.0) < settings.minutes:
-            wanted.setdefault((each.home, key), each)
+    for number in range(1, settings.repeat + 1):
+        for experiment, cases in every:
+            rounds = {
+                (each.home, _key(case.name, number, _parameters(case, settings))): each
+                for case in cases
+                for each in [Round(experiment, case, number)]
+            }
+            if not set.intersection(*(machines[key] for key in rounds)):
+                for key, each in rounds.items():
+                    if here not in machines[key]:
+                        wanted.setdefault(key, each)
     return list(wanted.values())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -46,9 +47,8 @@ class Summary:
 
     def length(self, case: str) -> str:
         """How often and how long a case was measured, for people."""
-        records = self.of(case)
-        minutes = records[0].parameters.get(MINUTES) if records else None
-        return f"{len(records)} x {minutes:g} min" if isinstance(minutes, int | float) else "-"
+        times = Counter(_minutes(record) for record in self.of(case))
+        return ", ".join(f"{count} x {minutes:g} min" for minutes, count in times.items()) or "-"
 
     @property
     def settings(self) -> dict[str, Parameter]:
@@ -62,21 +62,40 @@ class Summary:
 
     def figure(self, case: str, name: str) -> Figure | None:
         """A figure of a case; None where there is none."""
-        values = [
+        return _figure(
             value for record in self.of(case) if (value := record.figures.get(name)) is not None
-        ]
-        if not values:
-            return None
-        return Figure(statistics.median(values), min(values), max(values), len(values))
+        )
+
+    def ratio(self, case: str, other: str, name: str) -> Figure | None:
+        """A case's figure against another case's in the same round; None where no round has both.
+
+        So the machine's better and worse hours, and another machine's rounds, count for both or for neither.
+        """
+        mine, theirs = (self._rounds(one, name) for one in (case, other))
+        return _figure(mine[number] / theirs[number] for number in mine if theirs.get(number))
 
     def median(self, case: str, name: str) -> float | None:
         """Its median."""
         found = self.figure(case, name)
         return None if found is None else found.median
 
+    def _rounds(self, case: str, name: str) -> dict[int, float]:
+        return {
+            record.round: value
+            for record in self.of(case)
+            if (value := record.figures.get(name)) is not None
+        }
+
     def names(self) -> list[str]:
         """All figures that any record has."""
         return list(dict.fromkeys(name for record in self.records for name in record.figures))
+
+
+def _figure(values: Iterable[float]) -> Figure | None:
+    found = list(values)
+    if not found:
+        return None
+    return Figure(statistics.median(found), min(found), max(found), len(found))
 
 
 def summarise(records: Iterable[Record]) -> Summary | None:
@@ -84,7 +103,7 @@ def summarise(records: Iterable[Record]) -> Summary | None:
     every = list(records)
     if not every:
         return None
-    kept = _longest(every, _setting(max(every, key=lambda one: (_minutes(one), one.machine.at))))
+    kept = _of_one_machine_each_round(_latest_setting(every))
     return Summary(every[0].experiment, tuple(kept), len(every) - len(kept))
 
 
@@ -92,20 +111,22 @@ def page(experiment: Experiment, read: Read) -> Summary | None:
     """What is read on an experiment's page: its own records, and those of other homes that belong there.
 
     None where it has no records of its own. Cases come in the experiment's order, under its names; those that
-    it does not have any more come last.
+    it does not have any more come last. A round that two machines began is the one's that has more of it.
     """
-    own = summarise(read(experiment.name))
-    if own is None:
+    every = read(experiment.name)
+    if not every:
         return None
-    setting = _setting(own.records[0])
-    cases = experiment.every(_settings(own.records[0]))
+    own = _latest_setting(every)
+    setting = _setting(own[0])
+    cases = experiment.every(_settings(own[0]))
     records: list[Record] = []
     for case in cases:
-        known = own.records if case.home in ("", own.experiment) else read(case.home)
+        known = own if case.home in ("", experiment.name) else read(case.home)
         found = _longest([one for one in known if one.case == case.name], setting)
         records += (replace(one, case=case.label) for one in found)
     names = {case.name for case in cases}
-    records += (one for one in own.records if one.case not in names)
+    records += (one for one in own if one.case not in names)
+    records = _of_one_machine_each_round(records)
     beside = {
         case.label: (
             case.paper.label if case.paper else "",
@@ -113,16 +134,43 @@ def page(experiment: Experiment, read: Read) -> Summary | None:
         )
         for case in cases
     }
-    return Summary(own.experiment, tuple(records), own.left_out, beside)
+    left_out = len(every) - sum(record.experiment == experiment.name for record in records)
+    return Summary(experiment.name, tuple(records), left_out, beside)
+
+
+def _of_one_machine_each_round(records: Sequence[Record]) -> list[Record]:
+    """Of each round those of the machine that has most of its cases, or began it later."""
+    cases: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    latest: defaultdict[tuple[int, str], str] = defaultdict(str)
+    for record in records:
+        machine = record.machine.processor
+        cases[record.round][machine].add(record.case)
+        latest[record.round, machine] = max(latest[record.round, machine], record.machine.at)
+    chosen = {
+        number: max(machines, key=lambda one: (len(machines[one]), latest[number, one]))
+        for number, machines in cases.items()
+    }
+    return [record for record in records if record.machine.processor == chosen[record.round]]
+
+
+def _latest_setting(records: Sequence[Record]) -> list[Record]:
+    """Those of the setting that has the longest rounds, and of several the latest."""
+    longest = max(records, key=lambda one: (_minutes(one), one.machine.at))
+    return _longest(records, _setting(longest))
 
 
 def _longest(records: Sequence[Record], setting: tuple[Parameter, ...]) -> list[Record]:
-    """Those of that setting, and of each case the longest rounds."""
+    """Those of that setting, and of each case on each machine the longest rounds."""
     fitting = [record for record in records if _setting(record) == setting]
-    longest: dict[str, float] = {}
+    longest: defaultdict[tuple[str, str], float] = defaultdict(float)
     for record in fitting:
-        longest[record.case] = max(_minutes(record), longest.get(record.case, 0.0))
-    return [record for record in fitting if _minutes(record) == longest[record.case]]
+        key = record.case, record.machine.processor
+        longest[key] = max(_minutes(record), longest[key])
+    return [
+        record
+        for record in fitting
+        if _minutes(record) == longest[record.case, record.machine.processor]
+    ]
 
 
 def _setting(record: Record) -> tuple[Parameter, ...]:

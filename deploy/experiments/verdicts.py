@@ -196,11 +196,11 @@ def _compare(
     if mine is None:
         return []
     better = [
-        f"{other} {number(theirs)}"
+        f"{other} {number(summary.median(other, figure))}"
         for other in others
         if other != ours
-        and (theirs := summary.median(other, figure)) is not None
-        and (theirs > mine * (1 + _TOLERANCE) if more else theirs < mine * (1 - _TOLERANCE))
+        and (ratio := summary.ratio(other, ours, figure)) is not None
+        and (ratio.median > 1 + _TOLERANCE if more else ratio.median < 1 - _TOLERANCE)
     ]
     if not better:
         return []
@@ -211,9 +211,8 @@ def _ratio(found: Summaries, ours: str, other: str, experiment: str = "table-1")
     table = found.get(experiment)
     if table is not None and any(starved(table, case) is not None for case in (ours, other)):
         return None
-    mine = _of(found, experiment, ours, "throughput_per_s")
-    theirs = _of(found, experiment, other, "throughput_per_s")
-    return mine / theirs if mine is not None and theirs else None
+    ratio = None if table is None else table.ratio(ours, other, "throughput_per_s")
+    return None if ratio is None else ratio.median
 
 
 def _of(found: Summaries, experiment: str, case: str, figure: str) -> float | None:

@@ -120,7 +120,7 @@ async def test_what_experiments_have_in_common_is_measured_once(tmp_path: Path) 
     text = write_results(tmp_path, both).read_text()
     for name in ("one", "two"):
         assert f"| whole, as {name} calls it | 10 (10..10) | - |" in text
-    assert text.count("| ours | 8 (8..8) | 0.8 |") == 2
+    assert text.count("| ours | 8 (8..8) | 0.8 (0.8..0.8) |") == 2
 
 
 def test_a_baseline_is_read_at_its_longest(tmp_path: Path) -> None:
@@ -144,7 +144,10 @@ async def test_data_of_several_commits_is_kept_and_told_apart(tmp_path: Path) ->
     measured: list[str] = []
     await run([experiment(measured)], Settings(minutes=0.01, repeat=1), tmp_path, lambda _: None)
     file = record_file(tmp_path, "made-up")
-    old = [replace(each, machine=replace(MACHINE, commit="old1234")) for each in file.read()]
+    old = [
+        replace(each, machine=replace(each.machine, commit="old1234", at=MACHINE.at))
+        for each in file.read()
+    ]
     file.path.unlink()
     for each in old:
         file.append(each)
@@ -154,6 +157,58 @@ async def test_data_of_several_commits_is_kept_and_told_apart(tmp_path: Path) ->
     now = this_machine().commit
     assert f"at old1234 (2 records), {now} (2 records)" in text
     assert f"Measured from {MACHINE.at} to " in text
+
+
+async def test_a_round_of_an_experiment_is_of_one_machine(tmp_path: Path) -> None:
+    measured: list[str] = []
+    one = comparing("one", measured)
+    await run([one], SETTINGS, tmp_path, lambda _: None)
+    for name in ("one", "baselines"):
+        file = record_file(tmp_path, name)
+        elsewhere = [replace(each, machine=MACHINE) for each in file.read()]
+        file.path.unlink()
+        for each in elsewhere:
+            file.append(each)
+    assert missing([one], SETTINGS, tmp_path) == [], "finished on another machine"
+    measured.clear()
+    await run([one], replace(SETTINGS, repeat=3), tmp_path, lambda _: None)
+    assert measured == ["whole", "one"], "the third, all of it here"
+    # Another experiment, whose baseline is known of both machines, but not each round of both.
+    measured.clear()
+    two = comparing("two", measured)
+    await run([two], replace(SETTINGS, repeat=3), tmp_path, lambda _: None)
+    assert measured == ["whole", "two", "whole", "two", "two"]
+    text = write_results(tmp_path, [one, two]).read_text()
+    here = this_machine().processor
+    assert f"Machines: rounds 1, 2 on {MACHINE.processor}; round 3 on {here}." in text
+    assert text.count("Machines: ") == 1, "all of the other's are from here"
+
+
+def test_figures_are_compared_with_those_of_the_same_round_and_machine(tmp_path: Path) -> None:
+    slow = replace(MACHINE, cpu_model="a slow processor", at="2026-01-02T00:00:00+00:00")
+
+    def of(
+        home: str, case: str, per_s: float, number: int, machine: Machine, *, minutes: float = 1.0
+    ) -> None:
+        made = record(home, case, {"throughput_per_s": per_s}, number=number, minutes=minutes)
+        record_file(tmp_path, home).append(replace(made, machine=machine))
+
+    for number, (mine, theirs) in enumerate(((8.0, 10.0), (9.0, 12.0), (8.5, 11.0)), 1):
+        of("one", "ours", mine, number, MACHINE)
+        of("baselines", "whole", theirs, number, MACHINE, minutes=5.0)
+    of("one", "ours", 4.0, 4, MACHINE)  # ended before its baseline was measured
+    of("one", "ours", 2.0, 4, slow)
+    of("baselines", "whole", 4.0, 4, slow)
+    found = page(comparing("one", []), lambda name: record_file(tmp_path, name).read())
+    assert found is not None
+    whole = "whole, as one calls it"
+    assert [each.figures["throughput_per_s"] for each in found.of("ours")] == [8.0, 9.0, 8.5, 2.0]
+    assert (found.length("ours"), found.length(whole)) == ("4 x 1 min", "3 x 5 min, 1 x 1 min")
+    assert found.left_out == 1
+    ratio = found.ratio("ours", whole, "throughput_per_s")
+    assert ratio is not None
+    assert (ratio.least, ratio.largest, ratio.rounds) == (0.5, 0.8, 4)
+    assert ratio.median == pytest.approx((9 / 12 + 8.5 / 11) / 2)
 
 
 async def test_a_case_that_fails_stops_no_other_and_is_tried_again(tmp_path: Path) -> None:
