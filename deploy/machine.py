@@ -24,6 +24,7 @@ _PACKAGES = (
     "msgspec",
     "pillow",
 )
+_CODE = ("*.py", "*.toml")
 _TOP = Path(__file__).resolve().parents[1]
 
 
@@ -57,7 +58,7 @@ def this_machine() -> Machine:
         memory_bytes=hardware.memory_bytes,
         system=hardware.system,
         load_average=round(os.getloadavg()[0], 2),
-        commit=_commit(),
+        commit=commit_of(_TOP),
         versions={
             "python": platform.python_version(),
             "mosquitto": _mosquitto(),
@@ -66,17 +67,20 @@ def this_machine() -> Machine:
     )
 
 
-def _commit() -> str:
+def commit_of(top: Path) -> str:
+    """The commit of a checkout, marked where its code was changed since; "unknown" of what is none.
+
+    Figures that were measured before, and lie in it, are no change.
+    """
+    git = ["git", "-C", str(top)]
     try:
         found = subprocess.run(
-            ["git", "-C", str(_TOP), "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=True,
+            [*git, "describe", "--always"], capture_output=True, text=True, check=True
         )
-    except (OSError, subprocess.CalledProcessError):  # not a checkout
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return found.stdout.strip()
+    same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *_CODE], check=False)
+    return found.stdout.strip() + ("" if same.returncode == 0 else "-dirty")
 
 
 def _mosquitto() -> str:
