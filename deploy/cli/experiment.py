@@ -75,8 +75,9 @@ def experiment_command(
     """Run experiments, and write tables and drawings from what they gave; without NAME, list them.
 
     What is recorded already, as long or longer, is not measured again: end it at any time, and start it again
-    to go on. Give `all` for all: it goes through them round by round, the most telling first. A quiet machine
-    with at least two cores is needed, and the right to limit CPU by cgroup.
+    to go on; on another machine, rounds that were not finished are begun again. Give `all` for all: it goes
+    through them round by round, the most telling first. A quiet machine with at least two cores is needed,
+    and the right to limit CPU by cgroup.
 
     \b
     Example:

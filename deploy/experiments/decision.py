@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy.experiments import paper
 from deploy.experiments.baseline import PAPER, STRICT
-from deploy.experiments.summary import Summary, number
+from deploy.experiments.summary import Figure, Summary, number, spread
 from deploy.experiments.verdicts import INT8, OURS, Summaries, named, starved
 
 _CACHED = "AMP4EC + cache"
@@ -149,11 +149,11 @@ def _peers(peers: Summary) -> list[str]:
             (other, ratio)
             for other in peers.cases
             if not named(other)
-            and (ratio := _ratio(peers, case, other)) is not None
-            and abs(ratio - 1.0) > _LEVEL
+            and (ratio := _rounds(peers, case, other)) is not None
+            and abs(ratio.median - 1.0) > _LEVEL
         ]
         if ratios:
-            each = ", ".join(f"{number(ratio)} x {other}" for other, ratio in ratios)
+            each = ", ".join(f"{spread(ratio)} x {other}" for other, ratio in ratios)
             said.append(f"{case} answers {each}.")
     return said
 
@@ -162,7 +162,13 @@ def _ratio(
     summary: Summary, ours: str, other: str, figure: str = "throughput_per_s"
 ) -> float | None:
     """One figure against another; None where one is missing or not to be relied on."""
+    ratio = _rounds(summary, ours, other, figure)
+    return None if ratio is None else ratio.median
+
+
+def _rounds(
+    summary: Summary, ours: str, other: str, figure: str = "throughput_per_s"
+) -> Figure | None:
     if any(starved(summary, case) is not None for case in (ours, other)):
         return None
-    ratio = summary.ratio(ours, other, figure)
-    return None if ratio is None else ratio.median
+    return summary.ratio(ours, other, figure)

@@ -142,7 +142,7 @@ def _aims(found: dict[str, Summary]) -> list[str]:
         (
             each.text,
             each.aim,
-            number(each.measured),
+            spread(each.measured),
             "not measured (or not to be relied on)"
             if each.measured is None
             else words[each.reached],

@@ -1,7 +1,8 @@
 """Runs experiments: rounds outside, then experiments, then cases, so that all see the machine's same hours.
 
-What is recorded already, at least as long, is not measured again; a case that fails is told of, and tried
-again by the next run. A run that is ended after its first round has something to say of everything.
+What is recorded already, at least as long, is not measured again, and a round of an experiment is of one
+machine. A case that fails is told of, and tried again by the next run. A run that is ended after its first
+round has something to say of everything.
 """
 
 from __future__ import annotations
@@ -64,11 +65,10 @@ def missing(experiments: Iterable[Experiment], settings: Settings, output: Path)
     wanted: dict[object, Round] = {}
     for number in range(1, settings.repeat + 1):
         for experiment, cases in every:
-            rounds = {
-                (each.home, _key(case.name, number, _parameters(case, settings))): each
-                for case in cases
-                for each in [Round(experiment, case, number)]
-            }
+            rounds = {}
+            for case in cases:
+                each = Round(experiment, case, number)
+                rounds[each.home, _key(case.name, number, _parameters(case, settings))] = each
             if not set.intersection(*(machines[key] for key in rounds)):
                 for key, each in rounds.items():
                     if here not in machines[key]:

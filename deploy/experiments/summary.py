@@ -37,7 +37,8 @@ class Summary:
     experiment: str
     records: tuple[Record, ...]
     left_out: int
-    """Records in the experiment's file that are of other settings, or shorter."""
+    """Records in the experiment's file that are of other settings, shorter, or of a round that another
+    machine has more of."""
     beside: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from deploy.experiments.baseline import PAPER, STRICT, TUNED
-from deploy.experiments.summary import Summary, number
+from deploy.experiments.summary import Figure, Summary, number, spread
 
 LEAST_CPU_PERCENT = 90.0
 """A process that computes all the time uses its quota; with less, something else had the cores."""
@@ -59,18 +59,19 @@ class Verdict:
 
     text: str
     aim: str
-    measured: float | None
+    measured: Figure | None
     reached: bool | None
 
 
 def verdicts(found: Summaries) -> list[Verdict]:
     """The figures to reach, each with what was measured."""
     exact = _of(found, "table-1", OURS, "exact_ratio")
+    all_exact = exact is not None and exact.least == 1.0
     return [
         _at_least(
             "throughput against the paper's baseline (eager, batches of 32), exact answers",
             6.0,
-            _ratio(found, OURS, PAPER.name) if exact == 1.0 else None,
+            _ratio(found, OURS, PAPER.name) if all_exact else None,
         ),
         Verdict(
             "the same against that baseline with a tuned allocator",
@@ -152,7 +153,7 @@ def starved(summary: Summary, case: str) -> float | None:
 def worse(found: Summaries) -> list[str]:
     """A sentence for each figure in which something else is better than we are."""
     said = [
-        f"Not reached: {verdict.text}: {number(verdict.measured)}, wanted {verdict.aim}."
+        f"Not reached: {verdict.text}: {spread(verdict.measured)}, wanted {verdict.aim}."
         for verdict in verdicts(found)
         if verdict.reached is False
     ]
@@ -196,36 +197,35 @@ def _compare(
     if mine is None:
         return []
     better = [
-        f"{other} {number(summary.median(other, figure))}"
+        f"{other} {number(theirs)}"
         for other in others
         if other != ours
-        and (ratio := summary.ratio(other, ours, figure)) is not None
-        and (ratio.median > 1 + _TOLERANCE if more else ratio.median < 1 - _TOLERANCE)
+        and (theirs := summary.median(other, figure)) is not None
+        and (theirs > mine * (1 + _TOLERANCE) if more else theirs < mine * (1 - _TOLERANCE))
     ]
     if not better:
         return []
     return [f"{ours}: {number(mine)} {unit}; better: {', '.join(better)} ({summary.experiment})."]
 
 
-def _ratio(found: Summaries, ours: str, other: str, experiment: str = "table-1") -> float | None:
+def _ratio(found: Summaries, ours: str, other: str, experiment: str = "table-1") -> Figure | None:
     table = found.get(experiment)
     if table is not None and any(starved(table, case) is not None for case in (ours, other)):
         return None
-    ratio = None if table is None else table.ratio(ours, other, "throughput_per_s")
-    return None if ratio is None else ratio.median
+    return None if table is None else table.ratio(ours, other, "throughput_per_s")
 
 
-def _of(found: Summaries, experiment: str, case: str, figure: str) -> float | None:
+def _of(found: Summaries, experiment: str, case: str, figure: str) -> Figure | None:
     summary = found.get(experiment)
-    return None if summary is None else summary.median(case, figure)
+    return None if summary is None else summary.figure(case, figure)
 
 
-def _worst(found: Summaries, experiment: str, figure: str) -> float | None:
+def _worst(found: Summaries, experiment: str, figure: str) -> Figure | None:
     summary = found.get(experiment)
     if summary is None:
         return None
-    values = [summary.median(case, figure) for case in summary.cases]
-    return max((value for value in values if value is not None), default=None)
+    values = [value for case in summary.cases if (value := summary.figure(case, figure))]
+    return max(values, key=lambda value: value.median, default=None)
 
 
 def _largest(summary: Summary, case: str, figure: str) -> float:
@@ -238,15 +238,15 @@ def _batch(summary: Summary, case: str) -> object:
     return records[0].parameters.get("batch") if records else None
 
 
-def _at_least(text: str, limit: float, measured: float | None) -> Verdict:
+def _at_least(text: str, limit: float, measured: Figure | None) -> Verdict:
     return _verdict(text, f"at least {limit:g}", measured, lambda value: value >= limit)
 
 
-def _below(text: str, limit: float, measured: float | None) -> Verdict:
+def _below(text: str, limit: float, measured: Figure | None) -> Verdict:
     return _verdict(text, f"under {limit:g}", measured, lambda value: value < limit)
 
 
 def _verdict(
-    text: str, aim: str, measured: float | None, holds: Callable[[float], bool]
+    text: str, aim: str, measured: Figure | None, holds: Callable[[float], bool]
 ) -> Verdict:
-    return Verdict(text, aim, measured, None if measured is None else holds(measured))
+    return Verdict(text, aim, measured, None if measured is None else holds(measured.median))
