@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
 from deploy.drawing import BLUE, FAINT, INK, PALETTE, RED, figure, label, plain, save
 from deploy.experiments.summary import Summary
 
@@ -38,6 +40,7 @@ def bars(summary: Summary, name: str, path: Path) -> bool:
             fontsize=8,
             color=INK,
         )
+    _sign(picture, summary)
     save(picture, path)
     return True
 
@@ -59,8 +62,17 @@ def over_time(summary: Summary, name: str, path: Path) -> bool:
         axes.set_ylabel(name.replace("_", " "), fontsize=8)
         axes.set_ylim(bottom=0)
     axes.set_xlabel("seconds", fontsize=9)
+    _sign(picture, summary)
     save(picture, path)
     return True
+
+
+def _sign(picture: Figure, summary: Summary) -> None:
+    """Where and when it was measured: a drawing is often looked at away from its page."""
+    days = dict.fromkeys(at.partition("T")[0] for at in summary.dates)
+    settings = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
+    text = f"{label(summary.machines)}; {settings}; {' to '.join(days)}"
+    picture.supxlabel(text, x=0.99, ha="right", fontsize=6, color=FAINT)
 
 
 def _colour(summary: Summary, case: str) -> str:

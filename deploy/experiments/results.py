@@ -5,7 +5,7 @@ Where something else is better than we are, it says so first.
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -93,17 +93,13 @@ def _head(found: dict[str, Summary]) -> list[str]:
         f"{m.cpu_model}, {m.cores} cores, {m.memory_bytes / 1e9:.1f} GB, {m.system}"
         for m in (record.machine for record in records)
     )
-    versions = dict.fromkeys(
-        ", ".join(f"{name} {number}" for name, number in record.machine.versions.items())
-        for record in records
-    )
     dates = sorted(record.machine.at for record in records)
     loads = [record.machine.load_average for record in records]
     commits = dict.fromkeys(record.machine.commit for record in records)
     return [
         *text,
         *(f"- Machine: {machine}" for machine in machines),
-        *(f"- Versions: {version}" for version in versions),
+        *(f"- Versions: {version}" for version in _versions(records)),
         f"- Measured from {dates[0]} to {dates[-1]}, commits {', '.join(commits)}",
         f"- Load average before a round: {min(loads):g} to {max(loads):g} (below 1 is a quiet machine)",
         "",
@@ -249,34 +245,28 @@ def _ratio(summary: Summary, case: str, which: int) -> Figure | None:
 def _origin(summary: Summary) -> list[str]:
     """When, on which commits and with which settings the records of a page came to be."""
     records = summary.records
-    dates = sorted(record.machine.at for record in records)
+    first, last = summary.dates
     commits = Counter(record.machine.commit for record in records)
-    machines: defaultdict[str, set[int]] = defaultdict(set)
-    for record in records:
-        machines[record.machine.processor].add(record.round)
     said = ", ".join(f"{name} {value}" for name, value in summary.settings.items())
     seconds = sum(record.seconds for record in records)
     file = f"{DATA}/{summary.experiment}.jsonl"
     return [
         f"Median (least..largest) of the rounds; {said or 'no settings'}; {seconds / 60:.0f} min in all.",
-        f"Measured from {dates[0]} to {dates[-1]} at "
+        f"Measured from {first} to {last} at "
         + ", ".join(f"{commit} ({count} records)" for commit, count in commits.items())
         + f". Raw: [`{file}`]({file})"
         + (f"; {summary.left_out} other records are left out." if summary.left_out else "."),
-        *(
-            [
-                "Machines: "
-                + "; ".join(f"{_rounds(each)} {name}" for name, each in machines.items())
-                + "."
-            ]
-            if len(machines) > 1
-            else []
-        ),
+        f"On {summary.machines}. With {'; '.join(_versions(records))}.",
     ]
 
 
-def _rounds(numbers: set[int]) -> str:
-    return f"round{'s' * (len(numbers) > 1)} {', '.join(map(str, sorted(numbers)))} on"
+def _versions(records: Iterable[Record]) -> list[str]:
+    return list(
+        dict.fromkeys(
+            ", ".join(f"{name} {number}" for name, number in record.machine.versions.items())
+            for record in records
+        )
+    )
 
 
 def _notes(summary: Summary, case: str) -> str:

@@ -57,6 +57,25 @@ class Summary:
         first = self.records[0].parameters
         return {name: first[name] for name in SETTINGS if name in first}
 
+    @property
+    def machines(self) -> str:
+        """What they were measured on, for people; with the rounds where that was more than one machine."""
+        rounds: defaultdict[str, set[int]] = defaultdict(set)
+        for record in self.records:
+            rounds[record.machine.processor].add(record.round)
+        if len(rounds) == 1:
+            return next(iter(rounds))
+        return "; ".join(
+            f"{name} (round{'s' * (len(each) > 1)} {', '.join(map(str, sorted(each)))})"
+            for name, each in rounds.items()
+        )
+
+    @property
+    def dates(self) -> tuple[str, str]:
+        """When the first and the last of them was measured: ISO 8601."""
+        every = [record.machine.at for record in self.records]
+        return min(every), max(every)
+
     def of(self, case: str) -> list[Record]:
         """The rounds of a case."""
         return [record for record in self.records if record.case == case]

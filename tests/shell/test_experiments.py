@@ -104,8 +104,9 @@ def comparing(name: str, measured: list[str]) -> Experiment:
         return [Case(name="ours", seconds=2.0, measure=partial(measure, name, 8.0), strict=whole)]
 
     return Experiment(
-        name=name, title=name, text="", cases=cases, figures={"throughput_per_s": "In all."}
-    )
+        name=name, title=name, text="", cases=cases,
+        figures={"throughput_per_s": "In all."}, draw="throughput_per_s",
+    )  # fmt: skip
 
 
 async def test_what_experiments_have_in_common_is_measured_once(tmp_path: Path) -> None:
@@ -180,8 +181,10 @@ async def test_a_round_of_an_experiment_is_of_one_machine(tmp_path: Path) -> Non
     assert measured == ["whole", "two", "whole", "two", "two"]
     text = write_results(tmp_path, [one, two]).read_text()
     here = this_machine().processor
-    assert f"Machines: rounds 1, 2 on {MACHINE.processor}; round 3 on {here}." in text
-    assert text.count("Machines: ") == 1, "all of the other's are from here"
+    both = f"{MACHINE.processor} (rounds 1, 2); {here} (round 3)"
+    assert f"On {both}. With python 3.11; " in text
+    assert f"On {here}. With " in text, "all of the other's are from here"
+    assert f"{both}; scale 0.5, seed 0" in (tmp_path / "drawings" / "one.svg").read_text()
 
 
 def test_figures_are_compared_with_those_of_the_same_round_and_machine(tmp_path: Path) -> None:
