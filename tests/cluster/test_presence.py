@@ -13,10 +13,12 @@ from deploy.link import network_missing
 from deploy.local import LocalCluster
 from deploy.supervisor import Child
 from deploy.watch import Events, watch
-from shared.bus import MqttControlBus
-from shared.codec import encode_json
-from shared.messages.node import NodeState
+from shared.bus import Message, MqttControlBus
+from shared.codec import decode_json, encode_json
+from shared.messages.node import NodeState, Ping
 from shared.messages.operation import Happening
+from shared.messages.stage import Assignment, Report
+from shared.topics import Topics
 from tests.cluster.conftest import JPEG, MODEL, ROOT, RawClient, until
 from tests.cluster.test_losses import answered_once, stream
 
@@ -42,6 +44,29 @@ async def becomes(cluster: LocalCluster, node: str, state: str) -> None:
         ),
         timeout_s=40.0,
     )
+
+
+async def has_all(cluster: LocalCluster, node: str) -> None:
+    """Wait until a node has what it was told to have: of one that loads, silence alone is no loss."""
+    topics = Topics(ROOT)
+    told, report = topics.topic("assignment", node=node), topics.topic("report", node=node)
+    seen: dict[str, Message] = {}
+    async with (
+        asyncio.timeout(40),
+        MqttControlBus(cluster.url, client_id="looks", first_connect_timeout_s=5) as bus,
+    ):
+        await bus.subscribe(told)
+        await bus.subscribe(report)
+        # It reports changes by itself, and how it is when it is asked.
+        await bus.publish(topics.topic("ping", node=node), encode_json(Ping(node=node)))
+        async for message in bus.messages():
+            seen[message.topic] = message
+            if seen.keys() == {told, report}:
+                is_told = decode_json(seen[told].payload, Assignment)
+                has = decode_json(seen[report].payload, Report)
+                phases = {stage.state for stage in has.stages}
+                if has.revision >= is_told.revision and phases == {"ready"}:
+                    return
 
 
 async def used(cluster: LocalCluster) -> list[str]:
@@ -72,6 +97,7 @@ async def test_a_frozen_agent(
     async with watch(cluster.url, ROOT) as events:
         streaming = asyncio.create_task(stream(raw, cluster))
         await asyncio.to_thread(raw.wait, lambda: len(raw.answers) >= 5)
+        await has_all(cluster, victim)
         cluster.agents[victim].freeze(frozen=True)
         try:
             left = await happened(events, "node_left", victim)
