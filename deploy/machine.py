@@ -24,6 +24,7 @@ _PACKAGES = (
     "msgspec",
     "pillow",
 )
+# What changes figures: those that were measured before, and lie beside the code, do not.
 _CODE = ("*.py", "*.toml")
 _TOP = Path(__file__).resolve().parents[1]
 
@@ -45,7 +46,17 @@ class Machine:
     @property
     def processor(self) -> str:
         """What figures must have in common to be compared."""
-        return f"{self.cpu_model}, {self.cores} cores"
+        return _processor(self.cpu_model, self.cores)
+
+
+def this_processor() -> str:
+    """`Machine.processor` of the machine as it is now, without asking what else it has."""
+    hardware = Probe().hardware()
+    return _processor(hardware.cpu_model, hardware.cores)
+
+
+def _processor(cpu_model: str, cores: int) -> str:
+    return f"{cpu_model}, {cores} cores"
 
 
 def this_machine() -> Machine:
@@ -68,10 +79,7 @@ def this_machine() -> Machine:
 
 
 def commit_of(top: Path) -> str:
-    """The commit of a checkout, marked where its code was changed since; "unknown" of what is none.
-
-    Figures that were measured before, and lie in it, are no change.
-    """
+    """The commit of a checkout, marked where its code was changed since; "unknown" of what is none."""
     git = ["git", "-C", str(top)]
     try:
         found = subprocess.run(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from deploy.experiments import paper
 from deploy.experiments.baseline import PAPER, STRICT
-from deploy.experiments.summary import Figure, Summary, number, spread
-from deploy.experiments.verdicts import INT8, OURS, Summaries, named, starved
+from deploy.experiments.summary import Summary, number, spread
+from deploy.experiments.verdicts import INT8, OURS, Summaries, named, sound_ratio
 
 _CACHED = "AMP4EC + cache"
 _LEVEL = 0.02
@@ -149,7 +149,7 @@ def _peers(peers: Summary) -> list[str]:
             (other, ratio)
             for other in peers.cases
             if not named(other)
-            and (ratio := _rounds(peers, case, other)) is not None
+            and (ratio := sound_ratio(peers, case, other)) is not None
             and abs(ratio.median - 1.0) > _LEVEL
         ]
         if ratios:
@@ -161,14 +161,6 @@ def _peers(peers: Summary) -> list[str]:
 def _ratio(
     summary: Summary, ours: str, other: str, figure: str = "throughput_per_s"
 ) -> float | None:
-    """One figure against another; None where one is missing or not to be relied on."""
-    ratio = _rounds(summary, ours, other, figure)
+    """Its median, for sentences that give no spread."""
+    ratio = sound_ratio(summary, ours, other, figure)
     return None if ratio is None else ratio.median
-
-
-def _rounds(
-    summary: Summary, ours: str, other: str, figure: str = "throughput_per_s"
-) -> Figure | None:
-    if any(starved(summary, case) is not None for case in (ours, other)):
-        return None
-    return summary.ratio(ours, other, figure)

@@ -19,7 +19,7 @@ from deploy.experiments.records import Record
 from deploy.experiments.run import DATA, record_file
 from deploy.experiments.summary import Figure, Summary, markdown, number, page, spread, summarise
 from deploy.experiments.table_one import FIGURES
-from deploy.experiments.verdicts import disturbed, starved, verdicts, worse
+from deploy.experiments.verdicts import disturbed, sound_ratio, verdicts, worse
 from shared.files import write_whole
 
 NAME = "RESULTS.md"
@@ -237,9 +237,7 @@ _RATIOS = (_PAPER, _STRICT)
 def _ratio(summary: Summary, case: str, which: int) -> Figure | None:
     """A case's throughput against the paper's baseline (0) or the strict one (1), where those are sound."""
     other = summary.beside.get(case, ("", ""))[which]
-    if not other or starved(summary, other) is not None:
-        return None
-    return summary.ratio(case, other, "throughput_per_s")
+    return sound_ratio(summary, case, other) if other else None
 
 
 def _origin(summary: Summary) -> list[str]:

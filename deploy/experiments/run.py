@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 from deploy.experiments.case import Case, Experiment, Lab, Say, Settings
 from deploy.experiments.records import Parameter, Record, RecordFile
-from deploy.machine import this_machine
+from deploy.machine import this_machine, this_processor
 from shared.errors import Amp4ecError
 from shared.logs import get_log
 
@@ -61,7 +61,7 @@ def missing(experiments: Iterable[Experiment], settings: Settings, output: Path)
             if float(record.parameters.get("minutes") or 0.0) >= settings.minutes:
                 key = _key(record.case, record.round, record.parameters)
                 machines[home, key].add(record.machine.processor)
-    here = this_machine().processor
+    here = this_processor()
     wanted: dict[object, Round] = {}
     for number in range(1, settings.repeat + 1):
         for experiment, cases in every:

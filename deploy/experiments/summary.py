@@ -159,7 +159,7 @@ def page(experiment: Experiment, read: Read) -> Summary | None:
 
 
 def _of_one_machine_each_round(records: Sequence[Record]) -> list[Record]:
-    """Of each round those of the machine that has most of its cases, or began it later."""
+    """Of each round those of the machine that has most of its cases; of equal ones the one measured last."""
     cases: defaultdict[int, defaultdict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     latest: defaultdict[tuple[int, str], str] = defaultdict(str)
     for record in records:

@@ -150,6 +150,15 @@ def starved(summary: Summary, case: str) -> float | None:
     return used if used is not None and used < LEAST_CPU_PERCENT else None
 
 
+def sound_ratio(
+    summary: Summary, case: str, other: str, figure: str = "throughput_per_s"
+) -> Figure | None:
+    """A case's figure against another's, round by round; None where one is missing or was starved."""
+    if any(starved(summary, one) is not None for one in (case, other)):
+        return None
+    return summary.ratio(case, other, figure)
+
+
 def worse(found: Summaries) -> list[str]:
     """A sentence for each figure in which something else is better than we are."""
     said = [
@@ -210,9 +219,7 @@ def _compare(
 
 def _ratio(found: Summaries, ours: str, other: str, experiment: str = "table-1") -> Figure | None:
     table = found.get(experiment)
-    if table is not None and any(starved(table, case) is not None for case in (ours, other)):
-        return None
-    return None if table is None else table.ratio(ours, other, "throughput_per_s")
+    return None if table is None else sound_ratio(table, ours, other)
 
 
 def _of(found: Summaries, experiment: str, case: str, figure: str) -> Figure | None:
